@@ -1,0 +1,6 @@
+"""``python -m hpcscale``."""
+
+from hpcscale.cli import run
+
+if __name__ == "__main__":
+    run()

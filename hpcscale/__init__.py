@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hpcscale.executor import HpcscaleExecutor as Executor
-    from hpcscale.spec import JobSpec
     from hpcscale.site import Site
+    from hpcscale.spec import JobSpec
 
 __all__ = ["Executor", "JobSpec", "Site", "__version__"]
 

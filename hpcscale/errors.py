@@ -8,7 +8,7 @@
     │   └── LintRefusedError       3   a script cannot run where it was asked to
     ├── RefusedError               4   the request was refused (by us before sbatch, or by sbatch)
     │   └── NotThisJobError        4   the id names another job now: the act was not done
-    ├── UnreachableError           5   no answer: site, controller, ssh, a command's timeout (transient)
+    ├── UnreachableError           5   no answer: site, controller, ssh or a time-out (transient)
     │   ├── HostKeyError           5   the host key is unknown or changed (not transient)
     │   └── SubmitUnknownError     5   sbatch gave no answer: the job may or may not exist
     ├── JobFailedError             6   the job itself ended badly (`hpcscale wait`)

@@ -1,0 +1,1 @@
+"""Bursting: policies and plans (pure), and the handover, which alone acts."""

@@ -1,0 +1,1 @@
+"""Efficiency, cost and metrics reports."""

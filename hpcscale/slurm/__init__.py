@@ -1,0 +1,1 @@
+"""How Slurm is asked: transports, clients, the state table."""

@@ -1,0 +1,1 @@
+"""What runs inside a job; imports the standard library and torch alone."""

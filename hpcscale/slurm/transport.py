@@ -1,0 +1,87 @@
+"""Where does an argv run? ``Transport`` is one of hpcscale's two seams.
+
+Implementations: ``local`` (this machine), ``ssh`` (paramiko) and ``openssh`` (the user's own ssh
+and ControlMaster, for MFA sites). All pass the same contract tests.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+DEFAULT_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A finished command.
+
+    Attributes:
+        argv: what was run.
+        returncode: its exit code; 128+n for a signal n.
+        stdout: decoded as UTF-8, undecodable bytes replaced.
+        stderr: likewise.
+    """
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Transport(Protocol):
+    """Runs argv lists at a place and moves files to and from it.
+
+    Every method raises ``UnreachableError`` when the place does not answer within the timeout; the
+    command's process group is killed then, and its effects are unknown.
+    """
+
+    name: str  # for messages: "this machine" or "user@host:port"
+    is_local: bool  # whether paths here and there are the same file system
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Completed:
+        """Run one command; a non-zero exit is returned, not raised.
+
+        ``env`` adds variables. ``SBATCH_*``, ``SQUEUE_*``, ``SINFO_*``, ``SALLOC_*``, ``SLURM_*``
+        other than ``SLURM_CONF`` never reach the command; ``SLURM_TIME_FORMAT=%s`` always does.
+        """
+
+    def put_file(self, local: Path, remote: str, *, mode: int | None = None) -> None:
+        """Copy one file there, by a temporary name and a rename."""
+
+    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o644) -> None:
+        """Write one small file there, by a temporary name and a rename, never readable wider."""
+
+    def get_file(self, remote: str, local: Path) -> None:
+        """Copy one file here. Raises NotFoundError when it does not exist."""
+
+    def read_bytes(self, remote: str, *, offset: int = 0, limit: int | None = None) -> bytes:
+        """Part of a file there. Raises NotFoundError when it does not exist."""
+
+    def close(self) -> None:
+        """Drop connections."""
+
+
+_STRIPPED = ("SBATCH_", "SQUEUE_", "SINFO_", "SALLOC_", "SRUN_", "SLURM_", "SACCT_", "SCONTROL_")
+
+
+def slurm_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without what would change Slurm's commands behind our back.
+
+    ``SBATCH_PARTITION`` in somebody's .bashrc would otherwise override the script's directives
+    (sbatch(1), INPUT ENVIRONMENT VARIABLES).
+    """
+    env = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(_STRIPPED)}
+    env["SLURM_TIME_FORMAT"] = "%s"
+    env["LC_ALL"] = "C.UTF-8"
+    env.update(extra or {})
+    return env

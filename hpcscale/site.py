@@ -22,6 +22,9 @@ import msgspec
 
 from hpcscale.assets import bundled_dir
 from hpcscale.errors import InvalidFileError, NotFoundError
+from hpcscale.settings import config_dir, etc_dir
+from hpcscale.tomlfile import bad_key, invalid_key, read_toml, type_at, with_line
+from hpcscale.units import parse_duration_s
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,16 +89,20 @@ class Evidence(enum.StrEnum):
 class FabricVariable(_Frozen, frozen=True, kw_only=True):
     """One environment variable of the fabric, with where it comes from.
 
+    A stronger layer may write just ``NAME = "value"``: its own file is the source then.
+
     Attributes:
         source: URL, document or file that asks for it.
-        as_of: the day the source was read.
+        as_of: the day the source was read; None for a value set by the user's own layers.
         status: ``run`` or ``documented, not run``.
+        example: the value is the source's example and must be replaced with the site's own.
     """
 
     value: str
     source: str
-    as_of: dt.date
+    as_of: dt.date | None
     status: Evidence
+    example: bool = False
     note: str | None = None
 
 
@@ -105,7 +112,7 @@ class Fabric(_Frozen, frozen=True, kw_only=True):
     Attributes:
         kind: ``infiniband``, ``efa``, ``ethernet`` or ``loopback``.
         env: what the renderer exports; nothing else is.
-        forbidden: variable -> why it must not be set here (lint reports it).
+        forbidden: variable -> why it is not to be set here, by the sources (lint reports it).
     """
 
     kind: str
@@ -237,23 +244,15 @@ class Site(_Frozen, frozen=True, kw_only=True):
 
 
 class LoadedSite(_Frozen, frozen=True, kw_only=True):
-    """A site and, for each dotted key, the layer that set it."""
+    """A site and, for each dotted key, the layer that set it (a file, ``$VARIABLE`` or flag)."""
 
     site: Site
     origins: dict[str, str]
 
-
-def config_dir() -> Path:
-    """The user's configuration: ``$HPCSCALE_CONFIG_DIR``, else ``$XDG_CONFIG_HOME/hpcscale``."""
-    if own := os.environ.get("HPCSCALE_CONFIG_DIR"):
-        return Path(own)
-    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(base).expanduser() / "hpcscale"
-
-
-def etc_dir() -> Path:
-    """The machine's configuration."""
-    return Path(os.environ.get("HPCSCALE_ETC_DIR") or "/etc/hpcscale")
+    def origin(self, key: str) -> str:
+        """Who set a key: ``file:line``, ``$VARIABLE``, ``--set KEY``, or ``default``."""
+        layer = self.origins.get(key)
+        return with_line(layer, key) if layer else "default"
 
 
 def site_dirs() -> list[Path]:
@@ -288,120 +287,117 @@ def load_site(name: str, overrides: Iterable[str] = ()) -> LoadedSite:
     for directory in site_dirs():
         path = directory / f"{name}.toml"
         if path.is_file():
-            _merge(merged, read_toml(path), str(path), origins)
+            _merge(
+                merged, _expand_variables(read_toml(path), str(path), origins), str(path), origins
+            )
     prefix = "HPCSCALE_SITE__" + re.sub(r"[^A-Z0-9]", "_", name.upper()) + "__"
     for variable, value in sorted(os.environ.items()):
         if variable.startswith(prefix):
-            keys = variable[len(prefix) :].lower().split("__")
-            _merge(merged, _nest(keys, _scalar(value)), f"${variable}", origins)
+            keys = _spelled_as(merged, variable[len(prefix) :].split("__"))
+            _merge_one(merged, keys, value, f"${variable}", origins)
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals:
+        if not equals or not all(key.split(".")):
             raise InvalidFileError(
-                f"{override!r} sets nothing", hint="write it as key.subkey=value"
+                f"{override!r} sets nothing",
+                where="--set",
+                hint="write it as --set key.subkey=value",
             )
-        _merge(merged, _nest(key.split("."), _scalar(value)), "flag", origins)
+        _merge_one(merged, key.split("."), value, f"--set {key}", origins)
     merged.setdefault("name", name)
     return LoadedSite(site=_convert(merged, origins, name), origins=origins)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; its floats come as Decimal, exact.
+def user_file(name: str) -> Path:
+    """The file in which this user sets a site's keys; it need not exist."""
+    return config_dir() / "sites" / f"{name}.toml"
+
+
+def require_host(site: Site) -> None:
+    """Refuse to connect to a profile that names no host yet. Rendering needs none.
 
     Raises:
-        InvalidFileError: unreadable, or no TOML (the place is in ``where``).
+        InvalidFileError: with the file and the lines to write.
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
-    except tomllib.TOMLDecodeError as exc:
-        line = re.search(r"at line (\d+)", str(exc))
-        raise InvalidFileError(
-            f"not valid TOML: {exc}", where=f"{path}:{line[1]}" if line else str(path)
-        ) from exc
-    except UnicodeDecodeError as exc:
-        raise InvalidFileError("not UTF-8 text", where=str(path)) from exc
-    except OSError as exc:
-        raise InvalidFileError(f"cannot be read: {exc.strerror}", where=str(path)) from exc
-
-
-def convert_toml(data: Mapping[str, Any], type_: Any, where: str) -> Any:
-    """Typed struct from TOML data, with a message that names file, key and the likely spelling.
-
-    Raises:
-        InvalidFileError: a key is unknown, missing or of a wrong type.
-    """
-    try:
-        return msgspec.convert(data, type_, strict=True)
-    except msgspec.ValidationError as exc:
-        raise invalid_key(exc, type_, where) from exc
-
-
-def invalid_key(exc: msgspec.ValidationError, type_: Any, where: str) -> InvalidFileError:
-    """Translate msgspec's message: name the key as TOML spells it, and guess what was meant."""
-    text, _, path = str(exc).partition(" - at `")
-    key = path.rstrip("`").removeprefix("$").lstrip(".")
-    hint = None
-    if unknown := re.search(r"unknown field `([^`]+)`", text):
-        bad = unknown[1]
-        struct = _struct_at(type_, key)
-        known = list(struct.__struct_fields__) if struct else []
-        close = difflib.get_close_matches(bad, known, n=1)
-        text = f"unknown key {bad!r}" + (f" in [{key}]" if key else "")
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return InvalidFileError(text, where=f"{where}: {bad}", hint=hint)
-    if missing := re.search(r"missing required field `([^`]+)`", text):
-        text = f"key {missing[1]!r} is missing" + (f" in [{key}]" if key else "")
-        return InvalidFileError(text, where=where)
-    return InvalidFileError(text, where=f"{where}: {key}" if key else where, hint=hint)
-
-
-def _struct_at(type_: Any, key: str) -> Any:
-    """The struct type at a dotted path below ``type_``; None when it cannot be followed."""
-    import typing
-
-    current: Any = type_
-    for part in [p for p in re.split(r"[.\[]", key) if p]:
-        current = _unwrap(current)
-        if hasattr(current, "__struct_fields__"):
-            current = typing.get_type_hints(current).get(part.rstrip("]"))
-        elif typing.get_origin(current) is dict:
-            current = typing.get_args(current)[1]
-        else:
-            return None
-    current = _unwrap(current)
-    return current if hasattr(current, "__struct_fields__") else None
-
-
-def _unwrap(type_: Any) -> Any:
-    import types
-    import typing
-
-    if typing.get_origin(type_) in {typing.Union, types.UnionType}:
-        return next((a for a in typing.get_args(type_) if a is not type(None)), None)
-    return type_
+    if site.transport.kind is TransportKind.LOCAL or site.transport.host:
+        return
+    raise InvalidFileError(
+        f"site {site.name} has no login node yet: key 'host' is missing in [transport]",
+        where=str(user_file(site.name)),
+        hint='write into that file (create it):\n    [transport]\n    host = "LOGIN.NODE"\n'
+        '    user = "YOU"\n  and then: hpcscale site check ' + site.name,
+    )
 
 
 def _convert(merged: dict[str, Any], origins: dict[str, str], name: str) -> Site:
     try:
         site = msgspec.convert(merged, Site, strict=True)
     except msgspec.ValidationError as exc:
-        text, _, path = str(exc).partition(" - at `")
-        key = path.rstrip("`").removeprefix("$").lstrip(".")
-        unknown = re.search(r"unknown field `([^`]+)`", text)
-        dotted = ".".join(p for p in (key, unknown[1] if unknown else "") if p)
-        place = next(
-            (o for k, o in origins.items() if k == dotted or k.startswith(dotted + ".")), ""
-        )
-        raise invalid_key(exc, Site, place or f"site {name}") from exc
+        key = bad_key(exc, merged, Site)
+        origin = _origin(origins, key) or str(user_file(name))
+        raise invalid_key(exc, Site, key, with_line(origin, key)) from exc
     if site.name != name:
+        origin = origins["name"]
         raise InvalidFileError(
-            f"the file is {name}.toml but says name = {site.name!r}", where=origins["name"]
+            f"the file is {name}.toml but says name = {site.name!r}",
+            where=with_line(origin, "name"),
+            hint=f"name = {name!r}, or rename the file",
         )
-    if site.transport.kind is not TransportKind.LOCAL and not site.transport.host:
+    if site.default_partition and site.partitions and site.default_partition not in site.partitions:
         raise InvalidFileError(
-            "key 'host' is missing in [transport]", where=origins.get("transport.kind", name)
+            f"default_partition is {site.default_partition!r}, which is none of [partitions]: "
+            + ", ".join(site.partitions),
+            where=with_line(origins["default_partition"], "default_partition"),
+            hint=f"add [partitions.{site.default_partition}], or name one of these",
         )
+    for partition, known in site.partitions.items():
+        try:
+            parse_duration_s(known.max_time or "")
+        except ValueError as exc:
+            key = f"partitions.{partition}.max_time"
+            raise InvalidFileError(str(exc), where=with_line(origins[key], key)) from exc
     return site
+
+
+def _origin(origins: Mapping[str, str], key: str) -> str:
+    """The layer that set a key, or else the strongest one below or around it."""
+    parts = re.sub(r"\[\d+\]", "", key).split(".")
+    while parts:
+        dotted = ".".join(parts)
+        hits = [o for k, o in origins.items() if k == dotted or k.startswith(dotted + ".")]
+        if hits:
+            return hits[-1]
+        parts.pop()
+    return ""
+
+
+def _expand_variables(
+    layer: dict[str, Any], origin: str, origins: Mapping[str, str]
+) -> dict[str, Any]:
+    """Fill in what a layer that changes a fabric variable's value leaves open.
+
+    Its source, date and mark would otherwise still be those of the value that it replaced.
+    """
+    fabric = layer.get("fabric")
+    variables = fabric.get("env") if isinstance(fabric, dict) else None
+    if not isinstance(fabric, dict) or not isinstance(variables, dict):
+        return layer
+    filled: dict[str, Any] = {}
+    for name, given in variables.items():
+        short = {"value": given} if isinstance(given, str) else given
+        replaces = f"fabric.env.{name}.value" in origins or isinstance(given, str)
+        if replaces and isinstance(short, dict) and "value" in short:
+            own = {
+                "source": origin,
+                "as_of": None,
+                "status": Evidence.DOCUMENTED.value,
+                "example": False,
+                "note": None,
+            }
+            filled[name] = own | short
+        else:
+            filled[name] = short
+    return layer | {"fabric": fabric | {"env": filled}}
 
 
 def _merge(
@@ -421,14 +417,33 @@ def _merge(
             origins[dotted] = origin
 
 
-def _nest(keys: list[str], value: Any) -> dict[str, Any]:
+def _merge_one(
+    into: dict[str, Any], keys: list[str], text: str, origin: str, origins: dict[str, str]
+) -> None:
+    """Merge one value from a variable or a flag."""
+    layer: Any = _scalar(keys, text)
     for key in reversed(keys):
-        value = {key: value}
-    return value  # type: ignore[no-any-return]  # the loop ran at least once: it is a dict
+        layer = {key: layer}
+    _merge(into, _expand_variables(layer, origin, origins), origin, origins)
 
 
-def _scalar(text: str) -> Any:
-    """A value from a variable or a flag: TOML's own reading where it has one, else the text."""
+def _spelled_as(merged: Mapping[str, Any], parts: Iterable[str]) -> list[str]:
+    """Keys of a variable's name: as a weaker layer spells them (case, dashes), else lower case."""
+    keys: list[str] = []
+    level: Any = merged
+    for part in parts:
+        wanted = part.lower()
+        known = level if isinstance(level, Mapping) else {}
+        key = next((k for k in known if re.sub(r"[^a-z0-9]", "_", k.lower()) == wanted), wanted)
+        keys.append(key)
+        level = known.get(key)
+    return keys
+
+
+def _scalar(keys: Iterable[str], text: str) -> Any:
+    """A value from a variable or a flag: text where the key wants text, else TOML's reading."""
+    if type_at(Site, ".".join(keys)) is str:
+        return text
     try:
         return tomllib.loads(f"v = {text}", parse_float=Decimal)["v"]
     except tomllib.TOMLDecodeError:

@@ -1,0 +1,115 @@
+"""``hpcscale site``: which places there are, what each profile says and why, and whether it works."""
+
+from typing import Any
+
+import click
+
+from hpcscale.cli._output import emit_json, emit_table, json_option
+
+set_option: Any = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set one key of the profile for this call, as in transport.port=2222.",
+)
+
+
+@click.group()
+def command() -> None:
+    """Sites: list them, show a profile, prove that one works."""
+
+
+@command.command("list")
+@json_option
+def list_sites(as_json: bool) -> None:
+    """List the sites that some layer describes."""
+    from hpcscale.errors import HpcscaleError
+    from hpcscale.settings import default_site
+    from hpcscale.site import load_site, site_names
+
+    chosen = default_site()
+    default = chosen[0] if chosen else None
+    rows: list[list[str]] = []
+    data: list[dict[str, Any]] = []
+    for name in site_names():
+        try:
+            site = load_site(name).site
+        except HpcscaleError as exc:  # one broken file must not hide the other sites
+            rows.append([name, f"broken: {exc}", "", "", "", "", ""])
+            data.append({"name": name, "error": str(exc)})
+            continue
+        price = site.gpu_hour_usd()
+        item = {
+            "name": name,
+            "title": site.title,
+            "default": name == default,
+            "transport": site.transport.kind.value,
+            "host": site.transport.host,
+            "gpus_per_node": site.gpus_per_node,
+            "gpu_type": site.gpu_type,
+            "fabric": site.fabric.kind,
+            "gpu_hour_usd": price,
+            "as_of": site.as_of,
+            "burst_target": site.burst.target,
+        }
+        data.append(item)
+        rows.append(
+            [
+                name + (" (default)" if item["default"] else ""),
+                item["transport"] + (f" {site.transport.host}" if site.transport.host else ""),
+                f"{site.gpus_per_node or '?'} x {site.gpu_type or 'gpu'}",
+                site.fabric.kind,
+                f"${price}" if price else "unknown",
+                str(site.as_of),
+                "yes" if site.burst.target else "no",
+            ]
+        )
+    if as_json:
+        emit_json(data)
+        return
+    emit_table(
+        ["SITE", "TRANSPORT", "GPUS/NODE", "FABRIC", "GPU-HOUR", "AS OF", "BURST TARGET"], rows
+    )
+
+
+@command.command()
+@click.argument("name")
+@click.option("--origin", is_flag=True, help="Say which layer set each key (file and line).")
+@set_option
+@json_option
+def show(name: str, origin: bool, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show a site's profile as merged from its layers."""
+    import msgspec
+
+    from hpcscale.site import load_site
+
+    loaded = load_site(name, overrides)
+    if as_json:
+        document: dict[str, Any] = {"site": msgspec.to_builtins(loaded.site)}
+        if origin:
+            document["origins"] = {key: loaded.origin(key) for key in loaded.origins}
+        emit_json(document)
+        return
+    rows = [
+        [key, text, *([loaded.origin(key)] if origin else [])]
+        for key, text in _flat(msgspec.to_builtins(loaded.site))
+    ]
+    emit_table(["KEY", "VALUE", *(["ORIGIN"] if origin else [])], rows)
+
+
+def _flat(value: Any, at: str = "") -> list[tuple[str, str]]:
+    """Dotted keys and their values as text; what is unset is left out."""
+    if isinstance(value, dict):
+        return [
+            line
+            for key, below in value.items()
+            for line in _flat(below, f"{at}.{key}" if at else key)
+        ]
+    if value is None or value in ([], ()):
+        return []
+    if isinstance(value, (list, tuple)):
+        return [(at, ", ".join(map(str, value)))]
+    if isinstance(value, bool):
+        return [(at, "true" if value else "false")]
+    return [(at, str(value).strip())]

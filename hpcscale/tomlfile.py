@@ -1,0 +1,211 @@
+"""TOML with messages that name the file, the line and the key. Used by every file a user writes."""
+
+import difflib
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpcscale.errors import InvalidFileError
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; its floats come as Decimal, exact.
+
+    Raises:
+        InvalidFileError: unreadable, or no TOML (the place is in ``where``).
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+    except tomllib.TOMLDecodeError as exc:
+        line = re.search(r"at line (\d+)", str(exc))
+        raise InvalidFileError(
+            f"not valid TOML: {exc}",
+            where=f"{path}:{line[1]}" if line else str(path),
+            hint='text values want quotes: key = "value"; tables are written [name]',
+        ) from exc
+    except UnicodeDecodeError as exc:
+        raise InvalidFileError("not UTF-8 text", where=str(path)) from exc
+    except OSError as exc:
+        raise InvalidFileError(f"cannot be read: {exc.strerror}", where=str(path)) from exc
+
+
+def convert_toml(data: Mapping[str, Any], type_: Any, where: str) -> Any:
+    """Typed struct from TOML data, with a message that names file, key and the likely spelling.
+
+    Args:
+        data: what ``read_toml`` gave.
+        type_: a msgspec struct type.
+        where: the file's path; the line of the key is found in it and added.
+
+    Raises:
+        InvalidFileError: a key is unknown, missing or of a wrong type.
+    """
+    try:
+        return msgspec.convert(data, type_, strict=True)
+    except msgspec.ValidationError as exc:
+        key = bad_key(exc, data, type_)
+        raise invalid_key(exc, type_, key, with_line(where, key)) from exc
+
+
+def bad_key(exc: msgspec.ValidationError, data: Mapping[str, Any], type_: Any) -> str:
+    """Dotted key that a msgspec message is about.
+
+    That is the wrong value, the unknown key, or the table that lacks one.
+    """
+    text, _, path = str(exc).partition(" - at `")
+    key = path.rstrip("`").removeprefix("$").replace("[...]", ".*").lstrip(".")
+    if "*" in key:
+        key = _spell_out(key.split("."), data, type_)
+    named = re.search(r"unknown field `([^`]+)`", text)
+    return ".".join(p for p in (key, named[1] if named else "") if p)
+
+
+def _spell_out(parts: list[str], data: Any, type_: Any) -> str:
+    """Replace each ``*`` (msgspec names no dict key) by the first key whose value is wrong."""
+    spelled: list[str] = []
+    for i, part in enumerate(parts):
+        below = type_at(type_, part)
+        key = part
+        if part == "*" and isinstance(data, Mapping):
+            key = next((k for k, v in data.items() if not _fits(v, below)), part)
+        if not isinstance(data, Mapping) or key not in data:
+            return ".".join([*spelled, *parts[i:]])
+        spelled.append(key)
+        data, type_ = data[key], below
+    return ".".join(spelled)
+
+
+def _fits(value: Any, type_: Any) -> bool:
+    try:
+        msgspec.convert(value, type_, strict=True)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def invalid_key(exc: msgspec.ValidationError, type_: Any, key: str, where: str) -> InvalidFileError:
+    """Translate msgspec's message: name the key as TOML spells it, and guess what was meant.
+
+    Args:
+        exc: what msgspec raised.
+        type_: the struct that was converted to.
+        key: what ``bad_key`` found.
+        where: the place, line included where it is known.
+    """
+    text = str(exc).partition(" - at `")[0]
+    if re.search(r"unknown field `", text):
+        table, _, bad = key.rpartition(".")
+        known = list(getattr(type_at(type_, table), "__struct_fields__", ()))
+        close = difflib.get_close_matches(bad, known, n=1)
+        return InvalidFileError(
+            f"unknown key {bad!r}" + (f" in [{table}]" if table else ""),
+            where=where,
+            hint=f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}",
+        )
+    if missing := re.search(r"missing required field `([^`]+)`", text):
+        return InvalidFileError(
+            f"key {missing[1]!r} is missing" + (f" in [{key}]" if key else ""),
+            where=where,
+            hint=f"add {missing[1]} = …" + (f" below [{key}]" if key else " at the top"),
+        )
+    for theirs, ours in _WORDS.items():
+        text = text.replace(theirs, ours)
+    text = text[:1].lower() + text[1:]
+    return InvalidFileError(f"key {key!r}: {text}" if key else text, where=where)
+
+
+_WORDS = {  # msgspec's words for types -> what a person writes in TOML
+    "`str`": "text in quotes",
+    "`object`": "a table",
+    "`array`": "a list",
+    "`int`": "a whole number",
+    "`float`": "a number",
+    "`bool`": "true or false",
+    "`decimal`": "a number",
+    "`date`": "a date such as 2026-11-30",
+    " | null": "",
+    "`": "",
+}
+
+
+def type_at(type_: Any, key: str) -> Any:
+    """The type at a dotted key below a struct type; None when it cannot be followed."""
+    current: Any = _unwrap(type_)
+    for part in [p for p in key.replace("[", ".").split(".") if p]:
+        if hasattr(current, "__struct_fields__"):
+            current = typing.get_type_hints(current).get(part)
+        elif typing.get_origin(current) is dict:
+            current = typing.get_args(current)[1]
+        else:
+            return None
+        current = _unwrap(current)
+    return current
+
+
+def _unwrap(type_: Any) -> Any:
+    """``T`` of ``T | None``."""
+    if typing.get_origin(type_) in {typing.Union, types.UnionType}:
+        return next((a for a in typing.get_args(type_) if a is not type(None)), None)
+    return type_
+
+
+_HEADER = re.compile(r"\s*\[\[?\s*(?P<key>[^\]]+?)\s*\]\]?\s*(?:#.*)?$")
+_ASSIGN = re.compile(
+    r"""\s*(?P<key>(?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"))*)\s*="""
+)
+
+
+def key_lines(text: str) -> dict[str, int]:
+    """Line number of every dotted key and table header of a TOML text that parses.
+
+    Inline tables have the line of the key that holds them.
+    """
+    lines: dict[str, int] = {}
+    table = ""
+    fence = ""  # the closing quotes of a multi-line string that we are in
+    for number, line in enumerate(text.splitlines(), 1):
+        if fence:
+            if fence in line:
+                fence = ""
+            continue
+        if header := _HEADER.match(line):
+            table = _plain_key(header["key"])
+            lines.setdefault(table, number)
+        elif assign := _ASSIGN.match(line):
+            key = _plain_key(assign["key"])
+            lines.setdefault(f"{table}.{key}" if table else key, number)
+            value = line[assign.end() :]
+            for quotes in ('"""', "'''"):
+                if value.count(quotes) == 1:
+                    fence = quotes
+    return lines
+
+
+def _plain_key(key: str) -> str:
+    return ".".join(part.strip().strip("\"'") for part in key.split("."))
+
+
+def with_line(path: str, key: str) -> str:
+    """``path:line`` of a dotted key in a file, or of the nearest table around it.
+
+    A ``path`` that is no readable file (a variable, a flag) is returned as it is.
+    """
+    try:
+        lines = key_lines(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return path
+    parts = re.sub(r"\[\d+\]", "", key).split(".")
+    while parts and parts != [""]:
+        dotted = ".".join(parts)
+        hits = [n for k, n in lines.items() if k == dotted or k.startswith(dotted + ".")]
+        if hits:
+            return f"{path}:{min(hits)}"
+        parts.pop()
+    return path

@@ -1,0 +1,138 @@
+"""What ``decide`` reads and what it returns: plain frozen data, printable and storable as JSON."""
+
+import datetime as dt
+import enum
+from decimal import Decimal
+
+import msgspec
+
+from hpcscale.slurm.types import JobState
+from hpcscale.spec import BurstMode
+
+
+class _Frozen(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class Option(_Frozen, frozen=True, kw_only=True):
+    """One target site, as it would be for one job.
+
+    Attributes:
+        boot_s: expected seconds until the nodes are up.
+        staging_s: expected seconds for copying code and inputs.
+        boot_timeout_s: without a start by then the move is undone.
+        cost_usd: expected dollars; None when unknown.
+        cost_why: how the cost was computed, or why it is unknown.
+        blockers: why the job cannot run there; empty when it can.
+    """
+
+    site: str
+    boot_s: int = 0
+    staging_s: int = 0
+    boot_timeout_s: int = 1800
+    cost_usd: Decimal | None = None
+    cost_why: str = ""
+    blockers: tuple[str, ...] = ()
+
+
+class Candidate(_Frozen, frozen=True, kw_only=True):
+    """One of this user's jobs with burst=auto or burst=only, with what its site said of it.
+
+    Attributes:
+        ref: ``site:id`` of its latest attempt.
+        state: as just observed; UNKNOWN when the site gave no word of it.
+        waiting_since: when it became eligible (else its submit time), by the site's clock.
+        start_estimate: Slurm's own expected start; None is N/A.
+        time_limit_s: the limit that Slurm holds it to; None is no limit.
+        blockers: why it cannot leave at all (an array, a held job, …).
+        resting_until: after a failed move; ``resting_why`` says what failed.
+        moving: whether a move of it is already under way.
+    """
+
+    run_id: str
+    ref: str
+    name: str
+    mode: BurstMode
+    state: JobState
+    reason: str = ""
+    nodes: int = 1
+    gpus: int = 0
+    waiting_since: dt.datetime | None = None
+    start_estimate: dt.datetime | None = None
+    time_limit_s: int | None = None
+    deadline: dt.datetime | None = None
+    max_cost_usd: Decimal | None = None
+    options: tuple[Option, ...] = ()
+    blockers: tuple[str, ...] = ()
+    resting_until: dt.datetime | None = None
+    resting_why: str = ""
+    moving: bool = False
+
+
+class Action(enum.StrEnum):
+    """What the plan does with a job."""
+
+    MOVE = "move"
+    STAY = "stay"  # not now; ``when`` says from when on, if a rule will ever speak
+    REFUSE = "refuse"  # it may never move as it is; ``reason`` says what to change
+
+
+class Rule(enum.StrEnum):
+    """Which rule asks for a move."""
+
+    ONLY = "only"
+    DEADLINE = "deadline"
+    START_ESTIMATE = "start_estimate"
+    MAX_WAIT = "max_wait"
+
+
+class Decision(_Frozen, frozen=True, kw_only=True):
+    """What happens to one job, and why.
+
+    Attributes:
+        to: target site of a move (for a stay: where it would go).
+        when: for a move now; for a stay the earliest time a rule will ask for one.
+        reason: one sentence with its numbers.
+        cost_usd: expected dollars at ``to``; None when unknown.
+    """
+
+    run_id: str
+    ref: str
+    name: str
+    action: Action
+    reason: str
+    rule: Rule | None = None
+    to: str | None = None
+    when: dt.datetime | None = None
+    cost_usd: Decimal | None = None
+    cost_why: str = ""
+    boot_timeout_s: int | None = None
+    blockers: tuple[str, ...] = ()
+
+
+class BurstPlan(_Frozen, frozen=True, kw_only=True):
+    """The decisions of one moment, in the order in which they would be acted on.
+
+    Attributes:
+        now: the origin site's clock.
+    """
+
+    now: dt.datetime
+    from_site: str
+    policy: str
+    decisions: tuple[Decision, ...] = ()
+
+    @property
+    def moves(self) -> tuple[Decision, ...]:
+        """Those that move now."""
+        return tuple(d for d in self.decisions if d.action is Action.MOVE)
+
+    @property
+    def known_cost_usd(self) -> Decimal:
+        """Sum of the known costs of the moves; see ``unknown_costs``."""
+        return sum((d.cost_usd for d in self.moves if d.cost_usd is not None), Decimal(0))
+
+    @property
+    def unknown_costs(self) -> int:
+        """How many moves have no known cost."""
+        return sum(d.cost_usd is None for d in self.moves)

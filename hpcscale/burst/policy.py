@@ -1,0 +1,148 @@
+"""The burst policy file: when may a waiting job leave, where to, and how carefully.
+
+.. code-block:: toml
+
+    from = "lab-onprem"
+    to = ["lab-cloud"]          # in order of preference
+    max_wait = "30m"            # move a job that waited longer; leave out: no such rule
+    deadline = true             # move a job whose deadline needs it
+    deadline_margin = "5m"      # be this much early: at least the interval of your cron line
+    use_start_estimate = true   # Slurm's own estimate may bring a move forward
+    max_moves_per_run = 4
+    retry_after = "30m"         # after a failed move, leave the job alone this long
+
+    [target.lab-cloud]          # overrides of the site's own figures
+    boot = "5m"
+    staging = "2m"
+    boot_timeout = "20m"
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpcscale.errors import InvalidFileError
+from hpcscale.tomlfile import convert_toml, read_toml, with_line
+from hpcscale.units import parse_duration_s
+
+
+class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class _TargetFile(_Frozen, frozen=True, kw_only=True):
+    boot: str | None = None
+    staging: str | None = None
+    boot_timeout: str | None = None
+
+
+class _PolicyFile(_Frozen, frozen=True, kw_only=True, rename={"from_": "from"}):
+    """The file as it is written; durations are still text."""
+
+    from_: str
+    to: tuple[str, ...]
+    max_wait: str | None = None
+    deadline: bool = True
+    deadline_margin: str = "0s"
+    use_start_estimate: bool = True
+    max_moves_per_run: int = 10
+    retry_after: str = "30m"
+    target: dict[str, _TargetFile] = msgspec.field(default_factory=dict)
+
+
+class TargetTerms(_Frozen, frozen=True, kw_only=True):
+    """A policy's overrides for one target site; None leaves the site's own figure."""
+
+    boot_s: int | None = None
+    staging_s: int | None = None
+    boot_timeout_s: int | None = None
+
+
+class Policy(_Frozen, frozen=True, kw_only=True):
+    """When a pending job may move, and where to.
+
+    Attributes:
+        source: the file it came from, for messages.
+        from_site: the site whose queue overflows.
+        to: target sites, the preferred first.
+        max_wait_s: a job that has waited longer moves; None: waiting alone moves nothing.
+        deadline: whether a job's deadline moves it.
+        deadline_margin_s: added to boot + staging + time limit.
+        use_start_estimate: whether Slurm's estimate may bring a deadline move forward.
+        max_moves_per_run: most moves that one run starts.
+        retry_after_s: rest after a failed move of the same job.
+    """
+
+    source: str = ""
+    from_site: str
+    to: tuple[str, ...]
+    max_wait_s: int | None = None
+    deadline: bool = True
+    deadline_margin_s: int = 0
+    use_start_estimate: bool = True
+    max_moves_per_run: int = 10
+    retry_after_s: int = 1800
+    target: dict[str, TargetTerms] = msgspec.field(default_factory=dict)
+
+
+def load_policy(path: Path) -> Policy:
+    """Read and check a policy file.
+
+    Raises:
+        InvalidFileError: unreadable, no TOML, an unknown key, a wrong type or value.
+    """
+    return policy_from(read_toml(path), str(path))
+
+
+def policy_from(data: dict[str, Any], where: str) -> Policy:
+    """Check a policy's TOML data; ``where`` names its file in messages."""
+    raw: _PolicyFile = convert_toml(data, _PolicyFile, where)
+
+    def wrong(key: str, message: str, hint: str | None = None) -> InvalidFileError:
+        return InvalidFileError(f"key {key!r}: {message}", where=with_line(where, key), hint=hint)
+
+    def seconds(text: str | None, key: str) -> int | None:
+        if text is None:
+            return None
+        try:
+            value = parse_duration_s(text)
+        except ValueError as exc:
+            raise wrong(key, str(exc)) from exc
+        if value is None:
+            raise wrong(key, f"{text!r} sets no length of time", "leave the key out instead")
+        return value
+
+    if not raw.to:
+        raise wrong("to", "no target site", 'name one or more: to = ["lab-cloud"]')
+    if raw.from_ in raw.to:
+        raise wrong("to", f"{raw.from_!r} is both the origin and a target")
+    if len(set(raw.to)) != len(raw.to):
+        raise wrong("to", "a target is named twice")
+    if raw.max_moves_per_run < 1:
+        raise wrong("max_moves_per_run", "must be at least 1")
+    for name in raw.target:
+        if name not in raw.to:
+            raise wrong(
+                f"target.{name}", f"{name!r} is not in 'to'", f"targets: {', '.join(raw.to)}"
+            )
+    target = {
+        name: TargetTerms(
+            boot_s=seconds(terms.boot, f"target.{name}.boot"),
+            staging_s=seconds(terms.staging, f"target.{name}.staging"),
+            boot_timeout_s=seconds(terms.boot_timeout, f"target.{name}.boot_timeout"),
+        )
+        for name, terms in raw.target.items()
+    }
+    return Policy(
+        source=where,
+        from_site=raw.from_,
+        to=raw.to,
+        max_wait_s=seconds(raw.max_wait, "max_wait"),
+        deadline=raw.deadline,
+        deadline_margin_s=seconds(raw.deadline_margin, "deadline_margin") or 0,
+        use_start_estimate=raw.use_start_estimate,
+        max_moves_per_run=raw.max_moves_per_run,
+        retry_after_s=seconds(raw.retry_after, "retry_after") or 0,
+        target=target,
+    )

@@ -23,8 +23,42 @@ import msgspec
 from hpcscale.assets import bundled_dir
 from hpcscale.errors import InvalidFileError, NotFoundError
 from hpcscale.settings import config_dir, etc_dir
-from hpcscale.tomlfile import bad_key, invalid_key, read_toml, type_at, with_line
+from hpcscale.tomlfile import (
+    bad_key,
+    convert_toml,
+    invalid_key,
+    read_toml,
+    type_at,
+    with_line,
+)
 from hpcscale.units import parse_duration_s
+
+__all__ = [
+    "BurstTarget",
+    "Container",
+    "ContainerRuntime",
+    "DataRules",
+    "Evidence",
+    "Fabric",
+    "FabricVariable",
+    "Launch",
+    "LoadedSite",
+    "Partition",
+    "Price",
+    "Site",
+    "Software",
+    "TransportConfig",
+    "TransportKind",
+    "config_dir",
+    "convert_toml",
+    "etc_dir",
+    "load_site",
+    "read_toml",
+    "require_host",
+    "site_dirs",
+    "site_names",
+    "user_file",
+]
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,12 +1,13 @@
-"""``hpcscale site``: which places there are, what each profile says and why, and whether it works."""
+"""``hpcscale site``: which places there are, what each profile says, and whether it works."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from hpcscale.cli._output import emit_json, emit_table, json_option
 
-set_option: Any = click.option(
+set_option: Callable[[Any], Any] = click.option(
     "--set",
     "overrides",
     multiple=True,
@@ -40,7 +41,7 @@ def list_sites(as_json: bool) -> None:
             data.append({"name": name, "error": str(exc)})
             continue
         price = site.gpu_hour_usd()
-        item = {
+        item: dict[str, Any] = {
             "name": name,
             "title": site.title,
             "default": name == default,

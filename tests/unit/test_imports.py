@@ -1,0 +1,285 @@
+"""The architecture, held by a test: who may import whom, and who may do what."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "hpcscale"
+
+# what deciding may know, and what acting may use besides
+_DECIDING = {"errors", "units", "spec", "site", "slurm.types"}
+_ACTING = _DECIDING | {"settings", "lint", "render", "slurm", "clock", "connect"}
+
+# A module (or a whole package: "lab") and what it may import, at the top of the file, inside a
+# function or for types alone. Each line may name only lines above it, so there are no cycles.
+ALLOWED: dict[str, set[str]] = {
+    "hpcscale": set(),
+    "errors": set(),
+    "units": {"errors"},
+    "assets": {"errors"},
+    "tomlfile": {"errors"},
+    "settings": {"errors", "units", "assets", "tomlfile"},
+    # what and where
+    "spec": {"errors", "units"},
+    "site": {"errors", "units", "assets", "tomlfile", "settings"},
+    "jobfile": {"errors", "units", "tomlfile", "settings", "spec"},
+    # (JobSpec, Site) -> text, pure
+    "lint": {"errors", "units", "spec", "site"},
+    "render": {"hpcscale", "errors", "units", "assets", "spec", "site", "lint"},
+    # how Slurm is asked, and where: knows neither jobs of ours nor sites
+    "slurm.types": {"errors", "units"},  # plain data, so deciding may use it
+    "slurm": {"errors", "units", "slurm.types"},
+    "clock": {"errors", "units", "slurm"},
+    "connect": {"errors", "site", "slurm", "clock"},
+    # memory, then acts
+    "ledger_schema": {"errors"},
+    "ledger": {"errors", "units", "settings", "spec", "slurm.types", "ledger_schema"},
+    "submit": _ACTING | {"ledger"},
+    "observe": _ACTING | {"ledger"},
+    "survey": _ACTING,
+    # the submitit plugin knows nothing of bursting
+    "executor": _ACTING | {"ledger", "submit", "observe"},
+    # deciding is pure: data in, data out
+    "burst.catalog": _DECIDING | {"assets", "tomlfile"},
+    "burst.forecast": _DECIDING,
+    "burst.policy": _DECIDING | {"tomlfile"},
+    "burst.plan": _DECIDING | {"burst.catalog", "burst.forecast", "burst.policy"},
+    "burst.decide": _DECIDING | {"burst.catalog", "burst.forecast", "burst.policy", "burst.plan"},
+    "burst": _ACTING
+    | {"ledger", "submit", "observe", "executor", "burst.catalog", "burst.forecast"}
+    | {"burst.policy", "burst.plan", "burst.decide"},
+    # what runs inside a job: works where hpcscale is not installed
+    "train": set(),
+    # a Slurm of its own; it serves the product and the tests, the product never needs it
+    "lab": {"hpcscale", "errors", "units", "assets", "settings", "tomlfile"},
+    "testing": {"errors", "units", "spec", "site", "slurm.types", "slurm", "connect", "ledger"},
+    "report": {"errors", "units", "spec", "site", "slurm.types", "ledger", "observe"},
+    "cli": {"*"},
+    "__main__": {"cli"},
+}
+
+# Modules that decide: the same input must give the same answer, so no clock of this machine,
+# no randomness and no input or output.
+PURE = ("units", "spec", "render", "lint", "burst.catalog", "burst.forecast", "burst.policy",
+        "burst.plan", "burst.decide")  # fmt: skip
+IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below hpcscale -> file; the package itself is ``hpcscale``."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] == "_data":
+            continue
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        found[".".join(parts) or "hpcscale"] = path
+    return found
+
+
+MODULES = modules()
+
+
+def room(module: str) -> str:
+    """The line of ALLOWED that a module belongs to: the longest name that fits."""
+    parts = module.split(".")
+    while parts:
+        if ".".join(parts) in ALLOWED:
+            return ".".join(parts)
+        parts.pop()
+    return module
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every import below a node, function bodies included, as (line, absolute name)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}: write it out"
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                known = inner.removeprefix("hpcscale.") in MODULES
+                yield node.lineno, inner if known else node.module
+
+
+def own_imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Imports of hpcscale's own modules, as (line, name below hpcscale)."""
+    for line, name in imports_of(tree):
+        if name == "hpcscale":
+            yield line, "hpcscale"
+        elif name.startswith("hpcscale."):
+            yield line, name.removeprefix("hpcscale.")
+
+
+def parse(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def test_the_table_itself_has_no_cycles():
+    above: set[str] = set()
+    for name, targets in ALLOWED.items():
+        later = targets - above - {"*"}
+        assert not later, f"{name} may import {sorted(later)}, which stand below it"
+        above.add(name)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_follow_the_design(module):
+    tree = parse(module)
+    mine = room(module)
+    assert mine in ALLOWED, f"{module} is in no room: add it to ALLOWED, above all that import it"
+    if module == "hpcscale":
+        # its lazy public names are for type checkers only
+        tree.body = [node for node in tree.body if not is_type_checking(node)]
+    wrong = []
+    for line, target in own_imports(tree):
+        theirs = room(target)
+        allowed = ALLOWED[mine]
+        if theirs == mine or theirs in allowed or "*" in allowed:
+            continue
+        # the package's docstring-only __init__ is loaded by any import below it
+        wrong.append(f"{MODULES[module]}:{line}: {mine} may not import {theirs}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = {name: {t for _, t in own_imports(parse(name)) if t in MODULES} for name in MODULES}
+    # the public names and the lazy command table point back by design
+    graph["hpcscale"] = set()
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        if name in trail:
+            circle = " -> ".join([*trail[trail.index(name) :], name])
+            raise AssertionError(f"import cycle: {circle}")
+        if name in done:
+            return
+        for target in sorted(graph[name] - {name}):
+            visit(target, (*trail, name))
+        done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+def test_training_helpers_need_the_standard_library_and_torch_only():
+    import sys
+
+    allowed = sys.stdlib_module_names | {"torch", "hpcscale"}
+    for module in MODULES:
+        if room(module) != "train":
+            continue
+        for line, name in imports_of(parse(module)):
+            assert name.split(".")[0] in allowed, f"{module}:{line} imports {name}"
+
+
+def test_command_modules_import_click_alone_at_the_top():
+    allowed = {"click", "hpcscale.cli", "hpcscale.errors", "hpcscale"}
+    for module, path in MODULES.items():
+        if room(module) != "cli" or module in {"cli", "cli._output"}:
+            continue
+        top = ast.Module(
+            body=[n for n in parse(module).body if isinstance(n, (ast.Import, ast.ImportFrom))],
+            type_ignores=[],
+        )
+        for line, name in imports_of(top):
+            import sys
+
+            if name.split(".")[0] in sys.stdlib_module_names:
+                continue
+            parent = name if name in allowed else name.rpartition(".")[0]
+            assert parent in allowed, f"{path}:{line}: import {name} inside the function"
+
+
+def names_and_calls() -> Iterator[tuple[str, Path, ast.Call]]:
+    for module, path in MODULES.items():
+        for node in ast.walk(parse(module)):
+            if isinstance(node, ast.Call):
+                yield module, path, node
+
+
+def test_no_shell_strings():
+    for _, path, call in names_and_calls():
+        text = ast.unparse(call.func)
+        assert text not in {"os.system", "os.popen", "subprocess.getoutput"}, (
+            f"{path}:{call.lineno}: argv lists only"
+        )
+        for keyword in call.keywords:
+            if keyword.arg == "shell":
+                assert ast.unparse(keyword.value) == "False", f"{path}:{call.lineno}: shell=True"
+
+
+def test_host_keys_are_never_added_unasked():
+    for module, path in MODULES.items():
+        for node in ast.walk(parse(module)):
+            name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+            assert name not in {"AutoAddPolicy", "WarningPolicy"}, f"{path}: {module} uses {name}"
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value.replace(" ", "").lower()
+                assert "stricthostkeychecking=no" not in text, f"{path}:{node.lineno}"
+
+
+def test_only_submit_calls_sbatch():
+    for module, path, call in names_and_calls():
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "sbatch":
+            assert module == "submit" or room(module) == "slurm", (
+                f"{path}:{call.lineno}: only hpcscale.submit submits"
+            )
+
+
+def test_only_the_text_client_spells_the_sbatch_command():
+    for module, path in MODULES.items():
+        if module.startswith("slurm.") or room(module) in {"lab", "testing"}:
+            continue  # the lab looks for the program to say what is not installed
+        for node in ast.walk(parse(module)):
+            if isinstance(node, (ast.List, ast.Tuple)) and node.elts:
+                first = node.elts[0]
+                assert not (isinstance(first, ast.Constant) and first.value == "sbatch"), (
+                    f"{path}:{node.lineno}: {module} builds an sbatch command line"
+                )
+
+
+@pytest.mark.parametrize("module", [m for m in PURE if m in MODULES])
+def test_what_decides_is_pure(module):
+    path = MODULES[module]
+    tree = parse(module)
+    for line, name in imports_of(tree):
+        assert name.split(".")[0] not in IMPURE_IMPORTS, f"{path}:{line}: imports {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            text = ast.unparse(node.func)
+            assert not text.endswith((".now", ".utcnow", ".today")), (
+                f"{path}:{node.lineno}: {text}() in decision code: take `now` as an argument"
+            )
+            assert text != "open", f"{path}:{node.lineno}: opens a file"
+
+
+def test_nobody_prints_outside_the_command_line():
+    # the lab's node programs and the training helpers run as programs of their own
+    programs = {"lab._nsinit", "lab._power", "__main__"}
+    for module, path, call in names_and_calls():
+        if room(module) == "cli" or module in programs:
+            continue
+        assert ast.unparse(call.func) not in {"print", "click.echo", "sys.stdout.write"}, (
+            f"{path}:{call.lineno}: {module} prints; return it to hpcscale.cli instead"
+        )
+
+
+def test_every_subprocess_call_is_in_a_room_that_acts():
+    # rendering, deciding and remembering start no processes
+    acting = {"slurm", "lab", "testing", "train", "executor"}
+    for module, path in MODULES.items():
+        for line, name in imports_of(parse(module)):
+            if name.split(".")[0] == "subprocess":
+                assert room(module) in acting, f"{path}:{line}: {module} starts processes"

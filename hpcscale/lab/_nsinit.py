@@ -1,0 +1,195 @@
+"""Runs inside a lab site: makes its namespaces, keeps them alive, starts a node in its own.
+
+This file is executed by path (``python -I _nsinit.py …``), also from a copy in the site's own
+tree where the rest of hpcscale cannot be seen: standard library only, no import of hpcscale.
+System calls are made directly because a process keeps its new capabilities only until ``exec``:
+``unshare(1)`` and ``mount(8)`` differ between distributions in how they carry them over.
+
+.. code-block:: text
+
+    keeper PLAN.json            unshare, arrange the mounts, report one JSON line, then wait
+    node NAME USERNS -- ARGV…   own UTS namespace with hostname NAME, then exec ARGV
+    mount PID USERNS TARGET SIZE   size-limited tmpfs over TARGET, inside PID's namespaces
+    umount PID USERNS TARGET    the undo
+
+Sources: namespaces(7), user_namespaces(7), mount_namespaces(7), mount(2), proc(5).
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_REC = 1024, 2048, 4096, 16384
+MS_PRIVATE, MS_RELATIME = 1 << 18, 1 << 21
+MNT_DETACH = 2
+# statvfs(3) reports mount flags with its own numbers; only relatime differs from mount(2)
+ST_RELATIME = 4096
+KEPT_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def unshare(flags: int) -> None:
+    """Leave namespaces, unshare(2)."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, fstype: str | None, flags: int, data: str = "") -> None:
+    """One mount, mount(2)."""
+    _check(
+        _libc.mount(
+            os.fsencode(source),
+            os.fsencode(target),
+            fstype.encode() if fstype else None,
+            ctypes.c_ulong(flags),
+            data.encode() or None,
+        ),
+        f"mount {target}",
+    )
+
+
+def unshare_as_self(flags: int, user_ns: bool) -> None:
+    """Leave namespaces, when asked in a new user namespace in which only this user exists."""
+    uid, gid = os.geteuid(), os.getegid()
+    unshare(flags | (CLONE_NEWUSER if user_ns else 0))
+    if user_ns:
+        for name, text in (
+            ("setgroups", "deny"),  # must come first: user_namespaces(7)
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as handle:  # noqa: PTH123  # as small as it gets
+                handle.write(text)
+
+
+def read_only(target: str) -> None:
+    """Remount a bind read-only, keeping the flags that a user namespace may not clear."""
+    have = os.statvfs(target).f_flag
+    flags = have & KEPT_FLAGS | (MS_RELATIME if have & ST_RELATIME else 0)
+    mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | flags)
+
+
+def apply_mounts(steps: list[dict[str, Any]]) -> None:
+    """Cover and re-expose.
+
+    A source may lie below a path that an earlier step covers, so all sources are opened first
+    and bound through their descriptors.
+    """
+    sources = {
+        step["source"]: os.open(step["source"], os.O_PATH) for step in steps if "source" in step
+    }
+    covered = set()
+    for step in steps:
+        target = step["target"]
+        if "source" in step:
+            fd = sources[step["source"]]
+            if not os.path.lexists(target):
+                if step.get("optional"):
+                    continue
+                os.makedirs(target, exist_ok=True)  # noqa: PTH103  # as small as it gets
+            mount(f"/proc/self/fd/{fd}", target, None, MS_BIND | MS_REC)
+            if step.get("read_only"):
+                read_only(target)
+        elif step.get("seal"):
+            if target in covered:
+                read_only(target)
+        elif os.path.isdir(target):  # noqa: PTH112  # as small as it gets
+            mount("hpcscale-lab", target, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={step['mode']}")
+            covered.add(target)
+            for name in step.get("mkdir", ()):
+                os.makedirs(f"{target}/{name}", exist_ok=True)  # noqa: PTH103  # likewise
+    for fd in sources.values():
+        os.close(fd)
+
+
+def keep(plan: dict[str, Any]) -> None:
+    """Make the namespaces of one site, report, and stay as their keeper (and as init)."""
+    report = os.dup(1)
+    try:
+        pid_ns = plan["pid_ns"]
+        flags = CLONE_NEWNS | CLONE_NEWUTS | (CLONE_NEWPID if pid_ns else 0)
+        unshare_as_self(flags, plan["user_ns"])
+        if pid_ns and os.fork() > 0:
+            os._exit(0)  # the child is process 1 of the site: when it dies, the kernel ends all
+        outer_pid = int(os.readlink("/proc/self"))  # noqa: PTH115  # still the parent's /proc
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
+        if pid_ns:
+            mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        apply_mounts(plan["mounts"])
+        socket.sethostname(plan["hostname"])
+        os.chdir("/")
+    except OSError as exc:
+        os.write(report, json.dumps({"error": str(exc)}).encode() + b"\n")
+        os._exit(1)
+    waited = {signal.SIGCHLD, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.write(report, json.dumps({"pid": outer_pid}).encode() + b"\n")
+    os.close(report)
+    while True:
+        if signal.sigwait(waited) == signal.SIGTERM:
+            os._exit(0)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0] > 0:
+                pass
+        except ChildProcessError:
+            pass
+
+
+def enter(pid: int, user_ns: bool) -> None:
+    """Join a keeper's user and mount namespaces: setns(2)."""
+    names = (("user", CLONE_NEWUSER), ("mnt", CLONE_NEWNS)) if user_ns else (("mnt", CLONE_NEWNS),)
+    fds = [(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY), kind) for name, kind in names]
+    for fd, kind in fds:
+        _check(_libc.setns(fd, kind), "setns")
+
+
+def main(argv: list[str]) -> None:
+    """Dispatch; see the module's docstring."""
+    verb = argv[0]
+    if verb == "keeper":
+        with open(argv[1]) as handle:  # noqa: PTH123  # as small as it gets
+            plan = json.load(handle)
+        keep(plan)
+    elif verb == "node":
+        # slurmctld starts its programs with signals blocked; a slurmd must not inherit that
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        name, mode = argv[1], argv[2]
+        if mode != "none":
+            unshare_as_self(CLONE_NEWUTS, mode == "user")
+            socket.sethostname(name)
+        os.execv(argv[4], argv[4:])  # noqa: S606  # argv[3] is `--`
+    elif verb == "mount":
+        enter(int(argv[1]), argv[2] == "user")
+        mount("hpcscale-lab-full", argv[3], "tmpfs", MS_NOSUID | MS_NODEV, f"size={argv[4]}")
+        os.chmod(argv[3], 0o1777)  # noqa: PTH101, S103  # as a scratch directory is
+    elif verb == "umount":
+        enter(int(argv[1]), argv[2] == "user")
+        _check(_libc.umount2(os.fsencode(argv[3]), MNT_DETACH), f"umount {argv[3]}")
+    else:
+        raise SystemExit(f"unknown verb {verb}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except OSError as exc:
+        raise SystemExit(str(exc)) from None

@@ -1,0 +1,113 @@
+"""ResumeProgram and SuspendProgram of the cloud site: a slurmd that starts is a VM that boots.
+
+Executed by path from a copy in the site's tree: standard library only. slurmctld gives these
+programs an empty environment, no stdin and a set of blocked signals (hence ``node`` of
+``nsinit.py`` resets the mask), and a node counts as booted only with ``slurmd -b``.
+``faults.json`` beside this file holds what ``hpcscale lab fault`` asked for.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+def say(text: str) -> None:
+    """One line in power.log."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime())
+    with (HERE.parent / "log" / "power.log").open("a") as log:
+        log.write(f"[{stamp}] {text}\n")
+
+
+def read(name: str) -> Any:
+    """A JSON file beside this one; empty when there is none."""
+    try:
+        return json.loads((HERE / name).read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def expand(config: Any, hostlist: str) -> list[str]:
+    """A hostlist as names, by Slurm's own tool."""
+    done = subprocess.run(
+        [config["scontrol"], "show", "hostnames", hostlist],
+        env=config["env"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    return done.stdout.split()
+
+
+def never_boots(nodes: list[str], faults: Any) -> set[str]:
+    """The nodes of one request that do not come up: named ones, or the last k of it."""
+    wanted = faults.get("no_boot", [])
+    if isinstance(wanted, int):
+        return set(nodes[len(nodes) - min(wanted, len(nodes)) :])
+    return set(nodes) & set(wanted)
+
+
+def resume(config: Any, nodes: list[str]) -> None:
+    """Boot the nodes of one request."""
+    faults = read("faults.json")
+    dead = never_boots(nodes, faults)
+    slow = float(faults.get("slow_boot_s", 0))
+    slow_nodes = set(faults.get("slow_boot_nodes") or nodes)
+    started = time.monotonic()
+    delay = {n: config["boot_delay_s"] + (slow if n in slow_nodes else 0) for n in nodes}
+    for node in sorted(nodes, key=lambda n: delay[n]):
+        if node in dead:
+            say(f"{node} does not boot (lab fault no-boot)")
+            continue
+        time.sleep(max(0.0, started + delay[node] - time.monotonic()))
+        subprocess.run(
+            [*config["node"][node], config["slurmd"], "-b", "-N", node, "-f", config["slurm_conf"]],
+            env=config["env"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=60,
+        )
+        say(f"{node} booted")
+
+
+def suspend(config: Any, nodes: list[str]) -> None:
+    """Switch nodes off."""
+    for node in nodes:
+        file = Path(config["run"]) / f"slurmd.{node}.pid"
+        try:
+            pid = int(file.read_text())
+            os.kill(pid, signal.SIGTERM)
+            for _ in range(20):
+                time.sleep(0.05)
+                os.kill(pid, 0)
+            os.kill(pid, signal.SIGKILL)
+        except (OSError, ValueError):
+            pass  # no pid file, or it has ended
+        file.unlink(missing_ok=True)
+        say(f"{node} powered off")
+
+
+def main(verb: str, hostlist: str) -> None:
+    """Carry out one request of slurmctld."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    config = read("power.json")
+    say(f"{verb} {hostlist}")
+    nodes = expand(config, hostlist)
+    if verb == "resume":
+        resume(config, nodes)
+    elif verb == "suspend":
+        suspend(config, nodes)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

@@ -1,0 +1,69 @@
+"""What a user of the lab needs: site overlays, the state directory, ``SLURM_CONF``.
+
+``<lab dir>/config`` stands in for ``~/.config/hpcscale``: its ``sites/*.toml`` fill in what the
+bundled ``lab-onprem`` and ``lab-cloud`` cannot know (ports, keys, directories of this one lab).
+"""
+
+import json
+from pathlib import Path
+
+from hpcscale.lab.model import CLOUD, ONPREM, SITES, LabState
+
+
+def _toml(table: dict[str, str | int | list[str]]) -> str:
+    # JSON strings, numbers and lists of strings (no control characters) are TOML as well
+    return "".join(f"{k} = {json.dumps(v)}\n" for k, v in table.items())
+
+
+def write_overlays(state: LabState) -> None:
+    """Write ``config/sites/lab-onprem.toml`` and ``lab-cloud.toml``."""
+    sites = state.directory / "config" / "sites"
+    sites.mkdir(parents=True)
+    (state.directory / "user-state").mkdir(mode=0o700)
+    ssh = state.directory / "ssh"
+    options = state.lab_options()
+    shape: dict[str, str | int | list[str]] = {
+        "nodes": options.nodes,
+        "gpus_per_node": options.gpus,
+    }
+    transports: dict[str, dict[str, str | int | list[str]]] = {
+        ONPREM: {"kind": "local", "slurm_conf": str(state.paths(ONPREM).slurm_conf)},
+        CLOUD: {
+            "kind": "ssh",
+            "host": "127.0.0.1",
+            "port": state.sites[CLOUD].ports["sshd"],
+            "user": state.user,
+            "identity_file": str(ssh / "id_ed25519"),
+            "known_hosts": str(ssh / "known_hosts"),
+            "slurm_conf": str(state.paths(CLOUD).slurm_conf),
+        },
+    }
+    for name in SITES:
+        scratch = state.paths(name).scratch
+        top: dict[str, str | int | list[str]] = {
+            "state_dir": str(scratch / "hpcscale"),
+            "gpus_per_node": options.gpus,
+        }
+        if name == ONPREM:
+            # this machine is the on-prem site's login node: both see the scratch directory
+            top["shared_dirs"] = [str(scratch)]
+        text = _toml(top) + "\n[transport]\n" + _toml(transports[name])
+        for partition in ("gpu", "spot", "urgent") if name == ONPREM else ("gpu",):
+            text += f"\n[partitions.{partition}]\n" + _toml(shape)
+        text += "\n[software.lab-python]\n" + _toml({"venv": str(state.software)})
+        (sites / f"{name}.toml").write_text(text)
+
+
+def client_env(state: LabState) -> dict[str, str]:
+    """The variables that point hpcscale and Slurm's own commands at this lab."""
+    return {
+        "HPCSCALE_LAB_DIR": str(state.directory),
+        "HPCSCALE_CONFIG_DIR": str(state.directory / "config"),
+        "HPCSCALE_STATE_DIR": str(state.directory / "user-state"),
+        "SLURM_CONF": str(state.paths(ONPREM).slurm_conf),
+    }
+
+
+def is_lab_dir(directory: Path) -> bool:
+    """Was this directory made by ``lab up``? Only then may ``lab down`` remove it."""
+    return (directory / "lab.json").is_file()

@@ -1,0 +1,274 @@
+"""Each site's own mount, UTS and pid namespace: what is covered, what is seen, who lives there.
+
+The plan of the mounts is data (:func:`mount_plan`); ``_nsinit.py`` carries it out. Why it is done
+this way stands in ``docs/decisions/0002-lab-isolation.md``.
+"""
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hpcscale
+from hpcscale.errors import LabError
+from hpcscale.lab import _nsinit
+from hpcscale.lab.model import LabOptions, SitePaths, SiteState
+from hpcscale.lab.process import all_pids, find, inner_pid, kill, namespace, start_time, wait_until
+
+MARK = "HPCSCALE_LAB"
+# never covered, whatever a strange $HOME says: without these no daemon starts
+VITAL = frozenset(
+    Path(p)
+    for p in ("/", "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/proc", "/dev", "/sys")
+)
+GUARANTEES = {
+    "mount": "a site sees the other site's files, your home and the checkout: "
+    "missing staging goes unnoticed",
+    "uts": "`hostname` in a job names this machine, not the node",
+    "pid": "`lab down` must search for the processes of the lab",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One way of making namespaces, in the order in which they are tried."""
+
+    user_ns: bool
+    pid_ns: bool
+
+
+def modes() -> list[Mode]:
+    """Root needs no user namespace; a container may refuse a fresh /proc."""
+    plain = [Mode(user_ns=False, pid_ns=True), Mode(user_ns=False, pid_ns=False)]
+    unprivileged = [Mode(user_ns=True, pid_ns=True), Mode(user_ns=True, pid_ns=False)]
+    return plain + unprivileged if os.geteuid() == 0 else unprivileged
+
+
+def helper_python() -> str:
+    """The interpreter itself, not the virtual environment's link to it."""
+    return os.path.realpath(sys.executable)
+
+
+def package_dir() -> Path:
+    """Where the running hpcscale lies."""
+    return Path(hpcscale.__file__).resolve().parent
+
+
+def checkout_dir() -> Path | None:
+    """The source checkout, when hpcscale runs from one."""
+    above = package_dir().parent
+    return above if (above / "pyproject.toml").exists() else None
+
+
+def homes() -> list[Path]:
+    """The submitter's home: what the password database says and what $HOME says."""
+    found = [Path(pwd.getpwuid(os.getuid()).pw_dir), Path(os.environ.get("HOME") or "/")]
+    real = [path.resolve() for path in found if path.is_dir()]
+    return [path for path in dict.fromkeys(real) if path not in VITAL]
+
+
+def mount_plan(
+    lab_dir: Path, paths: SitePaths, options: LabOptions, software: Path
+) -> list[dict[str, Any]]:
+    """What is covered and what is seen in one site, in order."""
+    python = Path(helper_python()).parent.parent
+    cover = [lab_dir, *(path.resolve() for path in options.cover)]
+    checkout = checkout_dir()
+    if checkout is not None:
+        cover.append(checkout)
+    cover = [path for path in dict.fromkeys(cover) if path not in VITAL]
+    steps: list[dict[str, Any]] = [
+        {"target": "/run", "mode": "755", "mkdir": ["sshd"]},
+        {"target": "/dev/shm", "mode": "1777"},  # noqa: S108  # a mount point, not a file
+        *(
+            {"source": str(paths.tmp), "target": os.path.realpath(name), "optional": True}
+            for name in ("/tmp", "/var/tmp")  # noqa: S108  # mount points, not files
+        ),
+        *({"source": str(paths.home), "target": str(home)} for home in homes()),
+        *({"target": str(path), "mode": "755"} for path in sorted(cover)),
+        {"source": str(paths.root), "target": str(paths.root)},
+        {"source": str(paths.etc / "hosts"), "target": "/etc/hosts", "optional": True},
+    ]
+    shadow = paths.etc / "shadow"
+    if shadow.exists():
+        steps.append({"source": str(shadow), "target": "/etc/shadow", "optional": True})
+    steps += [
+        {"source": str(path), "target": str(path), "read_only": True}
+        for path in dict.fromkeys((python, software))
+        if path not in VITAL
+    ]
+    if package_dir().is_relative_to(software):
+        # an installed hpcscale lies in the shared software: the nodes must do without it
+        steps.append({"source": str(paths.etc / "absent"), "target": str(package_dir())})
+    resolv = Path("/etc/resolv.conf").resolve()
+    if resolv.is_relative_to("/run") and resolv.exists():
+        steps.append({"source": str(resolv.parent), "target": str(resolv.parent)})
+    steps += [{"target": str(path), "seal": True} for path in sorted(cover)]
+    return steps
+
+
+def install_helpers(paths: SitePaths) -> None:
+    """Copy into the site's own tree what must run where hpcscale cannot be seen."""
+    shutil.copy(_nsinit.__file__, paths.etc / "nsinit.py")
+    absent = paths.etc / "absent"
+    absent.mkdir()
+    (absent / "__init__.py").write_text(
+        'raise ModuleNotFoundError("hpcscale is not installed on the nodes", name="hpcscale")\n'
+    )
+
+
+def start_keeper(
+    paths: SitePaths, hostname: str, mounts: list[dict[str, Any]], site: SiteState
+) -> str | None:
+    """Make the namespaces of a site and fill in ``site``.
+
+    Returns:
+        None, or the reason why this system does not allow it.
+    """
+    reason = "nsenter (util-linux) is missing"
+    if find("nsenter") is None:
+        return reason
+    for mode in modes():
+        plan = {
+            "hostname": hostname,
+            "user_ns": mode.user_ns,
+            "pid_ns": mode.pid_ns,
+            "mounts": mounts,
+        }
+        file = paths.etc / "namespaces.json"
+        file.write_text(json.dumps(plan, indent=1))
+        with (paths.log / "keeper.log").open("ab") as log:
+            process = subprocess.Popen(
+                [helper_python(), "-I", "-S", str(paths.etc / "nsinit.py"), "keeper", str(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                env={"PATH": os.defpath, MARK: str(paths.root.parent)},
+                text=True,
+            )
+        assert process.stdout is not None
+        with process.stdout:
+            line = process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": "the keeper died"}
+        if mode.pid_ns or "error" in answer:
+            process.wait(timeout=10)  # its child is the keeper
+        else:
+            process.returncode = 0  # it lives on by design: no warning from Popen's destructor
+        if "pid" in answer:
+            site.keeper_pid = answer["pid"]
+            site.keeper_start = start_time(answer["pid"])
+            site.user_ns, site.pid_ns = mode.user_ns, mode.pid_ns
+            return None
+        reason = answer["error"]
+    return str(reason)
+
+
+def enter_argv(site: SiteState, cwd: Path) -> list[str]:
+    """The start of a command line that runs the rest of it inside the site."""
+    if site.keeper_pid is None:
+        return []
+    nsenter = find("nsenter")
+    assert nsenter is not None
+    argv = [nsenter, "-t", str(site.keeper_pid), "-m", "-u", f"--wd={cwd}"]
+    if site.user_ns:
+        argv += ["-U", "--preserve-credentials"]
+    if site.pid_ns:
+        argv.append("-p")
+    return [*argv, "--"]
+
+
+def node_argv(paths: SitePaths, site: SiteState, node: str) -> list[str]:
+    """The start of a command line that runs the rest of it under a node's own hostname."""
+    mode = "none" if site.keeper_pid is None else "user" if site.user_ns else "root"
+    return [helper_python(), "-I", "-S", str(paths.etc / "nsinit.py"), "node", node, mode, "--"]
+
+
+def keeper_alive(site: SiteState) -> bool:
+    """Is the keeper that we started still there (and not a reused pid)?"""
+    if site.keeper_pid is None or site.keeper_start is None:
+        return False
+    return start_time(site.keeper_pid) == site.keeper_start
+
+
+def members(site: SiteState, paths: SitePaths) -> Iterator[int]:
+    """Every process of a site, by the namespace it lives in.
+
+    Without namespaces: by the lab's mark in its environment, or by its working directory.
+    """
+    if site.keeper_pid is not None:
+        if not keeper_alive(site):
+            return
+        kind = "pid" if site.pid_ns else "mnt"
+        own = namespace(site.keeper_pid, kind)
+        for pid in all_pids():
+            if own is not None and namespace(pid, kind) == own:
+                yield pid
+        return
+    mark = f"{MARK}={paths.root.parent}:{paths.root.name}".encode()
+    me = os.getpid()
+    for pid in all_pids():
+        if pid != me and (_environ_has(pid, mark) or _below(pid, paths.root)):
+            yield pid
+
+
+def _environ_has(pid: int, mark: bytes) -> bool:
+    try:
+        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _below(pid: int, root: Path) -> bool:
+    """Only for Slurm's own daemons: a user's shell may well stand in the lab's tree."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        here = Path(os.readlink(f"/proc/{pid}/cwd"))  # noqa: PTH115  # may point to nothing
+    except OSError:
+        return False
+    return name.startswith(("slurm", "munge", "sshd")) and here.is_relative_to(root)
+
+
+def by_inner_pid(site: SiteState, paths: SitePaths) -> dict[int, int]:
+    """A site's processes: pid inside the site (as in its pid files) -> pid here."""
+    return {inner_pid(pid): pid for pid in members(site, paths)}
+
+
+def end_site(site: SiteState, paths: SitePaths, timeout_s: float = 15) -> None:
+    """End every process of a site.
+
+    Raises:
+        LabError: some process could not be ended.
+    """
+    if site.keeper_pid is not None and not keeper_alive(site):
+        return
+    if site.pid_ns and site.keeper_pid is not None:
+        # the kernel kills everything in a pid namespace whose first process dies
+        everyone = list(members(site, paths))
+        kill(site.keeper_pid, 9)
+        gone = wait_until(lambda: all(start_time(p) is None for p in everyone), timeout_s)
+        if not gone:
+            left = [p for p in everyone if start_time(p) is not None]
+            raise LabError(f"processes of {site.name} do not end: {left}")
+        return
+
+    def none_left() -> bool:
+        left = [p for p in members(site, paths) if p != site.keeper_pid]
+        for pid in left:
+            if start_time(pid) is not None:
+                kill(pid, 9)
+        return all(start_time(pid) is None for pid in left)
+
+    # a process may fork while it is looked at: repeat until a look finds nobody
+    if not wait_until(none_left, timeout_s):
+        raise LabError(f"processes of {site.name} do not end")
+    if site.keeper_pid is not None:
+        kill(site.keeper_pid, 9)
+        keeper = site.keeper_pid
+        wait_until(lambda: start_time(keeper) is None, timeout_s)

@@ -45,7 +45,7 @@ def test_a_full_policy_reads_back_in_seconds(tmp_path):
         ('from = "a"\nto = []', "P.toml:2", "no target"),
         ('from = "a"\nto = ["b", "b"]', "P.toml:2", "twice"),
         ('from = "a"', "P.toml", "'to' is missing"),
-        ('from = "a"\nto = ["b"]\nmax_wait = 30', "P.toml:3", "text in quotes"),
+        ('from = "a"\nto = ["b"]\nmax_wait = 30', "P.toml:3", "a whole number"),
         ('from = "a"\nto = ["b"]\nmax_wait = "soon"', "P.toml:3", "no duration"),
         ('from = "a"\nto = ["b"]\nmax_wait = "UNLIMITED"', "P.toml:3", "no length of time"),
         ('from = "a"\nto = ["b"]\nmax_moves_per_run = 0', "P.toml:3", "at least 1"),

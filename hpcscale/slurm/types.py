@@ -26,7 +26,9 @@ class JobState(enum.StrEnum):
     BOOT_FAIL = "BOOT_FAIL"
     DEADLINE = "DEADLINE"
     REVOKED = "REVOKED"
+    SUBMITTING = "SUBMITTING"  # ours: the ledger row exists, sbatch has not answered yet
     SUBMIT_UNKNOWN = "SUBMIT_UNKNOWN"  # ours: sbatch gave no answer
+    REFUSED = "REFUSED"  # ours: sbatch said no, or the job never reached it
     UNKNOWN = "UNKNOWN"
 
     @property
@@ -51,6 +53,7 @@ TERMINAL_STATES = frozenset(
         JobState.BOOT_FAIL,
         JobState.DEADLINE,
         JobState.REVOKED,
+        JobState.REFUSED,
     }
 )
 ACTIVE_STATES = frozenset(

@@ -1,0 +1,982 @@
+"""The ledger: which runs this user started, their attempts at the sites, and what happened when.
+
+One SQLite file at ``$HPCSCALE_STATE_DIR/ledger.sqlite3``. It stands in a home directory, often NFS
+or Lustre, so: no WAL (it needs memory shared on one host), short ``BEGIN IMMEDIATE`` writes, a long
+busy timeout. Events and decisions are append-only. No secret's value ever comes here.
+
+Words: a *run* is one training across attempts; an *attempt* is one submission to one site.
+"""
+
+import base64
+import datetime as dt
+import enum
+import json
+import os
+import pwd
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+import msgspec
+
+from hpcscale.errors import NotFoundError, StateError, UsageError
+from hpcscale.ledger_schema import APPLICATION_ID, MIGRATIONS
+from hpcscale.settings import state_dir
+from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.spec import BurstMode, JobSpec, from_json, to_json
+from hpcscale.units import JobId, JobRef
+
+FILE_NAME = "ledger.sqlite3"
+BUSY_TIMEOUT_S = 30.0
+
+
+class Role(enum.StrEnum):
+    """Why an attempt exists."""
+
+    ONPREM = "onprem"  # where the user sent it
+    BURST = "burst"  # a move to another site
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One training, across its attempts.
+
+    Attributes:
+        site: where it was first sent.
+        created_at: aware UTC, as are all times here.
+    """
+
+    run_id: str
+    created_at: dt.datetime
+    name: str
+    user: str
+    cwd: str
+    spec: JobSpec
+    site: str
+    burst_mode: BurstMode = BurstMode.NEVER
+    deadline: dt.datetime | None = None
+    max_cost_usd: Decimal | None = None
+
+
+class Element(msgspec.Struct, frozen=True, kw_only=True):
+    """One element of an array attempt, as last seen."""
+
+    task: int
+    state: JobState
+    raw_state: str = ""
+    reason: str = ""
+    nodes: str = ""
+    start_time: dt.datetime | None = None
+    end_time: dt.datetime | None = None
+    restarts: int = 0
+    exit_code: int | None = None
+    exit_signal: int | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One submission to one site.
+
+    Attributes:
+        number: 1, 2, … within the run.
+        job_id: None until sbatch has answered.
+        state: as last observed; UNKNOWN when the site no longer says anything of it.
+        last_state: the last state that was not UNKNOWN, and ``seen_at`` when it was last seen.
+        submit_time: Slurm's own, by the site's clock; None until the job was first observed.
+        job_user: the user that Slurm runs it as; empty until first observed.
+        run_dir: directory of this run on the site.
+        comment: what ``--comment`` was; it holds ``hpcscale=<submission_id>``.
+        gpus: GPUs of the whole job (of one element of an array).
+        cost_usd: settled cost once ended; None while it runs or when the price is unknown.
+        staged: what was copied there and is to be fetched back (see ``hpcscale.staging``).
+        ended: whether the state is final.
+        fetched: whether outputs and logs were brought back.
+    """
+
+    attempt_id: int
+    run_id: str
+    number: int
+    site: str
+    submission_id: str
+    role: Role
+    created_at: dt.datetime
+    job_id: JobId | None
+    state: JobState
+    last_state: JobState
+    raw_state: str
+    reason: str
+    seen_at: dt.datetime | None
+    submit_time: dt.datetime | None
+    start_time: dt.datetime | None
+    end_time: dt.datetime | None
+    ended: bool
+    exit_code: int | None
+    exit_signal: int | None
+    nodes: str
+    num_nodes: int
+    gpus: int
+    restarts: int
+    time_limit_s: int | None
+    job_user: str
+    script: str
+    script_sha256: str
+    run_dir: str
+    comment: str
+    array_size: int | None
+    gpu_hour_usd: Decimal | None
+    cost_usd: Decimal | None
+    staged: dict[str, Any]
+    fetched: bool
+
+    @property
+    def ref(self) -> JobRef | None:
+        """``site:id``; None while Slurm has given no id."""
+        return JobRef(self.site, self.job_id) if self.job_id else None
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What a JOB argument names.
+
+    Attributes:
+        attempt: the one named; for a run's id or name its current one.
+        task: the array element named, as in ``site:123_7``.
+        whole_run: whether the run was named rather than one of its attempts.
+    """
+
+    run: Run
+    attempt: Attempt
+    task: int | None = None
+    whole_run: bool = True
+
+
+class SiteAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """When a site was last asked, when it last answered, and the error since then."""
+
+    site: str
+    asked_at: dt.datetime
+    answered_at: dt.datetime | None = None
+    error: str | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened; never changed afterwards."""
+
+    event_id: int
+    at: dt.datetime
+    run_id: str | None
+    submission_id: str | None
+    kind: str
+    data: dict[str, Any]
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided on which data, and why; never changed afterwards."""
+
+    decision_id: int
+    at: dt.datetime
+    run_id: str | None
+    kind: str
+    reason: str
+    data: dict[str, Any]
+
+
+def new_run_id() -> str:
+    """``r`` and 10 random base32 characters."""
+    return "r" + base64.b32encode(os.urandom(7)).decode("ascii").lower()[:10]
+
+
+def new_submission_id() -> str:
+    """``hs-`` and 16 random hex digits; one for each attempt."""
+    return "hs-" + os.urandom(8).hex()
+
+
+def ledger_path() -> Path:
+    """Where this user's ledger stands."""
+    return state_dir() / FILE_NAME
+
+
+def utc_now() -> dt.datetime:
+    """This machine's clock. For what happens at a site ask the site's."""
+    return dt.datetime.now(dt.UTC)
+
+
+class Ledger:
+    """Reads and writes the ledger file. ``Ledger.open`` makes one; several processes may."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection) -> None:
+        self.path = path
+        self._db = db
+        self._lock = threading.RLock()
+
+    # --- opening -----------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: Path | None = None, *, create: bool = True) -> Self:
+        """Open the ledger, creating or migrating it as needed.
+
+        Args:
+            path: default ``ledger_path()``.
+            create: whether a missing file is made.
+
+        Raises:
+            NotFoundError: it does not exist and ``create`` is False.
+            StateError: it cannot be used; the file is left as it is.
+        """
+        path = path or ledger_path()
+        if not create and not path.exists():
+            raise NotFoundError(
+                "no ledger yet: nothing was submitted from here",
+                where=str(path),
+                hint="hpcscale submit --help",
+            )
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if create and not path.exists():
+                # the scripts in it are the user's own: nobody else reads them
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as exc:
+            raise StateError(
+                f"the ledger's directory cannot be written: {exc.strerror}",
+                where=str(path.parent),
+                hint="export HPCSCALE_STATE_DIR=a directory of yours",
+            ) from exc
+        try:
+            db = sqlite3.connect(
+                path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as exc:
+            _refuse(path, exc)
+        ledger = cls(path, db)
+        try:
+            ledger._prepare()
+        except BaseException:
+            db.close()
+            raise
+        return ledger
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        with self._errors():
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA foreign_keys = ON")
+            version = self._check_file()
+            if self._one("PRAGMA journal_mode")[0] != "delete":
+                self._db.execute("PRAGMA journal_mode = DELETE")
+            if version == len(MIGRATIONS):
+                return
+        with self._write():
+            # read again under the lock: another process may have been faster
+            for step in MIGRATIONS[self._one("PRAGMA user_version")[0] :]:
+                for statement in step:
+                    self._db.execute(statement)
+            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _check_file(self) -> int:
+        """Refuse a file that is cut short, foreign or newer than we are; its version otherwise."""
+        self._db.execute("BEGIN")
+        try:
+            tables = self._one("SELECT count(*) FROM sqlite_master")[0]
+            version: int = self._one("PRAGMA user_version")[0]
+            owner = self._one("PRAGMA application_id")[0]
+            expected = self._one("PRAGMA page_count")[0] * self._one("PRAGMA page_size")[0]
+            actual = self.path.stat().st_size  # under the read lock: nobody is writing
+        finally:
+            self._db.execute("COMMIT")
+        aside = f"mv {self.path} {self.path}.old  # jobs at the sites are not touched by that"
+        if actual < expected:
+            raise StateError(
+                f"the ledger is cut short: {actual} of {expected} bytes",
+                where=str(self.path),
+                hint=f"restore it from a backup, or set it aside: {aside}",
+            )
+        if tables and owner != APPLICATION_ID:
+            raise StateError(
+                "this SQLite file is not hpcscale's ledger",
+                where=str(self.path),
+                hint=f"export HPCSCALE_STATE_DIR=another directory, or set it aside: {aside}",
+            )
+        if version > len(MIGRATIONS):
+            raise StateError(
+                f"the ledger was written by a newer hpcscale (format {version}; "
+                f"this one knows {len(MIGRATIONS)})",
+                where=str(self.path),
+                hint="use that newer hpcscale: pip install --upgrade hpcscale",
+            )
+        return version
+
+    # --- writing -----------------------------------------------------------------------------
+
+    def new_run(
+        self,
+        spec: JobSpec,
+        *,
+        site: str,
+        cwd: str | None = None,
+        user: str | None = None,
+        run_id: str | None = None,
+    ) -> Run:
+        """Add a run. The ledger's user is the one of this machine."""
+        run = Run(
+            run_id=run_id or new_run_id(),
+            created_at=utc_now(),
+            name=spec.name,
+            user=user or _whoami(),
+            cwd=cwd or str(Path.cwd()),
+            spec=spec,
+            site=site,
+            burst_mode=spec.burst.mode,
+            deadline=spec.burst.deadline,
+            max_cost_usd=spec.burst.max_cost_usd,
+        )
+        with self._write():
+            self._insert(
+                "runs",
+                run_id=run.run_id,
+                created_at=_stamp(run.created_at),
+                name=run.name,
+                user=run.user,
+                cwd=run.cwd,
+                spec=to_json(spec).decode(),
+                site=run.site,
+                burst_mode=run.burst_mode.value,
+                deadline=_stamp(run.deadline),
+                max_cost_usd=_text(run.max_cost_usd),
+            )
+            self._event(run.run_id, None, "run.created", {"site": site, "name": run.name})
+        return run
+
+    def new_attempt(
+        self,
+        run: Run,
+        *,
+        site: str,
+        submission_id: str,
+        script: str,
+        script_sha256: str,
+        run_dir: str,
+        comment: str,
+        role: Role = Role.ONPREM,
+        num_nodes: int = 0,
+        gpus: int = 0,
+        time_limit_s: int | None = None,
+        array_size: int | None = None,
+        gpu_hour_usd: Decimal | None = None,
+        staged: Mapping[str, Any] | None = None,
+    ) -> Attempt:
+        """Add an attempt in state SUBMITTING: written before sbatch is called."""
+        now = utc_now()
+        with self._write():
+            number = self._one(
+                "SELECT coalesce(max(number), 0) + 1 FROM attempts WHERE run_id = ?", run.run_id
+            )[0]
+            self._db.execute(
+                "INSERT OR IGNORE INTO scripts (sha256, text) VALUES (?, ?)",
+                (script_sha256, script),
+            )
+            self._insert(
+                "attempts",
+                run_id=run.run_id,
+                number=number,
+                site=site,
+                submission_id=submission_id,
+                role=role.value,
+                created_at=_stamp(now),
+                state=JobState.SUBMITTING.value,
+                last_state=JobState.SUBMITTING.value,
+                script_sha256=script_sha256,
+                run_dir=run_dir,
+                comment=comment,
+                num_nodes=num_nodes,
+                gpus=gpus,
+                time_limit_s=time_limit_s,
+                array_size=array_size,
+                gpu_hour_usd=_text(gpu_hour_usd),
+                staged=json.dumps(staged or {}),
+            )
+            self._event(
+                run.run_id,
+                submission_id,
+                "attempt.submitting",
+                {"site": site, "number": number, "role": role.value},
+            )
+        return self.attempt(submission_id)
+
+    def set_submitted(
+        self, attempt: Attempt, job_id: JobId, submit_time: dt.datetime | None = None
+    ) -> Attempt:
+        """Sbatch answered with this id."""
+        return self._set(
+            attempt,
+            "attempt.submitted",
+            {"job": str(job_id)},
+            job_id=str(job_id),
+            submit_time=_stamp(submit_time),
+            state=JobState.PENDING.value,
+            last_state=JobState.PENDING.value,
+            seen_at=_stamp(utc_now()),
+        )
+
+    def set_submit_unknown(self, attempt: Attempt, why: str) -> Attempt:
+        """Sbatch gave no answer: the job may exist; observing will tell by the submission id."""
+        return self._set(
+            attempt,
+            "attempt.submit_unknown",
+            {"why": why},
+            state=JobState.SUBMIT_UNKNOWN.value,
+            last_state=JobState.SUBMIT_UNKNOWN.value,
+            reason=why,
+        )
+
+    def set_refused(self, attempt: Attempt, why: str) -> Attempt:
+        """Sbatch said no, or the job never reached it: this attempt is over."""
+        return self._set(
+            attempt,
+            "attempt.refused",
+            {"why": why},
+            state=JobState.REFUSED.value,
+            last_state=JobState.REFUSED.value,
+            reason=why,
+            end_time=_stamp(utc_now()),
+            ended=1,
+        )
+
+    def set_fetched(self, attempt: Attempt, files: Sequence[str] = ()) -> Attempt:
+        """Outputs and logs are here."""
+        return self._set(attempt, "attempt.fetched", {"files": list(files)[:100]}, fetched=1)
+
+    def set_cost(self, attempt: Attempt, cost_usd: Decimal) -> Attempt:
+        """Settle what an ended attempt cost."""
+        return self._set(attempt, "attempt.cost", {"usd": str(cost_usd)}, cost_usd=_text(cost_usd))
+
+    def record_status(self, attempt: Attempt, status: JobStatus) -> Attempt:
+        """Record what Slurm said of one attempt that is no array."""
+        self.record([(attempt, status)])
+        return self.attempt(attempt.submission_id)
+
+    def record(self, statuses: Iterable[tuple[Attempt, JobStatus]]) -> int:
+        """Record many statuses in one transaction; unchanged ones cost nothing.
+
+        Returns:
+            How many attempts changed.
+        """
+        changes = [
+            (attempt, fields)
+            for attempt, status in statuses
+            if (fields := _changed(attempt, status))
+        ]
+        self.update_attempts(changes)
+        return len(changes)
+
+    def update_attempts(self, changes: Sequence[tuple[Attempt, Mapping[str, Any]]]) -> None:
+        """Set columns (stored values) of many attempts in one transaction, with their events."""
+        if not changes:
+            return
+        with self._write():
+            for attempt, fields in changes:
+                self._update(attempt.attempt_id, fields)
+                if "state" in fields:
+                    self._event(
+                        attempt.run_id,
+                        attempt.submission_id,
+                        "attempt.state",
+                        {"from": attempt.state.value, **_event_fields(fields)},
+                    )
+
+    def record_elements(self, attempt: Attempt, elements: Iterable[Element]) -> None:
+        """Record elements of an array; pass those that changed."""
+        rows = [
+            (
+                attempt.attempt_id,
+                e.task,
+                e.state.value,
+                e.raw_state,
+                e.reason,
+                e.nodes,
+                _stamp(e.start_time),
+                _stamp(e.end_time),
+                e.restarts,
+                e.exit_code,
+                e.exit_signal,
+            )
+            for e in elements
+        ]
+        if rows:
+            with self._write():
+                self._db.executemany(
+                    "INSERT OR REPLACE INTO elements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    rows,
+                )
+
+    def record_answers(self, answers: Iterable[SiteAnswer]) -> None:
+        """Note which sites answered when, and which did not and why."""
+        rows = [(a.site, _stamp(a.asked_at), _stamp(a.answered_at), a.error) for a in answers]
+        if rows:
+            with self._write():
+                self._db.executemany(
+                    "INSERT INTO sites VALUES (?, ?, ?, ?) ON CONFLICT (site) DO UPDATE SET "
+                    "asked_at = excluded.asked_at, error = excluded.error, "
+                    "answered_at = coalesce(excluded.answered_at, answered_at)",
+                    rows,
+                )
+
+    def event(
+        self,
+        run_id: str | None,
+        kind: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        submission_id: str | None = None,
+    ) -> None:
+        """Append an event; it is on disk when this returns."""
+        with self._write():
+            self._event(run_id, submission_id, kind, data or {})
+
+    def decide(
+        self, kind: str, reason: str, data: Mapping[str, Any], *, run_id: str | None = None
+    ) -> int:
+        """Append a decision with the data it was made on; returns its number."""
+        with self._write():
+            cursor = self._insert(
+                "decisions",
+                at=_stamp(utc_now()),
+                run_id=run_id,
+                kind=kind,
+                reason=reason,
+                data=json.dumps(data, default=str),
+            )
+            return int(cursor.lastrowid or 0)
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def runs(self, run_ids: Iterable[str] | None = None) -> list[Run]:
+        """All runs, or these, oldest first."""
+        if run_ids is None:
+            rows = self._all("SELECT * FROM runs ORDER BY created_at, rowid")
+        else:
+            rows = []
+            for part in _chunks(sorted(set(run_ids))):
+                marks = ", ".join("?" * len(part))
+                rows += self._all(
+                    f"SELECT * FROM runs WHERE run_id IN ({marks})",  # noqa: S608 # question marks alone
+                    *part,
+                )
+            rows.sort(key=lambda row: str(row["created_at"]))
+        return [_run(row) for row in rows]
+
+    def run(self, run_id: str) -> Run:
+        """One run by its whole id. Raises NotFoundError."""
+        rows = self._all("SELECT * FROM runs WHERE run_id = ?", run_id)
+        if not rows:
+            raise NotFoundError(f"no run {run_id!r} in the ledger", hint="hpcscale status --all")
+        return _run(rows[0])
+
+    def attempt(self, submission_id: str) -> Attempt:
+        """One attempt by its submission id, read afresh. Raises NotFoundError."""
+        rows = self._all(_ATTEMPTS + " WHERE submission_id = ?", submission_id)
+        if not rows:
+            raise NotFoundError(f"no submission {submission_id!r} in the ledger")
+        return _attempt(rows[0])
+
+    def attempts(self, run_id: str) -> list[Attempt]:
+        """A run's attempts, first to latest."""
+        rows = self._all(_ATTEMPTS + " WHERE run_id = ? ORDER BY number", run_id)
+        return [_attempt(row) for row in rows]
+
+    def all_attempts(self, site: str | None = None) -> list[Attempt]:
+        """Every attempt (of one site), oldest first."""
+        rows = self._all(_ATTEMPTS + " WHERE ?1 IS NULL OR site = ?1 ORDER BY attempt_id", site)
+        return [_attempt(row) for row in rows]
+
+    def open_attempts(self, site: str | None = None) -> list[Attempt]:
+        """Attempts whose state is not final (at one site), oldest first."""
+        rows = self._all(
+            _ATTEMPTS + " WHERE ended = 0 AND (?1 IS NULL OR site = ?1) ORDER BY attempt_id", site
+        )
+        return [_attempt(row) for row in rows]
+
+    def elements(self, attempt: Attempt) -> dict[int, Element]:
+        """Known elements of an array attempt by task number."""
+        rows = self._all("SELECT * FROM elements WHERE attempt_id = ?", attempt.attempt_id)
+        return {row["task"]: _element(row) for row in rows}
+
+    def element_counts(self) -> dict[int, dict[JobState, int]]:
+        """Attempt id -> state -> number of known elements, for all arrays by one query."""
+        counts: dict[int, dict[JobState, int]] = {}
+        for row in self._all(
+            "SELECT attempt_id, state, count(*) AS n FROM elements GROUP BY attempt_id, state"
+        ):
+            counts.setdefault(row["attempt_id"], {})[JobState(row["state"])] = row["n"]
+        return counts
+
+    def site_answers(self) -> dict[str, SiteAnswer]:
+        """When each site was last asked and last answered."""
+        return {
+            row["site"]: SiteAnswer(
+                site=row["site"],
+                asked_at=_time(row["asked_at"]) or utc_now(),
+                answered_at=_time(row["answered_at"]),
+                error=row["error"],
+            )
+            for row in self._all("SELECT * FROM sites")
+        }
+
+    def events(self, run_id: str | None = None, kind: str | None = None) -> list[Event]:
+        """Events (of one run, of one kind), oldest first."""
+        rows = self._all(
+            "SELECT * FROM events WHERE (?1 IS NULL OR run_id = ?1) "
+            "AND (?2 IS NULL OR kind = ?2) ORDER BY event_id",
+            run_id,
+            kind,
+        )
+        return [
+            Event(
+                event_id=row["event_id"],
+                at=_time(row["at"]) or utc_now(),
+                run_id=row["run_id"],
+                submission_id=row["submission_id"],
+                kind=row["kind"],
+                data=json.loads(row["data"]),
+            )
+            for row in rows
+        ]
+
+    def decisions(self, run_id: str | None = None) -> list[Decision]:
+        """Decisions (on one run), oldest first."""
+        rows = self._all(
+            "SELECT * FROM decisions WHERE ?1 IS NULL OR run_id = ?1 ORDER BY decision_id", run_id
+        )
+        return [
+            Decision(
+                decision_id=row["decision_id"],
+                at=_time(row["at"]) or utc_now(),
+                run_id=row["run_id"],
+                kind=row["kind"],
+                reason=row["reason"],
+                data=json.loads(row["data"]),
+            )
+            for row in rows
+        ]
+
+    # --- finding -----------------------------------------------------------------------------
+
+    def find(self, text: str) -> Attempt:
+        """The attempt that a JOB argument names; for a run its current one (see ``resolve``)."""
+        return self.resolve(text).attempt
+
+    def resolve(self, text: str) -> Found:
+        """What a JOB argument names.
+
+        Accepts a run id or an unambiguous beginning of one, a submission id, ``site:123``,
+        ``site:123_7``, a bare ``123`` or ``123_7``, and a job's name. Slurm reuses ids, so an id
+        that several attempts had means the newest.
+
+        Raises:
+            NotFoundError: nothing in the ledger fits.
+            UsageError: more than one run fits.
+        """
+        text = text.strip()
+        if runs := self._all("SELECT * FROM runs WHERE run_id = ?", text.lower()):
+            return self._whole(_run(runs[0]))
+        if rows := self._all(_ATTEMPTS + " WHERE submission_id = ?", text):
+            attempt = _attempt(rows[0])
+            return Found(run=self.run(attempt.run_id), attempt=attempt, whole_run=False)
+        if found := self._by_job_id(text):
+            return found
+        rows = self._all("SELECT * FROM runs WHERE name = ? ORDER BY created_at", text)
+        if not rows and text:
+            escaped = text.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            rows = self._all(
+                "SELECT * FROM runs WHERE run_id LIKE ? ESCAPE '\\' ORDER BY created_at",
+                escaped + "%",
+            )
+        if not rows:
+            raise NotFoundError(
+                f"no job {text!r} in the ledger",
+                hint="hpcscale status --all  (give a run id, SITE:ID or a job's name)",
+            )
+        if len(rows) > 1:
+            ids = ", ".join(str(row["run_id"]) for row in rows[-5:])
+            raise UsageError(
+                f"{text!r} fits {len(rows)} runs", hint=f"name one by its run id: {ids}"
+            )
+        return self._whole(_run(rows[0]))
+
+    def _by_job_id(self, text: str) -> Found | None:
+        site, colon, id_text = text.rpartition(":")
+        try:
+            job = JobId.parse(id_text)
+        except ValueError:
+            return None
+        base = JobId(job.base)
+        rows = self._all(
+            _ATTEMPTS + " WHERE job_id IN (?1, ?2) AND (?3 = '' OR site = ?3) "
+            "ORDER BY ended, attempt_id DESC",
+            str(base),
+            str(job),
+            site if colon else "",
+        )
+        if not rows:
+            return None
+        sites = {str(row["site"]) for row in rows}
+        if len(sites) > 1:
+            raise UsageError(
+                f"{text!r} is a job at {len(sites)} sites",
+                hint="say which: " + ", ".join(f"{name}:{job}" for name in sorted(sites)),
+            )
+        attempt = _attempt(rows[0])
+        return Found(
+            run=self.run(attempt.run_id),
+            attempt=attempt,
+            task=job.array_task,
+            whole_run=False,
+        )
+
+    def _whole(self, run: Run) -> Found:
+        attempts = self.attempts(run.run_id)
+        if not attempts:  # killed between the two rows: sbatch was never near
+            raise NotFoundError(
+                f"run {run.run_id} was never submitted", hint="hpcscale submit it again"
+            )
+        current = next((a for a in reversed(attempts) if not a.ended), attempts[-1])
+        return Found(run=run, attempt=current)
+
+    # --- the database ------------------------------------------------------------------------
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Every failure of SQLite as a StateError with the next step."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as exc:
+                _refuse(self.path, exc)
+
+    @contextmanager
+    def _write(self) -> Iterator[None]:
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self._db.in_transaction:  # SQLite ends it itself after a disk error
+                    self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        with self._errors():
+            rows: list[sqlite3.Row] = self._db.execute(sql, values).fetchall()
+            return rows
+
+    def _one(self, sql: str, *values: Any) -> sqlite3.Row:
+        row: sqlite3.Row = self._db.execute(sql, values).fetchone()
+        return row
+
+    def _insert(self, table: str, **fields: Any) -> sqlite3.Cursor:
+        return self._db.execute(
+            f"INSERT INTO {table} ({', '.join(fields)}) VALUES ({', '.join('?' * len(fields))})",  # noqa: S608 # names are this module's own
+            tuple(fields.values()),
+        )
+
+    def _update(self, attempt_id: int, fields: Mapping[str, Any]) -> None:
+        sets = ", ".join(f"{name} = ?" for name in fields)
+        self._db.execute(
+            f"UPDATE attempts SET {sets} WHERE attempt_id = ?",  # noqa: S608 # names are this module's own
+            (*fields.values(), attempt_id),
+        )
+
+    def _set(self, attempt: Attempt, kind: str, data: Mapping[str, Any], **fields: Any) -> Attempt:
+        with self._write():
+            self._update(attempt.attempt_id, fields)
+            self._event(attempt.run_id, attempt.submission_id, kind, data)
+        return self.attempt(attempt.submission_id)
+
+    def _event(
+        self, run_id: str | None, submission_id: str | None, kind: str, data: Mapping[str, Any]
+    ) -> None:
+        self._insert(
+            "events",
+            at=_stamp(utc_now()),
+            run_id=run_id,
+            submission_id=submission_id,
+            kind=kind,
+            data=json.dumps(data, default=str),
+        )
+
+
+_ATTEMPTS = (
+    "SELECT attempts.*, scripts.text AS script FROM attempts JOIN scripts ON sha256 = script_sha256"
+)
+
+
+def _refuse(path: Path, exc: sqlite3.Error) -> NoReturn:
+    """SQLite's error in words, with what to do; nothing on disk is changed."""
+    text = str(exc)
+    aside = f"mv {path} {path}.old  # jobs at the sites are not touched by that"
+    if "not a database" in text or "malformed" in text or "unsupported file format" in text:
+        what, hint = (
+            f"the ledger is damaged ({text})",
+            f"restore it from a backup, or set it aside: {aside}",
+        )
+    elif "locked" in text:
+        what, hint = (
+            f"the ledger was busy for {BUSY_TIMEOUT_S:.0f} s ({text})",
+            "another hpcscale is writing: try again",
+        )
+    elif "readonly" in text or "unable to open" in text:
+        what, hint = (
+            f"the ledger cannot be written ({text})",
+            "check its owner and mode, or export HPCSCALE_STATE_DIR=a directory of yours",
+        )
+    elif "full" in text:
+        what, hint = f"no room to write the ledger ({text})", "free some space, then try again"
+    else:
+        what, hint = (
+            f"the ledger cannot be used ({text})",
+            "export HPCSCALE_STATE_DIR=a directory on a file system with working locks",
+        )
+    raise StateError(what, where=str(path), hint=hint) from exc
+
+
+def _whoami() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _chunks(items: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:
+    """SQLite bounds the number of parameters of a statement (999 before 3.32)."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _stamp(when: dt.datetime | None) -> str | None:
+    return when.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if when else None
+
+
+def _time(text: str | None) -> dt.datetime | None:
+    return dt.datetime.fromisoformat(text) if text else None
+
+
+def _text(amount: Decimal | None) -> str | None:
+    return None if amount is None else str(amount)
+
+
+def _decimal(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
+
+
+def _run(row: sqlite3.Row) -> Run:
+    return Run(
+        run_id=row["run_id"],
+        created_at=_time(row["created_at"]) or utc_now(),
+        name=row["name"],
+        user=row["user"],
+        cwd=row["cwd"],
+        spec=from_json(row["spec"].encode()),
+        site=row["site"],
+        burst_mode=BurstMode(row["burst_mode"]),
+        deadline=_time(row["deadline"]),
+        max_cost_usd=_decimal(row["max_cost_usd"]),
+    )
+
+
+def _attempt(row: sqlite3.Row) -> Attempt:
+    values = {name: row[name] for name in row.keys() if name in Attempt.__struct_fields__}  # noqa: SIM118 # a Row iterates over its values
+    for name in ("created_at", "seen_at", "submit_time", "start_time", "end_time"):
+        values[name] = _time(values[name])
+    for name in ("gpu_hour_usd", "cost_usd"):
+        values[name] = _decimal(values[name])
+    values["job_id"] = JobId.parse(values["job_id"]) if values["job_id"] else None
+    values["role"] = Role(values["role"])
+    values["state"] = JobState(values["state"])
+    values["last_state"] = JobState(values["last_state"])
+    values["ended"] = bool(values["ended"])
+    values["fetched"] = bool(values["fetched"])
+    values["staged"] = json.loads(values["staged"])
+    return Attempt(**values)
+
+
+def _element(row: sqlite3.Row) -> Element:
+    return Element(
+        task=row["task"],
+        state=JobState(row["state"]),
+        raw_state=row["raw_state"],
+        reason=row["reason"],
+        nodes=row["nodes"],
+        start_time=_time(row["start_time"]),
+        end_time=_time(row["end_time"]),
+        restarts=row["restarts"],
+        exit_code=row["exit_code"],
+        exit_signal=row["exit_signal"],
+    )
+
+
+def status_fields(status: JobStatus) -> dict[str, Any]:
+    """The attempt's columns that a status sets, as stored; what Slurm did not say stays out."""
+    fields: dict[str, Any] = {
+        "state": status.state.value,
+        "last_state": status.state.value,
+        "raw_state": status.raw_state,
+        "reason": status.reason,
+        "restarts": status.restarts,
+        "ended": int(status.state.terminal),
+    }
+    if status.nodes:
+        fields["nodes"] = status.nodes
+    if status.num_nodes:
+        fields["num_nodes"] = status.num_nodes
+    if status.gpus:
+        fields["gpus"] = status.gpus
+    if status.user:
+        fields["job_user"] = status.user
+    if status.time_limit_s is not None:
+        fields["time_limit_s"] = status.time_limit_s
+    if status.submit_time:
+        fields["submit_time"] = _stamp(status.submit_time)
+    # while a job waits this is Slurm's guess, which may go away again
+    fields["start_time"] = _stamp(status.start_time)
+    if status.state.terminal:
+        fields["end_time"] = _stamp(status.end_time or status.observed_at or utc_now())
+        if status.exit_code is not None:
+            fields["exit_code"], fields["exit_signal"] = status.exit_code
+    return fields
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, dt.datetime):
+        return _stamp(value)
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    return value
+
+
+def _changed(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
+    """Only the columns that differ; nothing when nothing does."""
+    fields = status_fields(status)
+    changed = {k: v for k, v in fields.items() if _stored(getattr(attempt, k)) != v}
+    if "state" in changed:
+        changed["seen_at"] = _stamp(status.observed_at or utc_now())
+    return changed
+
+
+def _event_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("state", "raw_state", "reason", "nodes", "restarts", "exit_code", "exit_signal")
+    named = {k: fields[k] for k in keys if k in fields}
+    named["to"] = named.pop("state")
+    return named

@@ -12,7 +12,6 @@ import difflib
 import enum
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -21,14 +20,17 @@ from typing import Any
 import msgspec
 
 from hpcscale.assets import bundled_dir
-from hpcscale.errors import InvalidFileError, NotFoundError
+from hpcscale.errors import InvalidFileError, NotFoundError, UnreachableError
 from hpcscale.settings import config_dir, etc_dir
 from hpcscale.tomlfile import (
     bad_key,
     convert_toml,
     invalid_key,
+    merge_layer,
+    origin_of,
     read_toml,
-    type_at,
+    scalar,
+    spelled_as,
     with_line,
 )
 from hpcscale.units import parse_duration_s
@@ -321,13 +323,13 @@ def load_site(name: str, overrides: Iterable[str] = ()) -> LoadedSite:
     for directory in site_dirs():
         path = directory / f"{name}.toml"
         if path.is_file():
-            _merge(
+            merge_layer(
                 merged, _expand_variables(read_toml(path), str(path), origins), str(path), origins
             )
     prefix = "HPCSCALE_SITE__" + re.sub(r"[^A-Z0-9]", "_", name.upper()) + "__"
     for variable, value in sorted(os.environ.items()):
         if variable.startswith(prefix):
-            keys = _spelled_as(merged, variable[len(prefix) :].split("__"))
+            keys = spelled_as(merged, variable[len(prefix) :].split("__"))
             _merge_one(merged, keys, value, f"${variable}", origins)
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -347,12 +349,22 @@ def user_file(name: str) -> Path:
     return config_dir() / "sites" / f"{name}.toml"
 
 
+LAB_SITES = ("lab-onprem", "lab-cloud")
+
+
 def require_host(site: Site) -> None:
-    """Refuse to connect to a profile that names no host yet. Rendering needs none.
+    """Refuse to connect to a profile that says not where yet. Rendering needs no such thing.
 
     Raises:
-        InvalidFileError: with the file and the lines to write.
+        UnreachableError: a lab's site, and no lab is running.
+        InvalidFileError: no host, with the file and the lines to write.
     """
+    if site.name in LAB_SITES and not site.transport.slurm_conf:
+        raise UnreachableError(
+            "no lab is running",
+            where=f"site {site.name}",
+            hint='hpcscale lab up, then eval "$(hpcscale lab env)"',
+        )
     if site.transport.kind is TransportKind.LOCAL or site.transport.host:
         return
     raise InvalidFileError(
@@ -368,7 +380,7 @@ def _convert(merged: dict[str, Any], origins: dict[str, str], name: str) -> Site
         site = msgspec.convert(merged, Site, strict=True)
     except msgspec.ValidationError as exc:
         key = bad_key(exc, merged, Site)
-        origin = _origin(origins, key) or str(user_file(name))
+        origin = origin_of(origins, key) or str(user_file(name))
         raise invalid_key(exc, Site, key, with_line(origin, key)) from exc
     if site.name != name:
         origin = origins["name"]
@@ -391,18 +403,6 @@ def _convert(merged: dict[str, Any], origins: dict[str, str], name: str) -> Site
             key = f"partitions.{partition}.max_time"
             raise InvalidFileError(str(exc), where=with_line(origins[key], key)) from exc
     return site
-
-
-def _origin(origins: Mapping[str, str], key: str) -> str:
-    """The layer that set a key, or else the strongest one below or around it."""
-    parts = re.sub(r"\[\d+\]", "", key).split(".")
-    while parts:
-        dotted = ".".join(parts)
-        hits = [o for k, o in origins.items() if k == dotted or k.startswith(dotted + ".")]
-        if hits:
-            return hits[-1]
-        parts.pop()
-    return ""
 
 
 def _expand_variables(
@@ -434,51 +434,11 @@ def _expand_variables(
     return layer | {"fabric": fabric | {"env": filled}}
 
 
-def _merge(
-    into: dict[str, Any], new: Mapping[str, Any], origin: str, origins: dict[str, str], at: str = ""
-) -> None:
-    for key, value in new.items():
-        dotted = f"{at}.{key}" if at else key
-        if isinstance(value, Mapping):
-            below = into.setdefault(key, {})
-            if not isinstance(below, dict):
-                into[key] = below = {}
-            _merge(below, value, origin, origins, dotted)
-        else:
-            into[key] = value
-            for stale in [k for k in origins if k.startswith(dotted + ".")]:
-                del origins[stale]
-            origins[dotted] = origin
-
-
 def _merge_one(
     into: dict[str, Any], keys: list[str], text: str, origin: str, origins: dict[str, str]
 ) -> None:
     """Merge one value from a variable or a flag."""
-    layer: Any = _scalar(keys, text)
+    layer: Any = scalar(Site, keys, text)
     for key in reversed(keys):
         layer = {key: layer}
-    _merge(into, _expand_variables(layer, origin, origins), origin, origins)
-
-
-def _spelled_as(merged: Mapping[str, Any], parts: Iterable[str]) -> list[str]:
-    """Keys of a variable's name: as a weaker layer spells them (case, dashes), else lower case."""
-    keys: list[str] = []
-    level: Any = merged
-    for part in parts:
-        wanted = part.lower()
-        known = level if isinstance(level, Mapping) else {}
-        key = next((k for k in known if re.sub(r"[^a-z0-9]", "_", k.lower()) == wanted), wanted)
-        keys.append(key)
-        level = known.get(key)
-    return keys
-
-
-def _scalar(keys: Iterable[str], text: str) -> Any:
-    """A value from a variable or a flag: text where the key wants text, else TOML's reading."""
-    if type_at(Site, ".".join(keys)) is str:
-        return text
-    try:
-        return tomllib.loads(f"v = {text}", parse_float=Decimal)["v"]
-    except tomllib.TOMLDecodeError:
-        return text
+    merge_layer(into, _expand_variables(layer, origin, origins), origin, origins)

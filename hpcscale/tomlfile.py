@@ -5,7 +5,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -209,3 +209,67 @@ def with_line(path: str, key: str) -> str:
             return f"{path}:{min(hits)}"
         parts.pop()
     return path
+
+
+# --- layers: files, variables, flags
+
+
+def merge_layer(
+    into: dict[str, Any], new: Mapping[str, Any], origin: str, origins: dict[str, str], at: str = ""
+) -> None:
+    """Merge a stronger layer: tables key by key, a list replaces a list.
+
+    Args:
+        into: the weaker layers, changed in place.
+        new: the stronger layer.
+        origin: who it is, kept for each dotted key it sets.
+        origins: dotted key -> who set it last.
+        at: dotted key of the table ``into``.
+    """
+    for key, value in new.items():
+        dotted = f"{at}.{key}" if at else key
+        if isinstance(value, Mapping):
+            below = into.setdefault(key, {})
+            if not isinstance(below, dict):
+                into[key] = below = {}
+            merge_layer(below, value, origin, origins, dotted)
+        else:
+            into[key] = value
+            for stale in [k for k in origins if k.startswith(dotted + ".")]:
+                del origins[stale]
+            origins[dotted] = origin
+
+
+def origin_of(origins: Mapping[str, str], key: str) -> str:
+    """The layer that set a key, or else the strongest one below or around it."""
+    parts = re.sub(r"\[\d+\]", "", key).split(".")
+    while parts:
+        dotted = ".".join(parts)
+        hits = [o for k, o in origins.items() if k == dotted or k.startswith(dotted + ".")]
+        if hits:
+            return hits[-1]
+        parts.pop()
+    return ""
+
+
+def spelled_as(merged: Mapping[str, Any], parts: Iterable[str]) -> list[str]:
+    """Keys of a variable's name: as a weaker layer spells them (case, dashes), else lower case."""
+    keys: list[str] = []
+    level: Any = merged
+    for part in parts:
+        wanted = part.lower()
+        known = level if isinstance(level, Mapping) else {}
+        key = next((k for k in known if re.sub(r"[^a-z0-9]", "_", k.lower()) == wanted), wanted)
+        keys.append(key)
+        level = known.get(key)
+    return keys
+
+
+def scalar(type_: Any, keys: Iterable[str], text: str) -> Any:
+    """A value from a variable or a flag: text where the key wants text, else TOML's reading."""
+    if type_at(type_, ".".join(keys)) is str:
+        return text
+    try:
+        return tomllib.loads(f"v = {text}", parse_float=Decimal)["v"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,336 @@
+"""Before sbatch: does the request fit the site? From facts that are at most ten minutes old.
+
+``submit`` never waits for facts: when the cached ones are old or missing, sbatch judges, and its
+refusal is explained from fresh facts, which are kept for the next call, as ``site check`` does.
+"""
+
+import datetime as dt
+import difflib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from hpcscale.errors import HpcscaleError, RefusedError
+from hpcscale.settings import state_dir
+from hpcscale.site import Site
+from hpcscale.slurm.client import SlurmClient
+from hpcscale.slurm.types import PartitionFacts, SiteFacts
+from hpcscale.spec import JobSpec
+from hpcscale.units import format_duration, parse_array
+
+FACTS_MAX_AGE_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason why the site would not run the job.
+
+    Attributes:
+        option: the sbatch option at fault, such as ``--partition``.
+        message: what is asked for, and what there is.
+        fits: what would fit, as one would type it; empty when nothing would.
+    """
+
+    option: str
+    message: str
+    fits: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.option}: {self.message}"
+
+
+# --- the cache
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    place: str
+    facts: SiteFacts
+
+
+def _facts_path(site: Site) -> Path:
+    return state_dir() / "facts" / f"{site.name}.json"
+
+
+def _place(site: Site) -> str:
+    """Digest of how the site is reached: facts of another cluster under the same name are void."""
+    return hashlib.sha256(msgspec.json.encode(site.transport)).hexdigest()[:16]
+
+
+def cached_facts(
+    site: Site, *, now: dt.datetime | None = None, max_age_s: float = FACTS_MAX_AGE_S
+) -> SiteFacts | None:
+    """Facts kept from an earlier call; None when there are none, too old or unreadable ones.
+
+    Args:
+        site: whose facts.
+        now: aware; default this machine's clock, which also stamped them.
+        max_age_s: older facts are not used.
+    """
+    try:
+        stored = msgspec.json.decode(_facts_path(site).read_bytes(), type=_Stored)
+    except (OSError, ValueError):  # msgspec's errors are ValueErrors
+        return None
+    now = now or dt.datetime.now(dt.UTC)
+    try:
+        age_s = (now - stored.facts.fetched_at).total_seconds()
+    except TypeError:  # a time without zone: not written by us
+        return None
+    if stored.place != _place(site) or not 0 <= age_s <= max_age_s:
+        return None
+    return stored.facts
+
+
+def store_facts(site: Site, facts: SiteFacts) -> None:
+    """Keep facts for later calls. A cache that cannot be written is no error: sbatch judges."""
+    path = _facts_path(site)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{site.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(msgspec.json.encode(_Stored(place=_place(site), facts=facts)))
+            Path(temporary).replace(path)
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def fetch_facts(site: Site, client: SlurmClient) -> SiteFacts:
+    """Ask the controller (a few calls) and keep the answer.
+
+    Raises:
+        UnreachableError: no answer.
+    """
+    facts = client.facts()
+    store_facts(site, facts)
+    return facts
+
+
+# --- the checks, pure
+
+
+def check(spec: JobSpec, site: Site, facts: SiteFacts) -> list[Problem]:
+    """Reasons why the job could never run there; empty when it fits as far as facts tell.
+
+    With several partitions (``--partition=a,b``) one that fits is enough, as for Slurm.
+    What facts do not tell (no slurmdbd, unknown memory) is left to sbatch.
+    """
+    names = _partitions_asked(spec, site, facts)
+    if not names:
+        return _array(spec, facts)
+    problems: list[Problem] = []
+    for name in names:
+        if name not in facts.partitions:
+            close = difflib.get_close_matches(name, facts.partitions, n=1)
+            problems.append(
+                Problem(
+                    "--partition",
+                    f"{site.name} has no partition {name!r}; it has {_listed(facts.partitions)}",
+                    f"--partition={(close or list(facts.partitions) or [''])[0]}"
+                    if facts.partitions
+                    else "",
+                )
+            )
+    if problems:
+        return problems
+    verdicts = [_partition(spec, facts.partitions[name], facts) for name in names]
+    if all(verdicts):
+        problems += verdicts[0]
+    return problems + _accounting(spec, site, facts) + _array(spec, facts)
+
+
+def _partitions_asked(spec: JobSpec, site: Site, facts: SiteFacts) -> list[str]:
+    asked = spec.partition or site.default_partition
+    if asked:
+        return [name.strip() for name in asked.split(",") if name.strip()]
+    return [name for name, known in facts.partitions.items() if known.default][:1]
+
+
+def _partition(spec: JobSpec, there: PartitionFacts, facts: SiteFacts) -> list[Problem]:
+    """What does not fit one partition."""
+    want = spec.resources
+    problems: list[Problem] = []
+    others = [p for p in facts.partitions.values() if p.name != there.name]
+
+    def where(fits: Iterable[PartitionFacts]) -> str:
+        names = [p.name for p in fits]
+        return f"--partition={names[0]}" if names else ""
+
+    most_nodes = _most_nodes(there)
+    if most_nodes is not None and want.nodes > most_nodes:
+        roomy = [p for p in others if (_most_nodes(p) or want.nodes) >= want.nodes]
+        problems.append(
+            Problem(
+                "--nodes",
+                f"{want.nodes} nodes asked for; partition {there.name} gives at most {most_nodes}",
+                where(roomy) or f"--nodes={most_nodes}",
+            )
+        )
+    if want.gpus_per_node > there.gpus_per_node:
+        problems.append(_too_many_gpus(spec, there, where, others, most_nodes))
+    cpus = (want.tasks_per_node or 1) * (want.cpus_per_task or 1)
+    if there.cpus_per_node and cpus > there.cpus_per_node:
+        problems.append(
+            Problem(
+                "--cpus-per-task",
+                f"{cpus} CPUs per node asked for; nodes of {there.name} have {there.cpus_per_node}",
+                where(p for p in others if p.cpus_per_node >= cpus)
+                or f"--cpus-per-task={max(1, there.cpus_per_node // (want.tasks_per_node or 1))}",
+            )
+        )
+    mem_mb = (want.mem_gb or 0) * 1024
+    if there.mem_mb_per_node and mem_mb > there.mem_mb_per_node:
+        problems.append(
+            Problem(
+                "--mem",
+                f"{want.mem_gb:g} GB per node asked for; nodes of {there.name} have "
+                f"{there.mem_mb_per_node / 1024:.4g} GB",
+                where(p for p in others if p.mem_mb_per_node >= mem_mb)
+                or f"--mem={there.mem_mb_per_node}M",
+            )
+        )
+    limit_s, most_s = want.time_limit_s, there.max_time_s
+    if limit_s is not None and most_s is not None and limit_s > most_s:
+        longer = (p for p in others if p.max_time_s is None or p.max_time_s >= limit_s)
+        problems.append(
+            Problem(
+                "--time",
+                f"{format_duration(limit_s)} asked for; partition {there.name} allows "
+                f"{format_duration(most_s)}",
+                where(longer) or f"--time={format_duration(most_s)}",
+            )
+        )
+    for option, asked, allowed in (
+        ("--account", spec.account, there.allow_accounts),
+        ("--qos", spec.qos, there.allow_qos),
+    ):
+        if asked and allowed is not None and asked not in allowed:
+            problems.append(
+                Problem(
+                    option,
+                    f"partition {there.name} does not take {asked!r}; it takes {_listed(allowed)}",
+                    f"{option}={allowed[0]}" if allowed else "",
+                )
+            )
+    return problems
+
+
+def _most_nodes(there: PartitionFacts) -> int | None:
+    """Nodes that one job can have there; None when unknown."""
+    limits = [n for n in (there.total_nodes or None, there.max_nodes) if n is not None]
+    return min(limits) if limits else None
+
+
+def _too_many_gpus(
+    spec: JobSpec,
+    there: PartitionFacts,
+    where: Callable[[Iterable[PartitionFacts]], str],
+    others: list[PartitionFacts],
+    most_nodes: int | None,
+) -> Problem:
+    want = spec.resources
+    have = there.gpus_per_node
+    fits = where(p for p in others if p.gpus_per_node >= want.gpus_per_node)
+    if have and not fits:
+        total = want.nodes * want.gpus_per_node
+        nodes = -(-total // have)
+        if total % have == 0 and (most_nodes is None or nodes <= most_nodes):
+            fits = f"--nodes={nodes} --gpus-per-node={have}"
+        else:
+            fits = f"--gpus-per-node={have}"
+    return Problem(
+        "--gpus-per-node",
+        f"{want.gpus_per_node} GPUs per node asked for; "
+        f"nodes of {there.name} have {have or 'none'}",
+        fits,
+    )
+
+
+def _accounting(spec: JobSpec, site: Site, facts: SiteFacts) -> list[Problem]:
+    """Account and QOS, where slurmdbd tells this user's and the controller insists on them.
+
+    Without AccountingStorageEnforce (slurm.conf(5)) Slurm takes any account and QOS.
+    """
+    words = facts.config.get("AccountingStorageEnforce", "").lower().split(",")
+    enforced = {w.strip() for w in words} - {"", "none", "(null)", "nojobs", "nosteps"}
+    problems: list[Problem] = []
+    for option, asked, known, insisted in (
+        ("--account", spec.account or site.account, facts.accounts, bool(enforced)),
+        ("--qos", spec.qos or site.qos, facts.qos, bool(enforced & {"qos", "all"})),
+    ):
+        if insisted and asked and known is not None and asked not in known:
+            close = difflib.get_close_matches(asked, known, n=1) or list(known[:1])
+            what = option.removeprefix("--").upper() if option == "--qos" else "account"
+            problems.append(
+                Problem(
+                    option,
+                    f"{asked!r} is no {what} of yours at {site.name}; yours: {_listed(known)}",
+                    f"{option}={close[0]}" if close else "",
+                )
+            )
+    return problems
+
+
+def _array(spec: JobSpec, facts: SiteFacts) -> list[Problem]:
+    if spec.array is None:
+        return []
+    try:
+        last = parse_array(spec.array)[0][-1]
+    except ValueError as exc:
+        return [Problem("--array", str(exc))]
+    if last < facts.max_array_size:
+        return []
+    return [
+        Problem(
+            "--array",
+            f"index {last} asked for; the largest here is {facts.max_array_size - 1} "
+            f"(MaxArraySize={facts.max_array_size})",
+            f"several jobs with --array=0-{facts.max_array_size - 1} or less",
+        )
+    ]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+# --- for submit
+
+
+def require_fit(spec: JobSpec, site: Site) -> None:
+    """Refuse before sbatch what cached facts rule out; without fresh facts do nothing.
+
+    Raises:
+        RefusedError: with every problem, and what would fit.
+    """
+    facts = cached_facts(site)
+    if facts is not None and (problems := check(spec, site, facts)):
+        raise refusal(problems, site)
+
+
+def refusal(problems: list[Problem], site: Site) -> RefusedError:
+    """One error of all problems."""
+    fits = dict.fromkeys(p.fits for p in problems if p.fits)
+    return RefusedError(
+        "; ".join(map(str, problems)), where=f"site {site.name}", hint="  ".join(fits) or None
+    )
+
+
+def explain_refusal(
+    error: RefusedError, spec: JobSpec, site: Site, client: SlurmClient
+) -> RefusedError:
+    """Slurm's refusal with the reasons that fresh facts show; the error itself when none do."""
+    try:
+        problems = check(spec, site, fetch_facts(site, client))
+    except HpcscaleError:  # no answer to the second question spoils nothing
+        return error
+    if not problems:
+        return error
+    ours = refusal(problems, site)
+    return RefusedError(f"{error.message} ({ours.message})", where=error.where, hint=ours.hint)

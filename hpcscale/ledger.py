@@ -755,6 +755,16 @@ class Ledger:
     # --- the database ------------------------------------------------------------------------
 
     @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction, for modules that keep a table of their own here."""
+        with self._write():
+            yield self._db
+
+    def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        """All rows of a query, for modules that keep a table of their own here."""
+        return self._all(sql, *values)
+
+    @contextmanager
     def _errors(self) -> Iterator[None]:
         """Every failure of SQLite as a StateError with the next step."""
         with self._lock:

@@ -130,4 +130,20 @@ _FIRST = (
     """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+# moves between sites (hpcscale.burst.moves): one unsettled move of a run at most
+_MOVES = (
+    """
+    CREATE TABLE moves (
+        move_id INTEGER PRIMARY KEY,
+        run_id TEXT NOT NULL REFERENCES runs (run_id),
+        step TEXT NOT NULL,
+        settled INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
+        data TEXT NOT NULL
+    ) STRICT
+    """,
+    "CREATE UNIQUE INDEX moves_open ON moves (run_id) WHERE settled = 0",
+    "CREATE INDEX moves_by_run ON moves (run_id)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _MOVES)

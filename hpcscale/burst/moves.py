@@ -1,0 +1,202 @@
+"""Moves in the ledger: each is a state machine, and each step is on disk before its act.
+
+A step may be left only by a compare-and-set on the step and its revision, so two processes that
+work on one ledger never both do what follows it; an unsettled move is unique for its run.
+
+.. code-block:: text
+
+    FENCING ──► SUBMITTING ──► SUBMITTED ──► CANCELLING ──► MOVED ──► DONE
+       │             │             │              │
+       │             └──────┬──────┴──────────────┘
+       │                    ▼
+       │                 ENDING (the cloud job, until it is terminal)
+       │                    │
+       │                    ├──► UNFENCING ──► FAILED      the on-prem job waits on
+       ▼                    ├──► CANCELLED                 its user ended it: both ended
+    WITHDRAWN ◄─────────────┘                              the on-prem job runs
+"""
+
+import datetime as dt
+import enum
+from decimal import Decimal
+
+import msgspec
+
+from hpcscale.ledger import Attempt, Ledger, utc_now
+
+
+class Step(enum.StrEnum):
+    """Where a move stands; named after the act that comes next or, when settled, how it ended."""
+
+    FENCING = "fencing"  # the old ExcNodeList is on disk; the fence may or may not stand
+    SUBMITTING = "submitting"  # the fence stood; the cloud job may or may not exist
+    SUBMITTED = "submitted"  # the cloud job exists and has not reported in
+    CANCELLING = "cancelling"  # it has; the on-prem job is being cancelled
+    MOVED = "moved"  # the on-prem job is gone; the cloud job is followed to its end
+    ENDING = "ending"  # the cloud job is being ended; ``ends_as`` says what follows
+    UNFENCING = "unfencing"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    WITHDRAWN = "withdrawn"
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to do."""
+        return self in _SETTLED
+
+
+_SETTLED = frozenset({Step.DONE, Step.FAILED, Step.CANCELLED, Step.WITHDRAWN})
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """One move of one job from one site to another.
+
+    Attributes:
+        revision: counts the saves; the compare-and-set is on it.
+        origin: submission id of the on-prem attempt.
+        target: submission id of the cloud attempt, once there is one.
+        reason: why the policy moved it, as the plan said.
+        estimate_usd: the plan's cost; the attempt's own cost is in its row.
+        old_exc: ExcNodeList before the fence; undo sets exactly this. None: not yet fenced.
+        fence: ExcNodeList with the fence.
+        ends_as: how a move that is being undone will settle.
+        message: what went wrong, or what is worth knowing, in one sentence.
+        retry_at: a failed move's job is left alone until then.
+        asked_at: the target site's clock when the job was submitted there.
+    """
+
+    move_id: int = 0
+    revision: int = 0
+    run_id: str
+    name: str = ""
+    from_site: str
+    to_site: str
+    origin: str
+    target: str | None = None
+    step: Step = Step.FENCING
+    rule: str = ""
+    reason: str = ""
+    estimate_usd: Decimal | None = None
+    boot_timeout_s: int = 1800
+    retry_after_s: int = 1800
+    old_exc: str | None = None
+    fence: str | None = None
+    ends_as: Step = Step.FAILED
+    message: str = ""
+    retry_at: dt.datetime | None = None
+    asked_at: dt.datetime | None = None
+    created_at: dt.datetime | None = None
+    updated_at: dt.datetime | None = None
+
+
+class Moves:
+    """The moves of one ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def begin(self, move: Move) -> Move | None:
+        """Add a move; None when one of its run is under way already."""
+        now = utc_now()
+        move = msgspec.structs.replace(move, created_at=now, updated_at=now, revision=1)
+        with self._ledger.writing() as db:
+            cursor = db.execute(
+                "INSERT OR IGNORE INTO moves (run_id, step, settled, revision, data) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (move.run_id, move.step.value, int(move.step.settled), 1, _encode(move)),
+            )
+            if not cursor.rowcount:
+                return None
+        move = msgspec.structs.replace(move, move_id=int(cursor.lastrowid or 0))
+        self._note(move)
+        return move
+
+    def save(self, move: Move, **changes: object) -> Move | None:
+        """Write the next step; None when another process was there first (read it again)."""
+        before = move.step
+        now = utc_now()
+        changed: Move = msgspec.structs.replace(
+            move, **changes, revision=move.revision + 1, updated_at=now
+        )
+        with self._ledger.writing() as db:
+            cursor = db.execute(
+                "UPDATE moves SET step = ?, settled = ?, revision = ?, data = ? "
+                "WHERE move_id = ? AND revision = ?",
+                (
+                    changed.step.value,
+                    int(changed.step.settled),
+                    changed.revision,
+                    _encode(changed),
+                    move.move_id,
+                    move.revision,
+                ),
+            )
+            if not cursor.rowcount:
+                return None
+        if changed.step is not before:
+            self._note(changed)
+        return changed
+
+    def get(self, move_id: int) -> Move:
+        """One move, read afresh."""
+        return self._read("WHERE move_id = ?", move_id)[0]
+
+    def unsettled(self) -> list[Move]:
+        """Moves under way, oldest first."""
+        return self._read("WHERE settled = 0")
+
+    def all(self) -> list[Move]:
+        """Every move, oldest first."""
+        return self._read("")
+
+    def of_run(self, run_id: str) -> list[Move]:
+        """A run's moves, oldest first."""
+        return self._read("WHERE run_id = ?", run_id)
+
+    def latest(self) -> dict[str, list[Move]]:
+        """Run id -> its moves, oldest first."""
+        found: dict[str, list[Move]] = {}
+        for move in self.all():
+            found.setdefault(move.run_id, []).append(move)
+        return found
+
+    def _read(self, where: str, *values: object) -> list[Move]:
+        rows = self._ledger.rows(
+            f"SELECT move_id, data FROM moves {where} ORDER BY move_id",  # noqa: S608 # `where` is this module's own
+            *values,
+        )
+        return [
+            msgspec.structs.replace(
+                msgspec.json.decode(row["data"], type=Move), move_id=row["move_id"]
+            )
+            for row in rows
+        ]
+
+    def _note(self, move: Move) -> None:
+        self._ledger.event(
+            move.run_id,
+            f"move.{move.step.value}",
+            {"to": move.to_site, "reason": move.reason, "message": move.message},
+            submission_id=move.target or move.origin,
+        )
+
+
+def _encode(move: Move) -> str:
+    return msgspec.json.encode(move).decode()
+
+
+def target_attempt(ledger: Ledger, move: Move) -> Attempt | None:
+    """The cloud attempt of a move, also when the move was interrupted before it noted its id."""
+    if move.target:
+        return ledger.attempt(move.target)
+    origin = ledger.attempt(move.origin)
+    for attempt in reversed(ledger.attempts(move.run_id)):
+        if (
+            attempt.number > origin.number
+            and attempt.site == move.to_site
+            and move.created_at is not None
+            and attempt.created_at >= move.created_at
+        ):
+            return attempt
+    return None

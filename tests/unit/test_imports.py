@@ -34,12 +34,13 @@ ALLOWED: dict[str, set[str]] = {
     "slurm": {"errors", "units", "slurm.types"},
     "clock": {"errors", "units", "slurm"},
     "connect": {"errors", "site", "slurm", "clock"},
+    "precheck": _DECIDING,
     # memory, then acts
     "ledger_schema": {"errors"},
     "ledger": {"errors", "units", "settings", "spec", "slurm.types", "ledger_schema"},
-    "submit": _ACTING | {"ledger"},
+    "submit": _ACTING | {"ledger", "precheck"},
     "observe": _ACTING | {"ledger"},
-    "survey": _ACTING,
+    "survey": _ACTING | {"precheck"},
     # the submitit plugin knows nothing of bursting
     "executor": _ACTING | {"ledger", "submit", "observe"},
     # deciding is pure: data in, data out

@@ -9,7 +9,6 @@ Words: a *run* is one training across attempts; an *attempt* is one submission t
 
 import base64
 import datetime as dt
-import enum
 import json
 import os
 import pwd
@@ -21,165 +20,50 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-import msgspec
-
 from hpcscale.errors import NotFoundError, StateError, UsageError
+from hpcscale.ledger_rows import (
+    Attempt,
+    Decision,
+    Element,
+    Event,
+    Found,
+    Role,
+    Run,
+    SiteAnswer,
+    attempt_from_row,
+    changed_fields,
+    element_from_row,
+    event_fields,
+    money_text,
+    read_time,
+    run_from_row,
+    stamp,
+    utc_now,
+)
 from hpcscale.ledger_schema import APPLICATION_ID, MIGRATIONS
 from hpcscale.settings import state_dir
 from hpcscale.slurm.types import JobState, JobStatus
-from hpcscale.spec import BurstMode, JobSpec, from_json, to_json
-from hpcscale.units import JobId, JobRef
+from hpcscale.spec import JobSpec, to_json
+from hpcscale.units import JobId
+
+__all__ = [
+    "Attempt",
+    "Decision",
+    "Element",
+    "Event",
+    "Found",
+    "Ledger",
+    "Role",
+    "Run",
+    "SiteAnswer",
+    "ledger_path",
+    "new_run_id",
+    "new_submission_id",
+    "utc_now",
+]
 
 FILE_NAME = "ledger.sqlite3"
 BUSY_TIMEOUT_S = 30.0
-
-
-class Role(enum.StrEnum):
-    """Why an attempt exists."""
-
-    ONPREM = "onprem"  # where the user sent it
-    BURST = "burst"  # a move to another site
-
-
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One training, across its attempts.
-
-    Attributes:
-        site: where it was first sent.
-        created_at: aware UTC, as are all times here.
-    """
-
-    run_id: str
-    created_at: dt.datetime
-    name: str
-    user: str
-    cwd: str
-    spec: JobSpec
-    site: str
-    burst_mode: BurstMode = BurstMode.NEVER
-    deadline: dt.datetime | None = None
-    max_cost_usd: Decimal | None = None
-
-
-class Element(msgspec.Struct, frozen=True, kw_only=True):
-    """One element of an array attempt, as last seen."""
-
-    task: int
-    state: JobState
-    raw_state: str = ""
-    reason: str = ""
-    nodes: str = ""
-    start_time: dt.datetime | None = None
-    end_time: dt.datetime | None = None
-    restarts: int = 0
-    exit_code: int | None = None
-    exit_signal: int | None = None
-
-
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One submission to one site.
-
-    Attributes:
-        number: 1, 2, … within the run.
-        job_id: None until sbatch has answered.
-        state: as last observed; UNKNOWN when the site no longer says anything of it.
-        last_state: the last state that was not UNKNOWN, and ``seen_at`` when it was last seen.
-        submit_time: Slurm's own, by the site's clock; None until the job was first observed.
-        job_user: the user that Slurm runs it as; empty until first observed.
-        run_dir: directory of this run on the site.
-        comment: what ``--comment`` was; it holds ``hpcscale=<submission_id>``.
-        gpus: GPUs of the whole job (of one element of an array).
-        cost_usd: settled cost once ended; None while it runs or when the price is unknown.
-        staged: what was copied there and is to be fetched back (see ``hpcscale.staging``).
-        ended: whether the state is final.
-        fetched: whether outputs and logs were brought back.
-    """
-
-    attempt_id: int
-    run_id: str
-    number: int
-    site: str
-    submission_id: str
-    role: Role
-    created_at: dt.datetime
-    job_id: JobId | None
-    state: JobState
-    last_state: JobState
-    raw_state: str
-    reason: str
-    seen_at: dt.datetime | None
-    submit_time: dt.datetime | None
-    start_time: dt.datetime | None
-    end_time: dt.datetime | None
-    ended: bool
-    exit_code: int | None
-    exit_signal: int | None
-    nodes: str
-    num_nodes: int
-    gpus: int
-    restarts: int
-    time_limit_s: int | None
-    job_user: str
-    script: str
-    script_sha256: str
-    run_dir: str
-    comment: str
-    array_size: int | None
-    gpu_hour_usd: Decimal | None
-    cost_usd: Decimal | None
-    staged: dict[str, Any]
-    fetched: bool
-
-    @property
-    def ref(self) -> JobRef | None:
-        """``site:id``; None while Slurm has given no id."""
-        return JobRef(self.site, self.job_id) if self.job_id else None
-
-
-class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What a JOB argument names.
-
-    Attributes:
-        attempt: the one named; for a run's id or name its current one.
-        task: the array element named, as in ``site:123_7``.
-        whole_run: whether the run was named rather than one of its attempts.
-    """
-
-    run: Run
-    attempt: Attempt
-    task: int | None = None
-    whole_run: bool = True
-
-
-class SiteAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """When a site was last asked, when it last answered, and the error since then."""
-
-    site: str
-    asked_at: dt.datetime
-    answered_at: dt.datetime | None = None
-    error: str | None = None
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened; never changed afterwards."""
-
-    event_id: int
-    at: dt.datetime
-    run_id: str | None
-    submission_id: str | None
-    kind: str
-    data: dict[str, Any]
-
-
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What was decided on which data, and why; never changed afterwards."""
-
-    decision_id: int
-    at: dt.datetime
-    run_id: str | None
-    kind: str
-    reason: str
-    data: dict[str, Any]
 
 
 def new_run_id() -> str:
@@ -195,11 +79,6 @@ def new_submission_id() -> str:
 def ledger_path() -> Path:
     """Where this user's ledger stands."""
     return state_dir() / FILE_NAME
-
-
-def utc_now() -> dt.datetime:
-    """This machine's clock. For what happens at a site ask the site's."""
-    return dt.datetime.now(dt.UTC)
 
 
 class Ledger:
@@ -344,15 +223,15 @@ class Ledger:
             self._insert(
                 "runs",
                 run_id=run.run_id,
-                created_at=_stamp(run.created_at),
+                created_at=stamp(run.created_at),
                 name=run.name,
                 user=run.user,
                 cwd=run.cwd,
                 spec=to_json(spec).decode(),
                 site=run.site,
                 burst_mode=run.burst_mode.value,
-                deadline=_stamp(run.deadline),
-                max_cost_usd=_text(run.max_cost_usd),
+                deadline=stamp(run.deadline),
+                max_cost_usd=money_text(run.max_cost_usd),
             )
             self._event(run.run_id, None, "run.created", {"site": site, "name": run.name})
         return run
@@ -392,7 +271,7 @@ class Ledger:
                 site=site,
                 submission_id=submission_id,
                 role=role.value,
-                created_at=_stamp(now),
+                created_at=stamp(now),
                 state=JobState.SUBMITTING.value,
                 last_state=JobState.SUBMITTING.value,
                 script_sha256=script_sha256,
@@ -402,7 +281,7 @@ class Ledger:
                 gpus=gpus,
                 time_limit_s=time_limit_s,
                 array_size=array_size,
-                gpu_hour_usd=_text(gpu_hour_usd),
+                gpu_hour_usd=money_text(gpu_hour_usd),
                 staged=json.dumps(staged or {}),
             )
             self._event(
@@ -422,10 +301,10 @@ class Ledger:
             "attempt.submitted",
             {"job": str(job_id)},
             job_id=str(job_id),
-            submit_time=_stamp(submit_time),
+            submit_time=stamp(submit_time),
             state=JobState.PENDING.value,
             last_state=JobState.PENDING.value,
-            seen_at=_stamp(utc_now()),
+            seen_at=stamp(utc_now()),
         )
 
     def set_submit_unknown(self, attempt: Attempt, why: str) -> Attempt:
@@ -448,7 +327,7 @@ class Ledger:
             state=JobState.REFUSED.value,
             last_state=JobState.REFUSED.value,
             reason=why,
-            end_time=_stamp(utc_now()),
+            end_time=stamp(utc_now()),
             ended=1,
         )
 
@@ -458,7 +337,9 @@ class Ledger:
 
     def set_cost(self, attempt: Attempt, cost_usd: Decimal) -> Attempt:
         """Settle what an ended attempt cost."""
-        return self._set(attempt, "attempt.cost", {"usd": str(cost_usd)}, cost_usd=_text(cost_usd))
+        return self._set(
+            attempt, "attempt.cost", {"usd": str(cost_usd)}, cost_usd=money_text(cost_usd)
+        )
 
     def record_status(self, attempt: Attempt, status: JobStatus) -> Attempt:
         """Record what Slurm said of one attempt that is no array."""
@@ -474,7 +355,7 @@ class Ledger:
         changes = [
             (attempt, fields)
             for attempt, status in statuses
-            if (fields := _changed(attempt, status))
+            if (fields := changed_fields(attempt, status))
         ]
         self.update_attempts(changes)
         return len(changes)
@@ -491,7 +372,7 @@ class Ledger:
                         attempt.run_id,
                         attempt.submission_id,
                         "attempt.state",
-                        {"from": attempt.state.value, **_event_fields(fields)},
+                        {"from": attempt.state.value, **event_fields(fields)},
                     )
 
     def record_elements(self, attempt: Attempt, elements: Iterable[Element]) -> None:
@@ -504,8 +385,8 @@ class Ledger:
                 e.raw_state,
                 e.reason,
                 e.nodes,
-                _stamp(e.start_time),
-                _stamp(e.end_time),
+                stamp(e.start_time),
+                stamp(e.end_time),
                 e.restarts,
                 e.exit_code,
                 e.exit_signal,
@@ -521,7 +402,7 @@ class Ledger:
 
     def record_answers(self, answers: Iterable[SiteAnswer]) -> None:
         """Note which sites answered when, and which did not and why."""
-        rows = [(a.site, _stamp(a.asked_at), _stamp(a.answered_at), a.error) for a in answers]
+        rows = [(a.site, stamp(a.asked_at), stamp(a.answered_at), a.error) for a in answers]
         if rows:
             with self._write():
                 self._db.executemany(
@@ -550,7 +431,7 @@ class Ledger:
         with self._write():
             cursor = self._insert(
                 "decisions",
-                at=_stamp(utc_now()),
+                at=stamp(utc_now()),
                 run_id=run_id,
                 kind=kind,
                 reason=reason,
@@ -573,43 +454,43 @@ class Ledger:
                     *part,
                 )
             rows.sort(key=lambda row: str(row["created_at"]))
-        return [_run(row) for row in rows]
+        return [run_from_row(row) for row in rows]
 
     def run(self, run_id: str) -> Run:
         """One run by its whole id. Raises NotFoundError."""
         rows = self._all("SELECT * FROM runs WHERE run_id = ?", run_id)
         if not rows:
             raise NotFoundError(f"no run {run_id!r} in the ledger", hint="hpcscale status --all")
-        return _run(rows[0])
+        return run_from_row(rows[0])
 
     def attempt(self, submission_id: str) -> Attempt:
         """One attempt by its submission id, read afresh. Raises NotFoundError."""
         rows = self._all(_ATTEMPTS + " WHERE submission_id = ?", submission_id)
         if not rows:
             raise NotFoundError(f"no submission {submission_id!r} in the ledger")
-        return _attempt(rows[0])
+        return attempt_from_row(rows[0])
 
     def attempts(self, run_id: str) -> list[Attempt]:
         """A run's attempts, first to latest."""
         rows = self._all(_ATTEMPTS + " WHERE run_id = ? ORDER BY number", run_id)
-        return [_attempt(row) for row in rows]
+        return [attempt_from_row(row) for row in rows]
 
     def all_attempts(self, site: str | None = None) -> list[Attempt]:
         """Every attempt (of one site), oldest first."""
         rows = self._all(_ATTEMPTS + " WHERE ?1 IS NULL OR site = ?1 ORDER BY attempt_id", site)
-        return [_attempt(row) for row in rows]
+        return [attempt_from_row(row) for row in rows]
 
     def open_attempts(self, site: str | None = None) -> list[Attempt]:
         """Attempts whose state is not final (at one site), oldest first."""
         rows = self._all(
             _ATTEMPTS + " WHERE ended = 0 AND (?1 IS NULL OR site = ?1) ORDER BY attempt_id", site
         )
-        return [_attempt(row) for row in rows]
+        return [attempt_from_row(row) for row in rows]
 
     def elements(self, attempt: Attempt) -> dict[int, Element]:
         """Known elements of an array attempt by task number."""
         rows = self._all("SELECT * FROM elements WHERE attempt_id = ?", attempt.attempt_id)
-        return {row["task"]: _element(row) for row in rows}
+        return {row["task"]: element_from_row(row) for row in rows}
 
     def element_counts(self) -> dict[int, dict[JobState, int]]:
         """Attempt id -> state -> number of known elements, for all arrays by one query."""
@@ -625,8 +506,8 @@ class Ledger:
         return {
             row["site"]: SiteAnswer(
                 site=row["site"],
-                asked_at=_time(row["asked_at"]) or utc_now(),
-                answered_at=_time(row["answered_at"]),
+                asked_at=read_time(row["asked_at"]) or utc_now(),
+                answered_at=read_time(row["answered_at"]),
                 error=row["error"],
             )
             for row in self._all("SELECT * FROM sites")
@@ -643,7 +524,7 @@ class Ledger:
         return [
             Event(
                 event_id=row["event_id"],
-                at=_time(row["at"]) or utc_now(),
+                at=read_time(row["at"]) or utc_now(),
                 run_id=row["run_id"],
                 submission_id=row["submission_id"],
                 kind=row["kind"],
@@ -660,7 +541,7 @@ class Ledger:
         return [
             Decision(
                 decision_id=row["decision_id"],
-                at=_time(row["at"]) or utc_now(),
+                at=read_time(row["at"]) or utc_now(),
                 run_id=row["run_id"],
                 kind=row["kind"],
                 reason=row["reason"],
@@ -688,9 +569,9 @@ class Ledger:
         """
         text = text.strip()
         if runs := self._all("SELECT * FROM runs WHERE run_id = ?", text.lower()):
-            return self._whole(_run(runs[0]))
+            return self._whole(run_from_row(runs[0]))
         if rows := self._all(_ATTEMPTS + " WHERE submission_id = ?", text):
-            attempt = _attempt(rows[0])
+            attempt = attempt_from_row(rows[0])
             return Found(run=self.run(attempt.run_id), attempt=attempt, whole_run=False)
         if found := self._by_job_id(text):
             return found
@@ -711,7 +592,7 @@ class Ledger:
             raise UsageError(
                 f"{text!r} fits {len(rows)} runs", hint=f"name one by its run id: {ids}"
             )
-        return self._whole(_run(rows[0]))
+        return self._whole(run_from_row(rows[0]))
 
     def _by_job_id(self, text: str) -> Found | None:
         site, colon, id_text = text.rpartition(":")
@@ -735,7 +616,7 @@ class Ledger:
                 f"{text!r} is a job at {len(sites)} sites",
                 hint="say which: " + ", ".join(f"{name}:{job}" for name in sorted(sites)),
             )
-        attempt = _attempt(rows[0])
+        attempt = attempt_from_row(rows[0])
         return Found(
             run=self.run(attempt.run_id),
             attempt=attempt,
@@ -818,7 +699,7 @@ class Ledger:
     ) -> None:
         self._insert(
             "events",
-            at=_stamp(utc_now()),
+            at=stamp(utc_now()),
             run_id=run_id,
             submission_id=submission_id,
             kind=kind,
@@ -871,122 +752,3 @@ def _chunks(items: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:
     """SQLite bounds the number of parameters of a statement (999 before 3.32)."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _stamp(when: dt.datetime | None) -> str | None:
-    return when.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if when else None
-
-
-def _time(text: str | None) -> dt.datetime | None:
-    return dt.datetime.fromisoformat(text) if text else None
-
-
-def _text(amount: Decimal | None) -> str | None:
-    return None if amount is None else str(amount)
-
-
-def _decimal(text: str | None) -> Decimal | None:
-    return None if text is None else Decimal(text)
-
-
-def _run(row: sqlite3.Row) -> Run:
-    return Run(
-        run_id=row["run_id"],
-        created_at=_time(row["created_at"]) or utc_now(),
-        name=row["name"],
-        user=row["user"],
-        cwd=row["cwd"],
-        spec=from_json(row["spec"].encode()),
-        site=row["site"],
-        burst_mode=BurstMode(row["burst_mode"]),
-        deadline=_time(row["deadline"]),
-        max_cost_usd=_decimal(row["max_cost_usd"]),
-    )
-
-
-def _attempt(row: sqlite3.Row) -> Attempt:
-    values = {name: row[name] for name in row.keys() if name in Attempt.__struct_fields__}  # noqa: SIM118 # a Row iterates over its values
-    for name in ("created_at", "seen_at", "submit_time", "start_time", "end_time"):
-        values[name] = _time(values[name])
-    for name in ("gpu_hour_usd", "cost_usd"):
-        values[name] = _decimal(values[name])
-    values["job_id"] = JobId.parse(values["job_id"]) if values["job_id"] else None
-    values["role"] = Role(values["role"])
-    values["state"] = JobState(values["state"])
-    values["last_state"] = JobState(values["last_state"])
-    values["ended"] = bool(values["ended"])
-    values["fetched"] = bool(values["fetched"])
-    values["staged"] = json.loads(values["staged"])
-    return Attempt(**values)
-
-
-def _element(row: sqlite3.Row) -> Element:
-    return Element(
-        task=row["task"],
-        state=JobState(row["state"]),
-        raw_state=row["raw_state"],
-        reason=row["reason"],
-        nodes=row["nodes"],
-        start_time=_time(row["start_time"]),
-        end_time=_time(row["end_time"]),
-        restarts=row["restarts"],
-        exit_code=row["exit_code"],
-        exit_signal=row["exit_signal"],
-    )
-
-
-def status_fields(status: JobStatus) -> dict[str, Any]:
-    """The attempt's columns that a status sets, as stored; what Slurm did not say stays out."""
-    fields: dict[str, Any] = {
-        "state": status.state.value,
-        "last_state": status.state.value,
-        "raw_state": status.raw_state,
-        "reason": status.reason,
-        "restarts": status.restarts,
-        "ended": int(status.state.terminal),
-    }
-    if status.nodes:
-        fields["nodes"] = status.nodes
-    if status.num_nodes:
-        fields["num_nodes"] = status.num_nodes
-    if status.gpus:
-        fields["gpus"] = status.gpus
-    if status.user:
-        fields["job_user"] = status.user
-    if status.time_limit_s is not None:
-        fields["time_limit_s"] = status.time_limit_s
-    if status.submit_time:
-        fields["submit_time"] = _stamp(status.submit_time)
-    # while a job waits this is Slurm's guess, which may go away again
-    fields["start_time"] = _stamp(status.start_time)
-    if status.state.terminal:
-        fields["end_time"] = _stamp(status.end_time or status.observed_at or utc_now())
-        if status.exit_code is not None:
-            fields["exit_code"], fields["exit_signal"] = status.exit_code
-    return fields
-
-
-def _stored(value: Any) -> Any:
-    if isinstance(value, dt.datetime):
-        return _stamp(value)
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, enum.Enum):
-        return value.value
-    return value
-
-
-def _changed(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
-    """Only the columns that differ; nothing when nothing does."""
-    fields = status_fields(status)
-    changed = {k: v for k, v in fields.items() if _stored(getattr(attempt, k)) != v}
-    if "state" in changed:
-        changed["seen_at"] = _stamp(status.observed_at or utc_now())
-    return changed
-
-
-def _event_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("state", "raw_state", "reason", "nodes", "restarts", "exit_code", "exit_signal")
-    named = {k: fields[k] for k in keys if k in fields}
-    named["to"] = named.pop("state")
-    return named

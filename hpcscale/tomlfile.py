@@ -115,24 +115,27 @@ def invalid_key(exc: msgspec.ValidationError, type_: Any, key: str, where: str) 
             where=where,
             hint=f"add {missing[1]} = …" + (f" below [{key}]" if key else " at the top"),
         )
-    for theirs, ours in _WORDS.items():
-        text = text.replace(theirs, ours)
+    text = re.sub(r"`([^`]+)`", lambda found: _in_words(found[1]), text)
     text = text[:1].lower() + text[1:]
     return InvalidFileError(f"key {key!r}: {text}" if key else text, where=where)
 
 
 _WORDS = {  # msgspec's words for types -> what a person writes in TOML
-    "`str`": "text in quotes",
-    "`object`": "a table",
-    "`array`": "a list",
-    "`int`": "a whole number",
-    "`float`": "a number",
-    "`bool`": "true or false",
-    "`decimal`": "a number",
-    "`date`": "a date such as 2026-11-30",
-    " | null": "",
-    "`": "",
+    "str": "text in quotes",
+    "object": "a table",
+    "array": "a list",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "decimal": "a number",
+    "date": "a date such as 2026-11-30",
 }
+
+
+def _in_words(types_: str) -> str:
+    """``int | null`` as a person would say it; TOML has no null."""
+    names = [name for name in types_.split(" | ") if name != "null"]
+    return " or ".join(_WORDS.get(name, name) for name in names)
 
 
 def type_at(type_: Any, key: str) -> Any:

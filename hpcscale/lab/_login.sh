@@ -27,6 +27,10 @@ for token in "$faults"/token.*; do
         *"$pattern"*) ;;
         *) continue ;;
     esac
+    case $mode:$command in
+        # a file transfer is a dialogue: there is no one request to let through
+        after:*sftp-server*) mode=before ;;
+    esac
     mv "$token" "$faults/used.$$" 2>/dev/null || continue
     case $mode in
         before) cut_connection KILL ;;

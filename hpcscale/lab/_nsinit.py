@@ -8,9 +8,11 @@ System calls are made directly because a process keeps its new capabilities only
 .. code-block:: text
 
     keeper PLAN.json            unshare, arrange the mounts, report one JSON line, then wait
-    node NAME USERNS -- ARGV…   own UTS namespace with hostname NAME, then exec ARGV
-    mount PID USERNS TARGET SIZE   size-limited tmpfs over TARGET, inside PID's namespaces
-    umount PID USERNS TARGET    the undo
+    node NAME MODE -- ARGV…     own UTS namespace with hostname NAME, then exec ARGV
+    fill PID MODE TARGET SIZE   inside PID's namespaces, leave SIZE bytes free below TARGET
+    unfill PID MODE TARGET      the undo; what was written meanwhile is kept
+
+MODE is ``user`` for an unprivileged user namespace, ``root`` without, ``none`` for no namespaces.
 
 Sources: namespaces(7), user_namespaces(7), mount_namespaces(7), mount(2), proc(5).
 """
@@ -18,6 +20,7 @@ Sources: namespaces(7), user_namespaces(7), mount_namespaces(7), mount(2), proc(
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -36,6 +39,7 @@ MNT_DETACH = 2
 ST_RELATIME = 4096
 KEPT_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -46,12 +50,12 @@ def _check(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Leave namespaces, unshare(2)."""
+    """Leave namespaces: unshare of section 2."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def mount(source: str, target: str, fstype: str | None, flags: int, data: str = "") -> None:
-    """One mount, mount(2)."""
+    """Make one mount: mount of section 2."""
     _check(
         _libc.mount(
             os.fsencode(source),
@@ -162,6 +166,29 @@ def enter(pid: int, user_ns: bool) -> None:
         _check(_libc.setns(fd, kind), "setns")
 
 
+def fill(target: str, free: int) -> None:
+    """Put a size-limited tmpfs over a directory, with a copy of what is in it."""
+    used = 0
+    for parent, _, names in os.walk(target):
+        for name in names:
+            size = os.lstat(f"{parent}/{name}").st_size
+            used += -(-size // PAGE) * PAGE
+    mode = os.stat(target).st_mode & 0o7777  # noqa: PTH116  # as small as it gets
+    # the old content stays reachable as the working directory, although it is covered
+    os.chdir(target)
+    # a tmpfs of size=0 would be unlimited
+    limits = f"size={max(PAGE, used + free)},mode={mode:o}"
+    mount("hpcscale-lab-full", target, "tmpfs", MS_NOSUID | MS_NODEV, limits)
+    shutil.copytree(".", target, symlinks=True, dirs_exist_ok=True)
+
+
+def unfill(target: str) -> None:
+    """Take the tmpfs away and copy what is in it to where it would have been."""
+    os.chdir(target)
+    _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
+    shutil.copytree(".", target, symlinks=True, dirs_exist_ok=True)
+
+
 def main(argv: list[str]) -> None:
     """Dispatch; see the module's docstring."""
     verb = argv[0]
@@ -177,13 +204,12 @@ def main(argv: list[str]) -> None:
             unshare_as_self(CLONE_NEWUTS, mode == "user")
             socket.sethostname(name)
         os.execv(argv[4], argv[4:])  # noqa: S606  # argv[3] is `--`
-    elif verb == "mount":
+    elif verb in {"fill", "unfill"}:
         enter(int(argv[1]), argv[2] == "user")
-        mount("hpcscale-lab-full", argv[3], "tmpfs", MS_NOSUID | MS_NODEV, f"size={argv[4]}")
-        os.chmod(argv[3], 0o1777)  # noqa: PTH101, S103  # as a scratch directory is
-    elif verb == "umount":
-        enter(int(argv[1]), argv[2] == "user")
-        _check(_libc.umount2(os.fsencode(argv[3]), MNT_DETACH), f"umount {argv[3]}")
+        if verb == "fill":
+            fill(argv[3], int(argv[4]))
+        else:
+            unfill(argv[3])
     else:
         raise SystemExit(f"unknown verb {verb}")
 

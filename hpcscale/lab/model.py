@@ -140,6 +140,7 @@ class SiteState:
         user_ns: the site lives in an unprivileged user namespace.
         ports: ``slurmctld``, ``slurmd`` (the first of a row), ``sshd``, ``slurmdbd``.
         clock_skew_s: offset of the controller's clock, by ``lab fault clock-skew``.
+        full: directories made full by ``lab fault disk-full``.
     """
 
     name: str
@@ -149,6 +150,7 @@ class SiteState:
     user_ns: bool = False
     ports: dict[str, int] = field(default_factory=dict)
     clock_skew_s: int = 0
+    full: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)

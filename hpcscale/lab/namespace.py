@@ -19,7 +19,15 @@ import hpcscale
 from hpcscale.errors import LabError
 from hpcscale.lab import _nsinit
 from hpcscale.lab.model import LabOptions, SitePaths, SiteState
-from hpcscale.lab.process import all_pids, find, inner_pid, kill, namespace, start_time, wait_until
+from hpcscale.lab.process import (
+    all_pids,
+    find,
+    inner_pid,
+    kill,
+    namespace_of,
+    start_time,
+    wait_until,
+)
 
 MARK = "HPCSCALE_LAB"
 # never covered, whatever a strange $HOME says: without these no daemon starts
@@ -145,7 +153,7 @@ def start_keeper(
         file.write_text(json.dumps(plan, indent=1))
         with (paths.log / "keeper.log").open("ab") as log:
             process = subprocess.Popen(
-                [helper_python(), "-I", "-S", str(paths.etc / "nsinit.py"), "keeper", str(file)],
+                [*_helper(paths), "keeper", str(file)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -186,8 +194,26 @@ def enter_argv(site: SiteState, cwd: Path) -> list[str]:
 
 def node_argv(paths: SitePaths, site: SiteState, node: str) -> list[str]:
     """The start of a command line that runs the rest of it under a node's own hostname."""
-    mode = "none" if site.keeper_pid is None else "user" if site.user_ns else "root"
-    return [helper_python(), "-I", "-S", str(paths.etc / "nsinit.py"), "node", node, mode, "--"]
+    return [*_helper(paths), "node", node, _mode_name(site), "--"]
+
+
+def fill_argv(paths: SitePaths, site: SiteState, target: Path, free_bytes: int) -> list[str]:
+    """The command line that makes a directory full, as processes of the site see it."""
+    pid = str(site.keeper_pid)
+    return [*_helper(paths), "fill", pid, _mode_name(site), str(target), str(free_bytes)]
+
+
+def unfill_argv(paths: SitePaths, site: SiteState, target: Path) -> list[str]:
+    """The undo of :func:`fill_argv`."""
+    return [*_helper(paths), "unfill", str(site.keeper_pid), _mode_name(site), str(target)]
+
+
+def _mode_name(site: SiteState) -> str:
+    return "none" if site.keeper_pid is None else "user" if site.user_ns else "root"
+
+
+def _helper(paths: SitePaths) -> list[str]:
+    return [helper_python(), "-I", "-S", str(paths.etc / "nsinit.py")]
 
 
 def keeper_alive(site: SiteState) -> bool:
@@ -206,9 +232,9 @@ def members(site: SiteState, paths: SitePaths) -> Iterator[int]:
         if not keeper_alive(site):
             return
         kind = "pid" if site.pid_ns else "mnt"
-        own = namespace(site.keeper_pid, kind)
+        own = namespace_of(site.keeper_pid, kind)
         for pid in all_pids():
-            if own is not None and namespace(pid, kind) == own:
+            if own is not None and namespace_of(pid, kind) == own:
                 yield pid
         return
     mark = f"{MARK}={paths.root.parent}:{paths.root.name}".encode()

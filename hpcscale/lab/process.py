@@ -104,7 +104,7 @@ def inner_pid(pid: int) -> int:
     return pid
 
 
-def namespace(pid: int | str, kind: str) -> str | None:
+def namespace_of(pid: int | str, kind: str) -> str | None:
     """Identity of a namespace of a process (``mnt``, ``uts``, ``pid``); None when unreadable."""
     try:
         return os.readlink(f"/proc/{pid}/ns/{kind}")  # noqa: PTH115  # a name, not a path

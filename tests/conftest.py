@@ -1,0 +1,26 @@
+"""Every test starts from the same empty environment; fixtures on real Slurm come from the lab."""
+
+import os
+
+import pytest
+
+pytest_plugins = ["hpcscale.lab.pytest_plugin"]
+
+# what would change hpcscale's or Slurm's behaviour behind a test's back
+PREFIXES = ("HPCSCALE_", "SLURM_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_",
+            "SCANCEL_", "XDG_")  # fmt: skip
+KEPT = {"HPCSCALE_STRICT_SLURM"}
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch, tmp_path):
+    """No setting of the developer's reaches a test, and no test writes into the real home."""
+    for name in list(os.environ):
+        if name.startswith(PREFIXES) and name not in KEPT:
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HPCSCALE_ETC_DIR", str(tmp_path / "etc"))
+    monkeypatch.setenv("HPCSCALE_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("HPCSCALE_STATE_DIR", str(tmp_path / "state"))

@@ -1,0 +1,313 @@
+"""Copying to and from a run's directory on a site: code, inputs and secrets there, results back.
+
+A run's directory, seen by the site's login node and by all its nodes::
+
+    RUN_DIR/script.sh  logs/  events/  inputs/N  outputs/N  code/  checkpoint/  secrets/SUBMISSION/
+
+What is copied is named ``code``, ``inputs/N``, ``outputs/N`` or ``checkpoint``: the same name here,
+in the ledger and as the path below RUN_DIR. Nothing is removed here, ever; there only what a
+refused submission had just made.
+"""
+
+import contextlib
+import os
+import secrets as random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError, UnreachableError
+from hpcscale.slurm.transport import Transport
+
+if TYPE_CHECKING:
+    import tarfile
+
+CODE = "code"
+CHECKPOINT = "checkpoint"
+SUBDIRS = ("logs", "events", "inputs", "outputs")
+COPY_TIMEOUT_S = 3600.0
+MAX_CODE_BYTES = 2 * 1024**3
+# never part of a program, and often larger than it
+CODE_EXCLUDED = frozenset(
+    {".git", ".hg", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+)
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What came back.
+
+    Attributes:
+        files: local paths that were written.
+        skipped: site paths that were not brought, each with the reason.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def make_run_dir(transport: Transport, run_dir: str) -> None:
+    """Make a run's directory and those in it, for this user alone.
+
+    Raises:
+        HpcscaleError: the site's state directory cannot be written.
+    """
+    dirs = [run_dir, *(f"{run_dir}/{name}" for name in SUBDIRS)]
+    if transport.is_local:
+        try:
+            for directory in dirs:
+                os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103 # text paths of a site
+        except OSError as exc:
+            raise _unwritable(transport, run_dir, exc.strerror or str(exc)) from exc
+        return
+    done = transport.run(["install", "-d", "-m", "700", "--", *dirs])
+    if done.returncode:
+        raise _unwritable(transport, run_dir, done.stderr.strip())
+
+
+def _unwritable(transport: Transport, run_dir: str, why: str) -> HpcscaleError:
+    return HpcscaleError(
+        f"the run's directory cannot be made: {why}",
+        where=f"{transport.name}:{run_dir}",
+        hint="check `state_dir` and the room left: hpcscale site check",
+    )
+
+
+def remove_run_dir(transport: Transport, run_dir: str, run_id: str) -> None:
+    """Remove what a refused submission had made; failures are no news.
+
+    ``run_id`` guards: a directory that does not end in it is never removed.
+    """
+    if PurePosixPath(run_dir).parts[-2:] != ("runs", run_id):
+        return
+    with contextlib.suppress(HpcscaleError):
+        transport.run(["rm", "-rf", "--", run_dir])
+
+
+def put_secrets(
+    transport: Transport, run_dir: str, submission_id: str, values: Mapping[str, bytes]
+) -> None:
+    """Write each secret to its own 0600 file; the script reads it and removes it at its end."""
+    if not values:
+        return
+    directory = f"{run_dir}/secrets/{submission_id}"
+    done = transport.run(["install", "-d", "-m", "700", "--", f"{run_dir}/secrets", directory])
+    if done.returncode:
+        raise _unwritable(transport, directory, done.stderr.strip())
+    for name, value in values.items():
+        transport.put_bytes(value, f"{directory}/{name}", mode=0o600)
+
+
+def remove_secrets(transport: Transport, run_dir: str, submission_id: str) -> None:
+    """Remove the secrets of a submission whose script will not do it; failures are no news."""
+    with contextlib.suppress(HpcscaleError):
+        transport.run(["rm", "-rf", "--", f"{run_dir}/secrets/{submission_id}"])
+
+
+def check_local(staged: Mapping[str, str]) -> None:
+    """Whether everything that must be copied is here and readable.
+
+    Raises:
+        NotFoundError: something is not here.
+        InvalidFileError: the code directory is larger than code is.
+    """
+    for name, path in staged.items():
+        local = Path(path)
+        if name == CODE:
+            if not local.is_dir():
+                raise NotFoundError(
+                    f"the code directory {path} does not exist", hint="code = DIR in the job file"
+                )
+            size = sum(f.stat().st_size for f in _walk(local) if f.is_file())
+            if size > MAX_CODE_BYTES:
+                raise InvalidFileError(
+                    f"the code directory holds {size / 1024**3:.1f} GB: too much to copy as code",
+                    where=path,
+                    hint="set code = DIR to the program alone; name data with --input NAME=PATH",
+                )
+        elif name.startswith("inputs/"):
+            input_name = name.removeprefix("inputs/")
+            if not local.exists():
+                raise NotFoundError(
+                    f"input {input_name!r} does not exist: {path}",
+                    hint=f"--input {input_name}=PATH of an existing file or directory",
+                )
+            if not os.access(local, os.R_OK):
+                raise InvalidFileError(f"input {input_name!r} cannot be read", where=path)
+
+
+def stage_in(transport: Transport, run_dir: str, staged: Mapping[str, str]) -> None:
+    """Copy code, inputs and an existing checkpoint into the run's directory.
+
+    Raises:
+        HpcscaleError: a file cannot be read here or written there.
+    """
+    for name, path in staged.items():
+        local = Path(path)
+        if name.startswith("outputs/") or (name == CHECKPOINT and not local.is_dir()):
+            continue  # these begin empty; the script makes them
+        target = f"{run_dir}/{name}"
+        if local.is_dir():
+            _put_tree(transport, local, target, exclude=CODE_EXCLUDED if name == CODE else ())
+        else:
+            transport.put_file(local, target)
+
+
+def _put_tree(
+    transport: Transport, local: Path, target: str, exclude: frozenset[str] | tuple[()] = ()
+) -> None:
+    """Copy a directory as one tar file: a single transfer, however many files it has."""
+    import tarfile
+
+    archive = f"{target}.{random.token_hex(4)}.tar"
+    try:
+        with tempfile.NamedTemporaryFile(prefix="hpcscale-", suffix=".tar") as packed:
+            with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                _pack(tar, local, exclude)
+            packed.flush()
+            transport.put_file(Path(packed.name), archive, mode=0o600)
+    except OSError as exc:
+        raise HpcscaleError(f"cannot be packed: {exc}", where=str(local)) from exc
+    try:
+        for argv in (
+            ["mkdir", "-p", "--", target],
+            ["tar", "-xf", archive, "-C", target, "--no-same-owner"],
+        ):
+            done = transport.run(argv, timeout_s=COPY_TIMEOUT_S)
+            if done.returncode:
+                raise HpcscaleError(
+                    f"{local} was not copied: {done.stderr.strip()[:300]}",
+                    where=f"{transport.name}:{target}",
+                    hint="is there room? hpcscale site check",
+                )
+    finally:
+        with contextlib.suppress(HpcscaleError):
+            transport.run(["rm", "-f", "--", archive])
+
+
+def _pack(tar: "tarfile.TarFile", root: Path, exclude: frozenset[str] | tuple[()]) -> None:
+    real_root = root.resolve()
+    for path in _walk(root, exclude):
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            # a link that leaves the tree means nothing on the site: its file goes along instead
+            if not path.resolve().is_relative_to(real_root) and path.is_file():
+                info = tar.gettarinfo(str(path.resolve()), name)
+                with path.open("rb") as source:
+                    tar.addfile(info, source)
+                continue
+            tar.add(path, name, recursive=False)
+        elif path.is_dir() or path.is_file():
+            tar.add(path, name, recursive=False)
+        # sockets, pipes and devices are no data
+
+
+def _walk(root: Path, exclude: frozenset[str] | tuple[()] = CODE_EXCLUDED) -> Iterator[Path]:
+    """Files, links and directories below ``root``, sorted, links not followed."""
+    for directory, names, files in os.walk(root):
+        names[:] = sorted(n for n in names if n not in exclude)
+        here = Path(directory)
+        for name in [*names, *sorted(files)]:
+            yield here / name
+
+
+def fetch_results(
+    transport: Transport, run_dir: str, staged: Mapping[str, str], logs_to: Path
+) -> Fetched:
+    """Bring outputs, checkpoint and logs of a run back. Files that are here already are skipped.
+
+    Args:
+        transport: of the site.
+        run_dir: on the site.
+        staged: name -> local path, as submitted.
+        logs_to: local directory of the logs; made as needed.
+
+    Raises:
+        UnreachableError: the site went away; call again, it goes on from there.
+    """
+    result = Fetched()
+    wanted = {k: Path(v) for k, v in staged.items() if k.startswith("outputs/") or k == CHECKPOINT}
+    wanted["logs"] = logs_to
+    for name, local in wanted.items():
+        _get_tree(transport, f"{run_dir}/{name}", local, result)
+    return result
+
+
+def _get_tree(transport: Transport, remote: str, local: Path, result: Fetched) -> None:
+    # -P: links are listed, not followed. NUL-separated: a name may hold anything else.
+    listing = transport.run(
+        ["find", "-P", remote, "-printf", r"%y\0%s\0%T@\0%P\0%l\0"], timeout_s=COPY_TIMEOUT_S
+    )
+    fields = listing.stdout.split("\0")[:-1]
+    for kind, size, changed, name, link in zip(*(fields[i::5] for i in range(5)), strict=True):
+        here = local / name if name else local
+        there = f"{remote}/{name}" if name else remote
+        if "\ufffd" in name or ".." in PurePosixPath(name).parts:
+            result.skipped.append(f"{there}: its name cannot be used here")
+            continue
+        try:
+            if kind == "d":
+                here.mkdir(parents=True, exist_ok=True)
+            elif kind == "l":
+                _link(here, name, link)
+            elif kind == "f":
+                if _same(here, int(size), float(changed)):
+                    continue
+                here.parent.mkdir(parents=True, exist_ok=True)
+                transport.get_file(there, here)
+                os.utime(here, (float(changed), float(changed)))
+                result.files.append(here)
+        except UnreachableError:
+            raise
+        except NotFoundError:
+            result.skipped.append(f"{there}: gone meanwhile")
+        except (HpcscaleError, OSError) as exc:
+            result.skipped.append(f"{there}: {exc}")
+
+
+def _same(here: Path, size: int, changed: float) -> bool:
+    try:
+        stat = here.stat()
+    except OSError:
+        return False
+    return stat.st_size == size and abs(stat.st_mtime - changed) < 1e-3
+
+
+def _link(here: Path, name: str, link: str) -> None:
+    """Make a symbolic link that stays inside; any other would point somewhere else here."""
+    inside = os.path.normpath(PurePosixPath(name).parent / link)
+    if not name or link.startswith("/") or inside.startswith(".."):
+        raise HpcscaleError("a link that leads elsewhere")
+    here.parent.mkdir(parents=True, exist_ok=True)
+    temporary = here.with_name(f".{here.name}.{random.token_hex(4)}")
+    temporary.symlink_to(link)
+    temporary.replace(here)
+
+
+def read_text_files(transport: Transport, paths: Sequence[str], pattern: str) -> dict[str, str]:
+    """Content of all files whose names match ``pattern`` below directories, by one command.
+
+    Args:
+        transport: of the site.
+        paths: directories there; those that do not exist are passed over.
+        pattern: shell wildcard of the file's name.
+
+    Returns:
+        Path -> content. Only for small one-line files.
+    """
+    found: dict[str, str] = {}
+    for start in range(0, len(paths), 500):
+        part = paths[start : start + 500]
+        done = transport.run(["grep", "-rHsZ", "-e", "", f"--include={pattern}", "--", *part])
+        if done.returncode > 2:  # 1: nothing found; 2: some directory is not there
+            raise UnreachableError(
+                f"the runs' event files cannot be read: {done.stderr.strip()[:200]}",
+                where=transport.name,
+            )
+        for line in done.stdout.splitlines():
+            path, nul, text = line.partition("\0")
+            if nul:
+                found[path] = found.get(path, "") + text
+    return found

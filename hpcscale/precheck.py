@@ -9,8 +9,8 @@ import difflib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -139,9 +139,13 @@ def check(spec: JobSpec, site: Site, facts: SiteFacts) -> list[Problem]:
             )
     if problems:
         return problems
-    verdicts = [_partition(spec, facts.partitions[name], facts) for name in names]
+    verdicts = [_partition(spec, facts.partitions[name]) for name in names]
     if all(verdicts):
         problems += verdicts[0]
+        # a partition that takes the whole request is better advice than a smaller request
+        roomy = [p.name for p in facts.partitions.values() if not _partition(spec, p)]
+        if roomy:
+            problems = [replace(p, fits=f"--partition={roomy[0]}") for p in problems]
     return problems + _accounting(spec, site, facts) + _array(spec, facts)
 
 
@@ -152,104 +156,50 @@ def _partitions_asked(spec: JobSpec, site: Site, facts: SiteFacts) -> list[str]:
     return [name for name, known in facts.partitions.items() if known.default][:1]
 
 
-def _partition(spec: JobSpec, there: PartitionFacts, facts: SiteFacts) -> list[Problem]:
-    """What does not fit one partition."""
+def _partition(spec: JobSpec, there: PartitionFacts) -> list[Problem]:
+    """What does not fit one partition, each with the nearest smaller request."""
     want = spec.resources
     problems: list[Problem] = []
-    others = [p for p in facts.partitions.values() if p.name != there.name]
 
-    def where(fits: Iterable[PartitionFacts]) -> str:
-        names = [p.name for p in fits]
-        return f"--partition={names[0]}" if names else ""
+    def add(option: str, asked: str, have: str, fits: str) -> None:
+        problems.append(Problem(option, f"{asked} asked for; {have}", fits))
 
-    most_nodes = _most_nodes(there)
+    limits = [n for n in (there.total_nodes or None, there.max_nodes) if n is not None]
+    most_nodes = min(limits, default=None)
     if most_nodes is not None and want.nodes > most_nodes:
-        roomy = [p for p in others if (_most_nodes(p) or want.nodes) >= want.nodes]
-        problems.append(
-            Problem(
-                "--nodes",
-                f"{want.nodes} nodes asked for; partition {there.name} gives at most {most_nodes}",
-                where(roomy) or f"--nodes={most_nodes}",
-            )
-        )
-    if want.gpus_per_node > there.gpus_per_node:
-        problems.append(_too_many_gpus(spec, there, where, others, most_nodes))
-    cpus = (want.tasks_per_node or 1) * (want.cpus_per_task or 1)
+        have = f"partition {there.name} gives at most {most_nodes}"
+        add("--nodes", f"{want.nodes} nodes", have, f"--nodes={most_nodes}")
+    gpus = there.gpus_per_node
+    if want.gpus_per_node > gpus:
+        # the same number of GPUs on more nodes, where that comes out even
+        nodes, rest = divmod(want.nodes * want.gpus_per_node, gpus or 1)
+        fits = f"--gpus-per-node={gpus}" if gpus else ""
+        if gpus and not rest and (most_nodes is None or nodes <= most_nodes):
+            fits = f"--nodes={nodes} {fits}"
+        have = f"nodes of {there.name} have {gpus or 'none'}"
+        add("--gpus-per-node", f"{want.gpus_per_node} GPUs per node", have, fits)
+    tasks = want.tasks_per_node or 1
+    cpus = tasks * (want.cpus_per_task or 1)
     if there.cpus_per_node and cpus > there.cpus_per_node:
-        problems.append(
-            Problem(
-                "--cpus-per-task",
-                f"{cpus} CPUs per node asked for; nodes of {there.name} have {there.cpus_per_node}",
-                where(p for p in others if p.cpus_per_node >= cpus)
-                or f"--cpus-per-task={max(1, there.cpus_per_node // (want.tasks_per_node or 1))}",
-            )
-        )
+        have = f"nodes of {there.name} have {there.cpus_per_node}"
+        fits = f"--cpus-per-task={max(1, there.cpus_per_node // tasks)}"
+        add("--cpus-per-task", f"{cpus} CPUs per node", have, fits)
     mem_mb = (want.mem_gb or 0) * 1024
     if there.mem_mb_per_node and mem_mb > there.mem_mb_per_node:
-        problems.append(
-            Problem(
-                "--mem",
-                f"{want.mem_gb:g} GB per node asked for; nodes of {there.name} have "
-                f"{there.mem_mb_per_node / 1024:.4g} GB",
-                where(p for p in others if p.mem_mb_per_node >= mem_mb)
-                or f"--mem={there.mem_mb_per_node}M",
-            )
-        )
+        have = f"nodes of {there.name} have {there.mem_mb_per_node / 1024:.4g} GB"
+        add("--mem", f"{want.mem_gb:g} GB per node", have, f"--mem={there.mem_mb_per_node}M")
     limit_s, most_s = want.time_limit_s, there.max_time_s
     if limit_s is not None and most_s is not None and limit_s > most_s:
-        longer = (p for p in others if p.max_time_s is None or p.max_time_s >= limit_s)
-        problems.append(
-            Problem(
-                "--time",
-                f"{format_duration(limit_s)} asked for; partition {there.name} allows "
-                f"{format_duration(most_s)}",
-                where(longer) or f"--time={format_duration(most_s)}",
-            )
-        )
+        have = f"partition {there.name} allows {format_duration(most_s)}"
+        add("--time", format_duration(limit_s), have, f"--time={format_duration(most_s)}")
     for option, asked, allowed in (
         ("--account", spec.account, there.allow_accounts),
         ("--qos", spec.qos, there.allow_qos),
     ):
         if asked and allowed is not None and asked not in allowed:
-            problems.append(
-                Problem(
-                    option,
-                    f"partition {there.name} does not take {asked!r}; it takes {_listed(allowed)}",
-                    f"{option}={allowed[0]}" if allowed else "",
-                )
-            )
+            have = f"partition {there.name} takes {_listed(allowed)}"
+            add(option, repr(asked), have, f"{option}={allowed[0]}" if allowed else "")
     return problems
-
-
-def _most_nodes(there: PartitionFacts) -> int | None:
-    """Nodes that one job can have there; None when unknown."""
-    limits = [n for n in (there.total_nodes or None, there.max_nodes) if n is not None]
-    return min(limits) if limits else None
-
-
-def _too_many_gpus(
-    spec: JobSpec,
-    there: PartitionFacts,
-    where: Callable[[Iterable[PartitionFacts]], str],
-    others: list[PartitionFacts],
-    most_nodes: int | None,
-) -> Problem:
-    want = spec.resources
-    have = there.gpus_per_node
-    fits = where(p for p in others if p.gpus_per_node >= want.gpus_per_node)
-    if have and not fits:
-        total = want.nodes * want.gpus_per_node
-        nodes = -(-total // have)
-        if total % have == 0 and (most_nodes is None or nodes <= most_nodes):
-            fits = f"--nodes={nodes} --gpus-per-node={have}"
-        else:
-            fits = f"--gpus-per-node={have}"
-    return Problem(
-        "--gpus-per-node",
-        f"{want.gpus_per_node} GPUs per node asked for; "
-        f"nodes of {there.name} have {have or 'none'}",
-        fits,
-    )
 
 
 def _accounting(spec: JobSpec, site: Site, facts: SiteFacts) -> list[Problem]:

@@ -88,6 +88,8 @@ def job(partition=None, array=None, account=None, qos=None, **resources):
         ),
         (job(gpus_per_node=17), "--gpus-per-node", "have 4", "--gpus-per-node=4"),
         (job("cpu", gpus_per_node=1), "--gpus-per-node", "cpu have none", "--partition=gpu"),
+        # the CPU partition has the nodes, and no GPUs: no advice
+        (job(nodes=5, gpus_per_node=1), "--nodes", "at most 4", "--nodes=4"),
         (
             job(tasks_per_node=8, cpus_per_task=8),
             "--cpus-per-task",
@@ -106,8 +108,13 @@ def job(partition=None, array=None, account=None, qos=None, **resources):
             "8-00:00:00 asked for; partition gpu allows 7-00:00:00",
             "--partition=long",
         ),
-        (job("closed", account="me"), "--account", "does not take 'me'; it takes root", None),
-        (job("closed", qos="x"), "--qos", "it takes high, low", "--qos=high"),
+        (
+            job("closed", account="me"),
+            "--account",
+            "'me' asked for; partition closed takes root",
+            "--partition=gpu",
+        ),
+        (job("closed", qos="x"), "--qos", "takes high, low", "--partition=gpu"),
         (job(array="0-1001"), "--array", "index 1001 asked for; the largest here is 1000", None),
     ],
 )

@@ -34,10 +34,11 @@ ALLOWED: dict[str, set[str]] = {
     "slurm": {"errors", "units", "slurm.types"},
     "clock": {"errors", "units", "slurm"},
     "connect": {"errors", "site", "slurm", "clock"},
-    "precheck": _DECIDING,
+    "precheck": _ACTING,
     # memory, then acts
     "ledger_schema": {"errors"},
-    "ledger": {"errors", "units", "settings", "spec", "slurm.types", "ledger_schema"},
+    "ledger_rows": {"errors", "units", "spec", "slurm.types", "ledger_schema"},
+    "ledger": _DECIDING | {"settings", "ledger_schema", "ledger_rows"},
     "submit": _ACTING | {"ledger", "precheck"},
     "observe": _ACTING | {"ledger"},
     "survey": _ACTING | {"precheck"},

@@ -10,6 +10,7 @@
     │   └── NotThisJobError        4   the id names another job now: the act was not done
     ├── UnreachableError           5   no answer: site, controller, ssh or a time-out (transient)
     │   ├── HostKeyError           5   the host key is unknown or changed (not transient)
+    │   ├── NotSentError           5   no answer, and the request certainly never left
     │   └── SubmitUnknownError     5   sbatch gave no answer: the job may or may not exist
     ├── JobFailedError             6   the job itself ended badly (`hpcscale wait`)
     ├── BurstRefusedError          7   policy, budget or data rule says no
@@ -85,6 +86,10 @@ class HostKeyError(UnreachableError):
     """The server's host key is unknown or differs from the pinned one."""
 
     transient = False
+
+
+class NotSentError(UnreachableError):
+    """No answer, and the request never reached the site's controller: nothing was done there."""
 
 
 class SubmitUnknownError(UnreachableError):

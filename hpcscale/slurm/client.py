@@ -50,6 +50,8 @@ class SlurmClient(Protocol):
 
         With ``ids`` None: all of ``user``'s jobs (default: the remote user's own). A job that
         squeue does not list is absent from the answer: that means UNKNOWN, not COMPLETED.
+        ``Answer.of(id)`` gives the records of an id, also of an array's or a het job's base id.
+        Raises NotFoundError when there is no such user.
         """
 
     def history(self, ids: Sequence[JobId], *, since: dt.datetime) -> Answer:
@@ -59,7 +61,12 @@ class SlurmClient(Protocol):
         """
 
     def show(self, job_id: JobId) -> JobStatus | None:
-        """One job by ``scontrol show job``; None when Slurm says the id is invalid."""
+        """One job with all fields, ``exc_nodes`` too; None when Slurm says the id is invalid.
+
+        A requeue sets ``submit_time`` anew: to verify that it is still the same job compare the
+        submission id in ``comment`` and ``user``, and ``submit_time`` exactly only while
+        ``restarts`` is what it was.
+        """
 
     def update(self, job_id: JobId, fields: Mapping[str, str]) -> bool:
         """``scontrol update``; False when Slurm refused. Re-read the job for the verdict."""

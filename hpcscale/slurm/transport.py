@@ -51,8 +51,21 @@ class Transport(Protocol):
     ) -> Completed:
         """Run one command; a non-zero exit is returned, not raised.
 
-        ``env`` adds variables. ``SBATCH_*``, ``SQUEUE_*``, ``SINFO_*``, ``SALLOC_*``, ``SLURM_*``
-        other than ``SLURM_CONF`` never reach the command; ``SLURM_TIME_FORMAT=%s`` always does.
+        A command that does not exist gives 127, as in a shell.
+
+        Args:
+            argv: the command; a name without a slash is looked up on the PATH there.
+            stdin: sent to it; None is an empty input.
+            env: variables to add (visible to others on that machine: no secrets). The place's own
+                ``SBATCH_*``, ``SQUEUE_*``, ``SLURM_*`` … never reach the command, but for
+                ``SLURM_CONF``.
+            cwd: directory to start in; default this process's own, or the remote home.
+            timeout_s: the whole process group is killed after it.
+
+        Raises:
+            NotSentError: the place could not be reached: the command did not run.
+            UnreachableError: no answer in time; whether it ran is unknown.
+            NotFoundError: ``cwd`` does not exist.
         """
 
     def put_file(self, local: Path, remote: str, *, mode: int | None = None) -> None:
@@ -71,17 +84,33 @@ class Transport(Protocol):
         """Drop connections."""
 
 
-_STRIPPED = ("SBATCH_", "SQUEUE_", "SINFO_", "SALLOC_", "SRUN_", "SLURM_", "SACCT_", "SCONTROL_")
+STRIPPED_PREFIXES = (
+    "SBATCH_",
+    "SQUEUE_",
+    "SINFO_",
+    "SALLOC_",
+    "SRUN_",
+    "SLURM_",
+    "SACCT_",
+    "SCONTROL_",
+    "SCANCEL_",
+    "SPRIO_",
+    "SSHARE_",
+)
+KEPT_VARIABLE = "SLURM_CONF"
 
 
 def slurm_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without what would change Slurm's commands behind our back.
 
     ``SBATCH_PARTITION`` in somebody's .bashrc would otherwise override the script's directives
-    (sbatch(1), INPUT ENVIRONMENT VARIABLES).
+    (sbatch(1), INPUT ENVIRONMENT VARIABLES). Nothing is added but ``extra``: sbatch hands its
+    environment on to jobs.
     """
-    env = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(_STRIPPED)}
-    env["SLURM_TIME_FORMAT"] = "%s"
-    env["LC_ALL"] = "C.UTF-8"
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name == KEPT_VARIABLE or not name.startswith(STRIPPED_PREFIXES)
+    }
     env.update(extra or {})
     return env

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hpcscale.units import JobId
 
@@ -66,10 +66,12 @@ class JobStatus:
     """One job (or array element) as Slurm told it.
 
     Attributes:
-        job_id: the element or job; a wholly pending array is reported by its base id with
+        job_id: the element or job; the pending rest of an array is reported by its base id with
             ``array_pending`` set to Slurm's text, such as ``0-99%4``.
         state: ours; ``raw_state`` keeps Slurm's own word.
-        exit_code: ``(code, signal)`` once known.
+        exit_code: ``(code, signal)`` once the state is terminal.
+        exc_nodes: by ``show`` only (squeue's ``--Format`` has no such field).
+        submit_time: a requeue sets it anew (seen on 22.05), so an equal time means the same start.
         source: ``squeue`` or ``sacct`` or ``scontrol``.
         observed_at: aware UTC, this machine's clock.
     """
@@ -132,6 +134,7 @@ class SiteFacts:
         qos: this user's QOS names; None likewise.
         max_array_size: slurm.conf MaxArraySize; the largest index is one less.
         fetched_at: aware UTC.
+        notes: what could not be asked, and why; the fields concerned keep their defaults.
     """
 
     version: str
@@ -143,6 +146,7 @@ class SiteFacts:
     max_array_size: int = 1001
     has_accounting: bool = False
     config: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +161,34 @@ class Answer:
 
     jobs: dict[str, JobStatus]
     complete: bool
+
+    def of(self, job_id: JobId) -> list[JobStatus]:
+        """Records of a job: itself, or of a base id all its array elements or het components.
+
+        The pending rest of an array stands for each of its elements.
+        """
+        if (exact := self.jobs.get(str(job_id))) is not None and not exact.array_pending:
+            return [exact]
+        if job_id.array_task is not None:
+            rest = self.jobs.get(str(job_id.base))
+            if rest is not None and in_array(rest.array_pending, job_id.array_task):
+                return [replace(rest, job_id=job_id, array_pending="")]
+            return []
+        if job_id.het_offset is not None:
+            return []
+        return [status for status in self.jobs.values() if status.job_id.base == job_id.base]
+
+
+def in_array(pending: str, task: int) -> bool:
+    """Whether ``pending``, such as ``1,4-9:2%3``, holds this index."""
+    if not pending:
+        return False
+    for part in pending.partition("%")[0].split(","):
+        span, _, step = part.partition(":")
+        first, dash, last = span.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            continue  # "..." where Slurm cut the text
+        low, high = int(first), int(last or first)
+        if low <= task <= high and (task - low) % int(step or 1) == 0:
+            return True
+    return False

@@ -79,9 +79,17 @@ class TransportConfig(_Frozen, frozen=True, kw_only=True):
     """How to reach the site's login node.
 
     Attributes:
+        kind: ``local`` runs the commands here; ``ssh`` connects by itself; ``openssh`` uses the
+            user's ssh(1) with its configuration and open connections (sites that ask for a second
+            factor).
+        host: the login node.
+        port: of its sshd.
+        user: the name there; default the name here.
+        identity_file: private key; default what the agent and ``~/.ssh`` offer.
         known_hosts: file that pins the host key; default ``~/.ssh/known_hosts``.
         slurm_conf: value of ``SLURM_CONF`` for every Slurm command there.
         slurm_bin: directory of the Slurm commands when they are not on PATH.
+        connect_timeout_s: longest wait for the login node.
     """
 
     kind: TransportKind = TransportKind.LOCAL
@@ -99,8 +107,16 @@ class Partition(_Frozen, frozen=True, kw_only=True):
     """What the profile knows of a partition; the live controller's word wins in ``site check``.
 
     Attributes:
-        max_time: Slurm duration; None is unlimited or unknown.
+        nodes: how many it has.
+        gpus_per_node: when it differs from the site's.
+        gpu_type: as in GRES, such as ``h100``.
+        cpus_per_node: as Slurm counts them.
+        mem_gb_per_node: memory that jobs can have of a node.
+        max_time: longest time limit, a Slurm duration; left out when unlimited or unknown.
+        default: the controller's own default partition.
+        preemptible: its jobs may be stopped for others.
         gpu_hour_usd: price of a GPU-hour here when it differs from the site's.
+        note: for people.
     """
 
     nodes: int | None = None
@@ -128,10 +144,12 @@ class FabricVariable(_Frozen, frozen=True, kw_only=True):
     A stronger layer may write just ``NAME = "value"``: its own file is the source then.
 
     Attributes:
+        value: what is exported.
         source: URL, document or file that asks for it.
-        as_of: the day the source was read; None for a value set by the user's own layers.
+        as_of: the day the source was read; not asked of the user's own layers.
         status: ``run`` or ``documented, not run``.
         example: the value is the source's example and must be replaced with the site's own.
+        note: for people.
     """
 
     value: str
@@ -147,8 +165,9 @@ class Fabric(_Frozen, frozen=True, kw_only=True):
 
     Attributes:
         kind: ``infiniband``, ``efa``, ``ethernet`` or ``loopback``.
-        env: what the renderer exports; nothing else is.
+        env: variables that jobs get; a job gets no others of the fabric.
         forbidden: variable -> why it is not to be set here, by the sources (lint reports it).
+        note: for people.
     """
 
     kind: str
@@ -166,7 +185,12 @@ class ContainerRuntime(enum.StrEnum):
 
 
 class Container(_Frozen, frozen=True, kw_only=True):
-    """The site's container runtime and what a container needs of the host."""
+    """The site's container runtime and what a container needs of the host.
+
+    Attributes:
+        runtime: what starts containers in a job step.
+        mounts: ``host:container`` directories that every container gets.
+    """
 
     runtime: ContainerRuntime = ContainerRuntime.NONE
     mounts: tuple[str, ...] = ()
@@ -177,6 +201,8 @@ class Price(_Frozen, frozen=True, kw_only=True):
 
     Attributes:
         gpu_hour_usd: dollars for one GPU for one hour.
+        source: who says so.
+        as_of: the day it was valid.
     """
 
     gpu_hour_usd: Decimal
@@ -185,7 +211,12 @@ class Price(_Frozen, frozen=True, kw_only=True):
 
 
 class DataRules(_Frozen, frozen=True, kw_only=True):
-    """Where data would be, and what the site may hold."""
+    """Where data would be, and what the site may hold.
+
+    Attributes:
+        regions: where the site's storage stands.
+        tags: kinds of data that may go there, such as ``public``.
+    """
 
     regions: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -208,7 +239,15 @@ class BurstTarget(_Frozen, frozen=True, kw_only=True):
 
 
 class Software(_Frozen, frozen=True, kw_only=True):
-    """A named environment, as this site provides it; the parts are applied in this order."""
+    """A named environment, as this site provides it; the parts are applied in this order.
+
+    Attributes:
+        modules: names for ``module load``.
+        venv: directory of a Python virtual environment there.
+        conda: name or directory of a conda environment there.
+        image: container image there.
+        note: for people.
+    """
 
     modules: tuple[str, ...] = ()
     venv: str | None = None
@@ -218,7 +257,12 @@ class Software(_Frozen, frozen=True, kw_only=True):
 
 
 class Launch(_Frozen, frozen=True, kw_only=True):
-    """Options that the site's nodes want on every srun line."""
+    """Options that the site's nodes want on every srun line.
+
+    Attributes:
+        srun_args: put on every srun line of a rendered script.
+        cpus_per_gpu: CPUs that go with a GPU when the job does not say.
+    """
 
     srun_args: tuple[str, ...] = ("--kill-on-bad-exit=1", "--wait=60")
     cpus_per_gpu: int | None = None
@@ -228,15 +272,23 @@ class Site(_Frozen, frozen=True, kw_only=True):
     """One place where jobs run.
 
     Attributes:
+        name: the file's name without ``.toml``.
+        title: one line for people.
         as_of: the day the profile was last checked.
         state_dir: directory on the site, seen by its login node and all its nodes, where scripts,
             logs, staged files and claims live; ``~`` and ``$USER`` are expanded there.
         shared_dirs: directories that this machine and the site's nodes see at the same path (a
             local site's shared file system): code, inputs and outputs below them are used in
             place, all others are copied to and from the site.
+        default_partition: used when a job names none.
+        account: likewise.
+        qos: likewise.
+        gpus_per_node: of the nodes that jobs with GPUs run on.
+        gpu_type: as in GRES, such as ``h100``.
         keep_env: variables that ``--export`` lets through in spite of NONE.
         env: exported in every job.
         directives: extra ``#SBATCH`` options for every job, such as ``constraint = "gpu"``.
+        note: for people.
     """
 
     name: str

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from hpcscale.cli._output import emit_json, emit_table, json_option
+from hpcscale.cli._output import emit_json, emit_table, json_option, notice
 
 set_option: Callable[[Any], Any] = click.option(
     "--set",
@@ -97,6 +97,75 @@ def show(name: str, origin: bool, overrides: tuple[str, ...], as_json: bool) -> 
         for key, text in _flat(msgspec.to_builtins(loaded.site))
     ]
     emit_table(["KEY", "VALUE", *(["ORIGIN"] if origin else [])], rows)
+
+
+@command.command()
+@click.argument("name")
+@click.option(
+    "--probe-job/--no-probe-job",
+    default=None,
+    help="Run a job of some seconds on one node, to see the state directory from there. "
+    "Default: yes, except on a burst target, where it boots (and bills) a node.",
+)
+@set_option
+@json_option
+@click.pass_context
+def check(
+    ctx: click.Context,
+    name: str,
+    probe_job: bool | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Prove that a site works: connection, Slurm, partitions, GPUs, state directory, clock.
+
+    Exit code 0 when all is well, 1 when a check fails, 5 when nobody answers.
+    """
+    from hpcscale.connect import connect
+    from hpcscale.errors import HpcscaleError, UnreachableError
+    from hpcscale.site import load_site, require_host
+    from hpcscale.survey import Verdict, survey
+
+    site = load_site(name, overrides).site
+    require_host(site)
+    connection = connect(site)
+    try:
+        checks = list(
+            survey(
+                connection,
+                probe_job=not site.burst.target if probe_job is None else probe_job,
+            )
+        )
+    finally:
+        connection.close()
+    failed = [c for c in checks if c.verdict is Verdict.FAIL]
+    if as_json:
+        emit_json(
+            {
+                "site": name,
+                "ok": not failed,
+                "checks": [
+                    {
+                        "name": c.name,
+                        "verdict": c.verdict,
+                        "message": c.message,
+                        "hint": c.hint,
+                    }
+                    for c in checks
+                ],
+            }
+        )
+    else:
+        emit_table(
+            ["CHECK", "VERDICT", "WHAT WAS SEEN"],
+            [[c.name, c.verdict.value, c.message] for c in checks],
+        )
+        for c in checks:
+            if c.hint and c.verdict is not Verdict.OK:
+                notice(f"{c.name}: {c.hint}")
+    if failed:
+        silent = any(c.unreachable for c in failed)
+        ctx.exit(UnreachableError.exit_code if silent else HpcscaleError.exit_code)
 
 
 def _flat(value: Any, at: str = "") -> list[tuple[str, str]]:

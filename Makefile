@@ -62,6 +62,7 @@ format: setup
 
 docs: setup
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/site_config.py
 	$(BIN)/pytest -q tests/unit/test_docs.py
 
 bench: setup

@@ -170,7 +170,8 @@ def _partition(spec: JobSpec, there: PartitionFacts) -> list[Problem]:
         have = f"partition {there.name} gives at most {most_nodes}"
         add("--nodes", f"{want.nodes} nodes", have, f"--nodes={most_nodes}")
     gpus = there.gpus_per_node
-    if want.gpus_per_node > gpus:
+    # no CPUs means that nothing is known of its nodes
+    if there.cpus_per_node and want.gpus_per_node > gpus:
         # the same number of GPUs on more nodes, where that comes out even
         nodes, rest = divmod(want.nodes * want.gpus_per_node, gpus or 1)
         fits = f"--gpus-per-node={gpus}" if gpus else ""

@@ -16,6 +16,7 @@ _PAIR = re.compile(r"(?:^|\s)([A-Za-z]\w*)=(\S*)")
 _SETTING = re.compile(r"^(\w+)\s*=\s?(.*?)\s*$", re.MULTILINE)
 _KEPT_SETTINGS = frozenset(
     {
+        "AccountingStorageEnforce",
         "AccountingStorageType",
         "AuthInfo",
         "ClusterName",

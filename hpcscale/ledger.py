@@ -288,7 +288,13 @@ class Ledger:
                 run.run_id,
                 submission_id,
                 "attempt.submitting",
-                {"site": site, "number": number, "role": role.value},
+                {
+                    "site": site,
+                    "number": number,
+                    "role": role.value,
+                    "host": os.uname().nodename,
+                    "pid": os.getpid(),
+                },
             )
         return self.attempt(submission_id)
 
@@ -305,6 +311,9 @@ class Ledger:
             state=JobState.PENDING.value,
             last_state=JobState.PENDING.value,
             seen_at=stamp(utc_now()),
+            reason="",
+            end_time=None,
+            ended=0,
         )
 
     def set_submit_unknown(self, attempt: Attempt, why: str) -> Attempt:

@@ -1,0 +1,352 @@
+"""The only caller of sbatch; the command line, the executor and the handover come through here.
+
+Order: check, read secrets, write the ledger row, stage, sbatch, note the answer. The row stands
+before sbatch is called, and the submission id goes along in the job's comment, so whatever happens
+in between (a time-out, a kill, a power cut) the job is found again and never submitted twice.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcscale import staging
+from hpcscale.connect import Connection
+from hpcscale.cost import estimate, time_limit_s
+from hpcscale.errors import (
+    HpcscaleError,
+    InvalidFileError,
+    NotFoundError,
+    NotSentError,
+    RefusedError,
+    SubmitUnknownError,
+    UsageError,
+)
+from hpcscale.ledger import Attempt, Ledger, Role, Run, new_run_id, new_submission_id
+from hpcscale.precheck import explain_refusal, require_fit
+from hpcscale.render import RenderedJob
+from hpcscale.site import Site
+from hpcscale.slurm.types import JobState
+from hpcscale.spec import JobSpec, SecretSource
+from hpcscale.units import JobId, JobRef
+from hpcscale.verify import comment_with
+
+MAX_SECRET_BYTES = 64 * 1024
+_DEPENDENCY_TYPES = frozenset(
+    {"after", "afterany", "afterok", "afternotok", "aftercorr", "afterburstbuffer"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job that Slurm has taken.
+
+    Attributes:
+        ref: ``site:id``.
+        script: its text.
+        array_size: elements; None when it is no array.
+        run_dir: the run's directory on the site; logs are in its ``logs``.
+        notices: what the user should know.
+    """
+
+    ref: JobRef
+    site: str
+    script: str
+    submission_id: str
+    array_size: int | None
+    run_id: str
+    run_dir: str
+    attempt: Attempt
+    notices: tuple[str, ...] = ()
+
+
+def submit(
+    rendered: RenderedJob,
+    site: Site,
+    connection: Connection,
+    ledger: Ledger,
+    *,
+    run: Run | None = None,
+    role: Role = Role.ONPREM,
+    cwd: str | None = None,
+    timeout_s: float = 60.0,
+) -> Submission:
+    """Submit a rendered job.
+
+    Args:
+        rendered: from ``render(spec, site)``.
+        site: the same site.
+        connection: to it.
+        ledger: where the run is kept.
+        run: for a further attempt of a run; a new run otherwise.
+        role: why this attempt exists.
+        cwd: where the user stands; default the current directory.
+        timeout_s: of sbatch.
+
+    Raises:
+        RefusedError: by our checks or by sbatch; nothing was submitted, nothing is left there.
+        SubmitUnknownError: no answer: the job may exist. ``observe`` tells later; do not repeat.
+        NotFoundError, InvalidFileError: a secret or something to be copied cannot be read.
+        UnreachableError: the site cannot be reached; nothing was submitted.
+        StateError: the ledger cannot be written; nothing was submitted.
+    """
+    spec = rendered.spec
+    require_fit(spec, site)
+    secrets = read_secrets(spec.secrets)
+    staging.check_local(rendered.staged)
+    dependency, notices = resolve_dependency(spec, site.name, ledger)
+
+    run_id = run.run_id if run else new_run_id()
+    submission_id = new_submission_id()
+    run_dir = f"{connection.state_dir}/runs/{run_id}"
+    comment = comment_with(user_comment(spec), submission_id)
+    cost = estimate(spec, site)
+    if run is None:
+        run = ledger.new_run(spec, site=site.name, cwd=cwd, run_id=run_id)
+    attempt = ledger.new_attempt(
+        run,
+        site=site.name,
+        submission_id=submission_id,
+        script=rendered.script,
+        script_sha256=rendered.sha256,
+        run_dir=run_dir,
+        comment=comment,
+        role=role,
+        num_nodes=spec.resources.nodes,
+        gpus=cost.gpus // (spec.array_size or 1),
+        time_limit_s=time_limit_s(spec, site),
+        array_size=spec.array_size,
+        gpu_hour_usd=cost.gpu_hour_usd,
+        staged=rendered.staged,
+    )
+    options = sbatch_options(rendered, run_dir, comment, dependency)
+    try:
+        staging.make_run_dir(connection.transport, run_dir)
+        connection.transport.put_bytes(rendered.script.encode(), f"{run_dir}/script.sh", mode=0o700)
+        staging.stage_in(connection.transport, run_dir, rendered.staged)
+        staging.put_secrets(connection.transport, run_dir, submission_id, secrets)
+    except BaseException as exc:  # a Ctrl-C during a long copy as well: sbatch was not called
+        _undo(connection, ledger, attempt, f"not submitted: {exc or type(exc).__name__}")
+        raise
+    try:
+        job_id = connection.client.sbatch(
+            rendered.script, options, [submission_id, run_dir], timeout_s=timeout_s
+        )
+    except RefusedError as exc:
+        _undo(connection, ledger, attempt, exc.message)
+        raise explain_refusal(exc, spec, site, connection.client) from exc
+    except NotSentError as exc:
+        _undo(connection, ledger, attempt, f"not submitted: {exc.message}")
+        raise
+    except BaseException as exc:
+        ledger.set_submit_unknown(attempt, str(exc) or type(exc).__name__)
+        if not isinstance(exc, HpcscaleError):
+            raise
+        raise SubmitUnknownError(
+            f"sbatch gave no answer: the job may or may not exist ({exc.message})",
+            where=f"site {site.name}",
+            hint=f"do not submit again; hpcscale status {run.run_id} tells once the site answers",
+        ) from exc
+    attempt = ledger.set_submitted(attempt, job_id)
+    return Submission(
+        ref=JobRef(site.name, job_id),
+        site=site.name,
+        script=rendered.script,
+        submission_id=submission_id,
+        array_size=spec.array_size,
+        run_id=run.run_id,
+        run_dir=run_dir,
+        attempt=attempt,
+        notices=(*rendered.notices, *notices),
+    )
+
+
+def _undo(connection: Connection, ledger: Ledger, attempt: Attempt, why: str) -> None:
+    """Leave nothing on the site of an attempt that Slurm does not have."""
+    others = [
+        a
+        for a in ledger.attempts(attempt.run_id)
+        if a.site == attempt.site
+        and a.submission_id != attempt.submission_id
+        and a.state is not JobState.REFUSED
+    ]
+    if others:  # the directory holds their results
+        staging.remove_secrets(connection.transport, attempt.run_dir, attempt.submission_id)
+    else:
+        staging.remove_run_dir(connection.transport, attempt.run_dir, attempt.run_id)
+    ledger.set_refused(attempt, why)
+
+
+def sbatch_options(
+    rendered: RenderedJob, run_dir: str, comment: str, dependency: str | None
+) -> list[str]:
+    """Options that belong to this submission; all that belongs to the job is in the script."""
+    log = "%A_%a.log" if rendered.spec.array_size is not None else "%j.log"
+    options = [
+        *rendered.options,
+        f"--comment={comment}",
+        f"--output={run_dir}/logs/{log}",
+        "--open-mode=append",
+        f"--chdir={run_dir}",
+    ]
+    names = (
+        {option for _, option, _ in rendered.spec.script.directives}
+        if (rendered.spec.script)
+        else set()
+    )
+    if names & {"e", "error"} or "error" in rendered.spec.directives:
+        options.append(f"--error={run_dir}/logs/{log}")  # one log, whatever the script asks for
+    if dependency:
+        options.append(f"--dependency={dependency}")
+    return options
+
+
+def user_comment(spec: JobSpec) -> str | None:
+    """The user's own ``--comment``, from the spec, else from the script's directives."""
+    if spec.comment:
+        return spec.comment
+    if spec.directives.get("comment"):
+        return spec.directives["comment"]
+    for _, option, value in reversed(spec.script.directives if spec.script else ()):
+        if option == "comment" and value:
+            return value
+    return None
+
+
+def read_secrets(sources: Mapping[str, SecretSource]) -> dict[str, bytes]:
+    """Values of secrets, read now and kept nowhere.
+
+    Raises:
+        NotFoundError: a variable or file is not there.
+        InvalidFileError: a file cannot be read, is empty or is no secret's size.
+    """
+    values: dict[str, bytes] = {}
+    for name, source in sources.items():
+        if source.kind == "env":
+            text = os.environ.get(source.name)
+            if not text:
+                raise NotFoundError(
+                    f"secret {name}: the variable {source.name} is "
+                    + ("not set" if text is None else "empty"),
+                    hint=f"export {source.name}=…  or --secret {name}=file:PATH",
+                )
+            value = text.encode("utf-8", "surrogateescape")
+        else:
+            path = Path(source.name).expanduser()
+            try:
+                value = path.read_bytes()
+            except FileNotFoundError:
+                raise NotFoundError(
+                    f"secret {name}: no file {path}", hint=f"--secret {name}=file:PATH"
+                ) from None
+            except OSError as exc:
+                raise InvalidFileError(
+                    f"secret {name}: cannot be read: {exc.strerror}", where=str(path)
+                ) from exc
+        if b"\0" in value or not value.strip() or len(value) > MAX_SECRET_BYTES:
+            raise InvalidFileError(
+                f"secret {name}: empty, longer than {MAX_SECRET_BYTES // 1024} KB or no text",
+                where=source.name,
+            )
+        values[name] = value
+    return values
+
+
+def resolve_dependency(
+    spec: JobSpec, site: str, ledger: Ledger
+) -> tuple[str | None, tuple[str, ...]]:
+    """Slurm's ``--dependency`` of the ``--after`` terms, and notices.
+
+    A term is ``[TYPE:]JOB[:JOB…]`` with a JOB as in ``Ledger.resolve`` (or a job of the site that
+    the ledger does not know, as ``site:123`` or ``123``), or ``singleton``. TYPE is ``afterok``
+    unless given.
+
+    Raises:
+        UsageError: a term cannot be read, or names a job at another site.
+        RefusedError: it can never be satisfied.
+    """
+    terms: list[str] = []
+    notices: list[str] = []
+    for term in spec.after:
+        if term == "singleton":
+            terms.append(term)
+            continue
+        kind, rest = _split_term(term)
+        for job in _split_jobs(rest):
+            job_id = _dependency_job(kind, job, site, ledger, notices)
+            if job_id is not None:
+                terms.append(f"{kind}:{job_id}")
+    if spec.after and (own := _own_dependency(spec)):
+        terms.insert(0, own)  # ours on the command line would replace the script's
+    return ",".join(terms) or None, tuple(notices)
+
+
+def _own_dependency(spec: JobSpec) -> str | None:
+    if spec.directives.get("dependency"):
+        return spec.directives["dependency"]
+    for _, option, value in reversed(spec.script.directives if spec.script else ()):
+        if option in {"dependency", "d"}:
+            return value
+    return None
+
+
+def _split_term(term: str) -> tuple[str, str]:
+    kind, colon, rest = term.partition(":")
+    return (kind, rest) if colon and kind in _DEPENDENCY_TYPES else ("afterok", term)
+
+
+def _split_jobs(text: str) -> Sequence[str]:
+    """``onprem:1:r2:3`` -> ``onprem:1``, ``r2``, ``3``: a number belongs to the word before it."""
+    jobs: list[str] = []
+    for word in text.split(":"):
+        if jobs and word[:1].isdigit() and not jobs[-1][:1].isdigit() and ":" not in jobs[-1]:
+            jobs[-1] += f":{word}"
+        else:
+            jobs.append(word)
+    return jobs
+
+
+def _dependency_job(
+    kind: str, text: str, site: str, ledger: Ledger, notices: list[str]
+) -> JobId | None:
+    where = f"--after {kind}:{text}"
+    try:
+        found = ledger.resolve(text)
+    except NotFoundError:
+        other, _, number = text.rpartition(":")
+        try:
+            foreign = JobId.parse(number)
+        except ValueError:
+            raise UsageError(
+                f"no job {text!r} in the ledger", where=where, hint="--after afterok:RUN_ID"
+            ) from None
+        if other and other != site:
+            raise _elsewhere(where, text, other, site) from None
+        return foreign
+    attempt = found.attempt
+    if attempt.site != site:
+        raise _elsewhere(where, text, attempt.site, site)
+    if attempt.ended:
+        # Slurm forgets ended jobs and refuses to depend on them: the ledger remembers
+        good = attempt.state is JobState.COMPLETED
+        if (kind == "afterok" and not good) or (kind == "afternotok" and good):
+            raise RefusedError(
+                f"it ended {attempt.state.value}: the dependency can never be satisfied",
+                where=where,
+                hint=f"hpcscale logs {attempt.run_id}",
+            )
+        notices.append(f"{where}: it has ended {attempt.state.value} already")
+        return None
+    if attempt.job_id is None:
+        raise RefusedError(
+            "Slurm has given it no id yet", where=where, hint=f"hpcscale status {attempt.run_id}"
+        )
+    return JobId(attempt.job_id.base, found.task)
+
+
+def _elsewhere(where: str, text: str, there: str, site: str) -> UsageError:
+    return UsageError(
+        f"{text!r} runs at {there}, and Slurm at {site} cannot wait for it",
+        where=where,
+        hint=f"hpcscale wait {text} && hpcscale submit …, or --site {there}",
+    )

@@ -1,0 +1,238 @@
+"""Speed against its promises, side by side in one run. `make bench`; exit 1 when one is broken.
+
+    help      CPU of `hpcscale --help` at most 1.5 times that of a bare click program
+    submit    CPU of `hpcscale submit` of a 2-node job at most 1.25 times that of the shortest
+              script that submits it with submitit's AutoExecutor
+    status    `hpcscale status` of 1,000 jobs: one squeue, and at most squeue's own time + 0.3 s
+
+Name some to run only those. Medians; results go to tests/benchmarks/results/, dated.
+"""
+
+import datetime as dt
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measure import alternate
+
+HERE = Path(__file__).resolve().parent
+HPCSCALE = str(Path(sys.executable).with_name("hpcscale"))
+
+BARE_CLICK = """
+import click
+
+@click.group()
+@click.version_option("1.0", prog_name="bare")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug):
+    "A program with as many commands as hpcscale."
+{commands}
+if __name__ == "__main__":
+    main()
+"""
+
+BARE_COMMAND = """
+@main.command()
+@click.option("--json", is_flag=True, help="Print JSON.")
+def {name}(json):
+    "Does {name}."
+"""
+
+SUBMITIT = """
+import submitit, subprocess, sys
+executor = submitit.AutoExecutor(folder=sys.argv[1], cluster="slurm")
+executor.update_parameters(nodes=2, timeout_min=10, slurm_partition="gpu")
+job = executor.submit(subprocess.check_call, ["true"])
+print(job.job_id)
+"""
+
+STATUS_JOBS = 1000
+
+
+def bench_help(work: Path) -> dict[str, Any]:
+    """`hpcscale --help` against a bare click program with as many commands."""
+    from hpcscale.cli import COMMANDS
+
+    program = work / "bare.py"
+    commands = "".join(BARE_COMMAND.format(name=f"verb{i}") for i in range(len(COMMANDS)))
+    program.write_text(BARE_CLICK.format(commands=commands))
+    series = alternate(
+        {"hpcscale": [HPCSCALE, "--help"], "click": [sys.executable, str(program), "--help"]}, 20
+    )
+    ratio = series["hpcscale"].cpu / series["click"].cpu
+    return {
+        "what": "CPU of `hpcscale --help` / CPU of a bare click program",
+        "value": round(ratio, 3),
+        "at_most": 1.5,
+        "ok": ratio <= 1.5,
+        "series": {name: s.as_dict() for name, s in series.items()},
+    }
+
+
+def bench_submit(work: Path, env: dict[str, str]) -> dict[str, Any]:
+    """`hpcscale submit` against submitit's AutoExecutor, both on the lab's on-prem site."""
+    script = work / "with_submitit.py"
+    script.write_text(SUBMITIT)
+
+    def cancel(_: str, __: str) -> None:
+        # a full queue would slow down whoever comes second
+        subprocess.run(["scancel", "--user", str(os.getuid())], env=env, check=True, timeout=30)
+
+    series = alternate(
+        {
+            "hpcscale": [
+                HPCSCALE, "submit", "--site", "lab-onprem", "--partition", "gpu", "--nodes", "2",
+                "--time", "10", "--", "true",
+            ],
+            "submitit": [sys.executable, str(script), str(work / "submitit")],
+        },
+        15,
+        env=env,
+        after=cancel,
+    )  # fmt: skip
+    ratio = series["hpcscale"].cpu / series["submitit"].cpu
+    return {
+        "what": "CPU of `hpcscale submit` / CPU of submitit's AutoExecutor, 2 nodes",
+        "value": round(ratio, 3),
+        "at_most": 1.25,
+        "aim": 0.95,
+        "ok": ratio <= 1.25,
+        "series": {name: s.as_dict() for name, s in series.items()},
+    }
+
+
+def fill(env: dict[str, str]) -> None:
+    """Submit STATUS_JOBS held jobs through the library: its ledger then knows each of them."""
+    os.environ.update(env)
+    from hpcscale.connect import connect
+    from hpcscale.ledger import Ledger
+    from hpcscale.render import render
+    from hpcscale.site import load_site
+    from hpcscale.spec import JobSpec, Resources
+    from hpcscale.submit import submit
+
+    site = load_site("lab-onprem").site
+    spec = JobSpec(
+        command=("true",),
+        name="held",
+        partition="gpu",
+        resources=Resources(time_limit_s=600),
+        directives={"hold": None},
+    )
+    rendered = render(spec, site)
+    connection = connect(site)
+    try:
+        ledger = Ledger.open()
+        for _ in range(STATUS_JOBS):
+            submit(rendered, site, connection, ledger)
+    finally:
+        connection.close()
+
+
+def bench_status(work: Path, env: dict[str, str]) -> dict[str, Any]:
+    """`hpcscale status` of 1,000 pending jobs against one squeue of the same."""
+    begin = dt.datetime.now(dt.UTC)
+    fill(env)
+    filled_s = (dt.datetime.now(dt.UTC) - begin).total_seconds()
+
+    # a squeue that counts its calls stands first on PATH
+    calls = work / "calls"
+    shim = work / "bin" / "squeue"
+    shim.parent.mkdir()
+    real = shutil.which("squeue", path=env["PATH"])
+    shim.write_text(f'#!/bin/sh\necho call >> "{calls}"\nexec "{real}" "$@"\n')
+    shim.chmod(0o755)
+    counted = {**env, "PATH": f"{shim.parent}:{env['PATH']}"}
+    from measure import once
+
+    _, _, output = once([HPCSCALE, "status", "--json"], counted)
+    squeue_calls = len(calls.read_text().splitlines())
+    seen = output.count('"submission_id"')
+
+    series = alternate(
+        {
+            "hpcscale": [HPCSCALE, "status"],
+            "squeue": ["squeue", "--user", str(os.getuid()), "--format", "%i|%T|%r|%V|%S|%N|%k|%j"],
+        },
+        7,
+        env=env,
+    )
+    extra = series["hpcscale"].wall - series["squeue"].wall
+    return {
+        "what": f"wall time of `hpcscale status` of {STATUS_JOBS} jobs less squeue's own",
+        "value": round(extra, 3),
+        "at_most": 0.3,
+        "squeue_calls": squeue_calls,
+        "jobs_seen": seen,
+        "filled_s": round(filled_s, 1),
+        "ok": extra <= 0.3 and squeue_calls == 1 and seen >= STATUS_JOBS,
+        "series": {name: s.as_dict() for name, s in series.items()},
+    }
+
+
+def slurm_version(env: dict[str, str]) -> str:
+    done = subprocess.run(
+        ["sbatch", "--version"], env=env, capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()
+
+
+def main() -> int:
+    wanted = sys.argv[1:] or ["help", "submit", "status"]
+    work = Path(tempfile.mkdtemp(prefix="hpcscale-bench-", dir="/tmp"))
+    results: dict[str, Any] = {}
+    lab = None
+    env = dict(os.environ)
+    # Slurm's own variables of whoever calls must not steer either side
+    env = {k: v for k, v in env.items() if not k.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))}
+    try:
+        if set(wanted) & {"submit", "status"}:
+            from hpcscale.lab import Lab
+
+            lab = Lab.up(work / "lab")
+            env.update(lab.env())
+        if "help" in wanted:
+            results["help"] = bench_help(work)
+        if "submit" in wanted:
+            results["submit"] = bench_submit(work, env)
+        if "status" in wanted:
+            results["status"] = bench_status(work, env)
+        version = slurm_version(env) if lab else None
+    finally:
+        if lab:
+            subprocess.run(["scancel", "--user", str(os.getuid())], env=env, check=False)
+            lab.down()
+        shutil.rmtree(work, ignore_errors=True)
+
+    for name, result in results.items():
+        verdict = "ok" if result["ok"] else "TOO SLOW"
+        print(f"{name:8} {result['value']:.3f} (at most {result['at_most']})  {verdict}")
+        for who, series in result["series"].items():
+            print(
+                f"         {who:10} CPU {series['cpu_median_s']:.3f} s,"
+                f" wall {series['wall_median_s']:.3f} s"
+            )
+    now = dt.datetime.now(dt.UTC)
+    document = {
+        "at": now.isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "slurm": version,
+        "cores": os.cpu_count(),
+        "load": [round(v, 1) for v in os.getloadavg()],
+        "results": results,
+    }
+    path = HERE / "results" / f"{now:%Y-%m-%d}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"results: {path}")
+    return 0 if all(r["ok"] for r in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

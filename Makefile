@@ -61,6 +61,7 @@ format: setup
 	$(BIN)/ruff format .
 
 docs: setup
+	$(BIN)/python docs/site_config.py
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/site_config.py
 	$(BIN)/pytest -q tests/unit/test_docs.py

@@ -123,11 +123,10 @@ def check(
     """
     from hpcscale.connect import connect
     from hpcscale.errors import HpcscaleError, UnreachableError
-    from hpcscale.site import load_site, require_host
+    from hpcscale.site import load_site
     from hpcscale.survey import Verdict, survey
 
     site = load_site(name, overrides).site
-    require_host(site)
     connection = connect(site)
     try:
         checks = list(

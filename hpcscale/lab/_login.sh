@@ -38,10 +38,11 @@ for token in "$faults"/token.*; do
             "$shell" -c "$command" >"$faults/reply.$$" 2>&1
             echo "rc $? after: $command" >>"$faults/cut.log"
             if [ "$mode" = hang ]; then
+                # a stopped sshd does not notice that the command has ended
                 cut_connection STOP
-                exec sleep 86400
+            else
+                cut_connection KILL
             fi
-            cut_connection KILL
             ;;
     esac
     exit 255

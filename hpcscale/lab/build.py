@@ -10,7 +10,16 @@ from pathlib import Path
 
 from hpcscale.errors import LabError
 from hpcscale.lab import _power, config, daemons, namespace
-from hpcscale.lab.model import CLOUD, ONPREM, SITES, LabOptions, LabState, SiteState, node_names
+from hpcscale.lab.model import (
+    CLOUD,
+    ONPREM,
+    SITES,
+    STATE_DIR,
+    LabOptions,
+    LabState,
+    SiteState,
+    node_names,
+)
 from hpcscale.lab.process import SYSTEM_PATH, find, run
 
 # below the range that the kernel hands out for outgoing connections
@@ -81,6 +90,7 @@ def make_trees(state: LabState, options: LabOptions) -> None:
         key = paths.etc / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(1024))
+        (paths.scratch / STATE_DIR).mkdir()
         (paths.etc / "dev").mkdir()
         for i in range(options.gpus):
             (paths.etc / "dev" / f"nvidia{i}").symlink_to("/dev/null")
@@ -91,8 +101,6 @@ def make_trees(state: LabState, options: LabOptions) -> None:
             shadow = paths.etc / "shadow"
             shadow.touch(mode=0o600)
             shadow.write_text("root:*:19000:0:99999:7:::\n")
-    (state.paths(ONPREM).scratch / "hpcscale").mkdir()
-    (state.paths(CLOUD).scratch / "hpcscale").mkdir()
     _make_keys(state)
 
 
@@ -148,9 +156,10 @@ def _write_cloud(
     (paths.etc / "sshd_config").write_text(
         config.sshd_config(text, path_env, Path(sftp) if sftp else None)
     )
-    login = paths.etc / "login"
-    login.write_text((Path(__file__).parent / "_login.sh").read_text())
-    login.chmod(0o755)
+    for source, name in (("_login.sh", "login"), ("_prolog.sh", "prolog-slurmctld")):
+        program = paths.etc / name
+        program.write_text((Path(__file__).parent / source).read_text())
+        program.chmod(0o755)
     (paths.run / "ssh-cut").mkdir()
     public = (paths.etc / "ssh_host_ed25519_key.pub").read_text().split()
     known = state.directory / "ssh" / "known_hosts"
@@ -174,8 +183,8 @@ def _write_cloud(
             indent=1,
         )
     )
-    for program in ("resume", "suspend", "resume-fail"):
-        command = [namespace.helper_python(), "-I", "-S", str(paths.etc / "power.py"), program]
-        script = paths.etc / program
+    for verb in ("resume", "suspend", "resume-fail"):
+        command = [namespace.helper_python(), "-I", "-S", str(paths.etc / "power.py"), verb]
+        script = paths.etc / verb
         script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$1" </dev/null\n')
         script.chmod(0o755)

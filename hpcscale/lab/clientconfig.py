@@ -7,7 +7,7 @@ bundled ``lab-onprem`` and ``lab-cloud`` cannot know (ports, keys, directories o
 import json
 from pathlib import Path
 
-from hpcscale.lab.model import CLOUD, ONPREM, SITES, LabState
+from hpcscale.lab.model import CLOUD, ONPREM, SITES, STATE_DIR, LabState
 
 
 def _toml(table: dict[str, str | int | list[str]]) -> str:
@@ -41,7 +41,7 @@ def write_overlays(state: LabState) -> None:
     for name in SITES:
         scratch = state.paths(name).scratch
         top: dict[str, str | int | list[str]] = {
-            "state_dir": str(scratch / "hpcscale"),
+            "state_dir": str(scratch / STATE_DIR),
             "gpus_per_node": options.gpus,
         }
         if name == ONPREM:

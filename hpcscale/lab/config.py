@@ -172,6 +172,8 @@ def _cloud(config: SiteConfig) -> list[str]:
         f"ResumeProgram={config.paths.etc}/resume",
         f"SuspendProgram={config.paths.etc}/suspend",
         f"ResumeFailProgram={config.paths.etc}/resume-fail",
+        # see _prolog.sh: else a job on booting nodes starts at slurmctld's next 30 s tick only
+        f"PrologSlurmctld={config.paths.etc}/prolog-slurmctld",
         f"ResumeTimeout={resume_timeout_s}",
         f"SuspendTimeout={config.real_s(5, 3)}",
         f"SuspendTime={options.suspend_time_s}",

@@ -326,14 +326,19 @@ class Site:
         kind = PortTakenError if "ddress already in use" in text else LabError
         raise kind(f"slurmctld does not answer:\n{text}", where=self.name)
 
-    def start_node(self, node: str) -> None:
-        """One slurmd, under its own hostname."""
+    def start_node(self, node: str, *, booted: bool = False) -> None:
+        """One slurmd, under its own hostname.
+
+        Args:
+            node: its name.
+            booted: the node comes from a boot: what ran on it is gone.
+        """
         self.start(
             f"slurmd.{node}",
             [
                 *namespace.node_argv(self.paths, self.state, node),
                 _program("slurmd"),
-                *(["-b"] if self.name == CLOUD else []),
+                *(["-b"] if booted or self.name == CLOUD else []),
                 "-N",
                 node,
                 "-f",

@@ -78,17 +78,31 @@ def node_crash(lab: Lab, node: str, *, keep_stepd: bool = False) -> None:
     if not wait_until(lambda: all(start_time(pid) is None for pid in doomed), 10):
         raise LabError(f"processes of {node} do not end", where=site.name)
     (site.paths.run / f"slurmd.{node}.pid").unlink(missing_ok=True)
+    if not keep_stepd:
+        _lost_power(site, node).touch()
+
+
+def _lost_power(site: Site, node: str) -> Path:
+    return site.paths.run / f"{node}.lost-power"
 
 
 def node_restart(lab: Lab, node: str) -> None:
     """Start a crashed node again and wait until its controller takes it back.
+
+    What ran on a node that lost its power is gone: its jobs end with NODE_FAIL, and batch jobs are
+    requeued. (The controller would find out by itself, but only some 20 s after a job's start.)
 
     Raises:
         LabError: no such node, or it does not come back.
     """
     site = _site_of(lab, node)
     if site.pid_of(f"slurmd.{node}") is None:
-        site.start_node(node)
+        mark = _lost_power(site, node)
+        if mark.exists():
+            update = ["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost power"]
+            site.exec(update, check=True)
+        site.start_node(node, booted=mark.exists())
+        mark.unlink(missing_ok=True)
     _revive(site, node)
 
 

@@ -12,6 +12,8 @@ ONPREM = "lab-onprem"
 CLOUD = "lab-cloud"
 SITES = (ONPREM, CLOUD)
 NODE_PREFIX = {ONPREM: "onprem", CLOUD: "cloud"}
+# not "hpcscale": a directory of that name in the working directory would be importable
+STATE_DIR = "hpcscale-state"
 STATE_FILE = "lab.json"
 # sun_path of unix(7) holds 107 bytes; the longest socket is <dir>/lab-onprem/run/munge.sock
 MAX_DIR_BYTES = 78

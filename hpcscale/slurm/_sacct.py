@@ -56,6 +56,7 @@ def options(
     start = max(0, int(since.timestamp()))
     columns = ",".join(FIELDS)
     return ["--noheader", "--parsable", f"--delimiter={delimiter}", "--duplicates", "--allocations",
+            f"--starttime=uts{start}", f"--format={columns}", *choice]  # fmt: skip
 
 
 def parse(

@@ -1,0 +1,168 @@
+"""What ssh transports share: one command line for any login shell, and files through commands.
+
+The login shell may be bash, zsh, tcsh or fish, and its start-up files may export anything. So it is
+given one ``exec /bin/sh -c …`` whose words are single-quoted and hold no newline, backslash or
+``!`` of ours; that sh drops Slurm's variables before it starts the command.
+"""
+
+import secrets
+import shlex
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from hpcscale.errors import HpcscaleError, NotFoundError, UnreachableError
+from hpcscale.slurm.transport import (
+    DEFAULT_TIMEOUT_S,
+    KEPT_VARIABLE,
+    STRIPPED_PREFIXES,
+    Completed,
+)
+
+GRACE_S = 8.0  # the answer to a killed command's end may need this much more
+_KILL_AFTER_S = 3
+_NO_CWD = 119
+
+_UNSET = (
+    "unset HPCSCALE_NONE $(awk 'BEGIN{for(v in ENVIRON){"
+    f'if(v=="{KEPT_VARIABLE}")continue;'
+    f"if(v~/^({'|'.join(STRIPPED_PREFIXES)})[A-Za-z0-9_]*$/)print v}}}}' </dev/null)"
+)
+_SCRIPT = (
+    f'{_UNSET}; if [ -n "$1" ]; then cd -- "$1" || exit {_NO_CWD}; fi; '
+    f'shift; exec timeout -k {_KILL_AFTER_S} "$@"'
+)
+
+
+class RawResult(NamedTuple):
+    """A finished remote command, undecoded."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+def command_line(
+    argv: Sequence[str], env: Mapping[str, str] | None, cwd: str | None, timeout_s: float
+) -> str:
+    """The one line that the login shell gets."""
+    settings = [f"{name}={value}" for name, value in (env or {}).items()]
+    runner = [f"{timeout_s:g}", "env", *settings] if settings else [f"{timeout_s:g}"]
+    return "exec " + shlex.join(["/bin/sh", "-c", _SCRIPT, "sh", cwd or "", *runner, *argv])
+
+
+class RemoteShell:
+    """Base of the ssh transports: ``run`` and files on top of ``_exec``."""
+
+    name: str
+    is_local = False
+
+    def _exec(self, line: str, stdin: bytes | None, timeout_s: float) -> RawResult:
+        """Send one line to the login shell and wait for its end.
+
+        Raises:
+            NotSentError: it was not sent.
+            UnreachableError: it may have been, but there is no answer.
+        """
+        raise NotImplementedError
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Completed:
+        """Run one command there; ``timeout(1)`` there kills it even when the connection is cut."""
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        raw = self._run_raw(argv, data, env, cwd, timeout_s)
+        return Completed(
+            tuple(argv),
+            raw.returncode,
+            raw.stdout.decode("utf-8", "replace"),
+            raw.stderr.decode("utf-8", "replace"),
+        )
+
+    def _run_raw(
+        self,
+        argv: Sequence[str],
+        stdin: bytes | None,
+        env: Mapping[str, str] | None,
+        cwd: str | None,
+        timeout_s: float,
+    ) -> RawResult:
+        began = time.monotonic()
+        line = command_line(argv, env, cwd, timeout_s)
+        raw = self._exec(line, stdin, timeout_s + _KILL_AFTER_S + GRACE_S)
+        if raw.returncode == _NO_CWD and cwd:
+            raise NotFoundError(f"directory {cwd} does not exist on {self.name}")
+        ended_by_timeout = raw.returncode in {124, 128 + signal.SIGKILL}
+        if ended_by_timeout and time.monotonic() - began >= timeout_s:
+            raise UnreachableError(
+                f"{argv[0]} gave no answer within {timeout_s:g} s and was killed",
+                where=self.name,
+                hint="try again; is the Slurm controller up? (scontrol ping)",
+            )
+        return raw
+
+    # ---- files ----
+
+    def put_file(self, local: Path, remote: str, *, mode: int | None = None) -> None:
+        """Copy a file by a temporary name and a rename."""
+        wanted = local.stat().st_mode & 0o777 if mode is None else mode
+        self.put_bytes(local.read_bytes(), remote, mode=wanted)
+
+    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o644) -> None:
+        """Write a file by a temporary name and a rename; its mode is set before its content."""
+        script = (
+            'umask 077; : > "$1" && chmod "$3" "$1" && cat > "$1" && mv -fT -- "$1" "$2" || '
+            '{ rm -f -- "$1"; exit 1; }'
+        )
+        temporary = f"{remote}.{secrets.token_hex(4)}.tmp"
+        argv = ["/bin/sh", "-c", script, "sh", temporary, remote, f"{mode:o}"]
+        raw = self._run_raw(argv, data, {"LC_ALL": "C"}, None, _file_timeout_s(len(data)))
+        if raw.returncode != 0:
+            self._file_failed(f"cannot write {remote}", raw)
+
+    def get_file(self, remote: str, local: Path) -> None:
+        """Copy a file to ``local``, by a temporary name and a rename."""
+        data = self.read_bytes(remote)
+        temporary = local.with_name(f"{local.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(local)
+        except OSError as exc:
+            temporary.unlink(missing_ok=True)
+            raise HpcscaleError(f"cannot write {local}: {exc.strerror}") from exc
+
+    def read_bytes(self, remote: str, *, offset: int = 0, limit: int | None = None) -> bytes:
+        """Bytes ``offset`` up to ``offset + limit`` of a file."""
+        script = 'exec < "$1" || exit 1; tail -c "+$2"'
+        words = ["sh", remote, str(offset + 1)]
+        if limit is not None:
+            script += ' | head -c "$3"'
+            words.append(str(limit))
+        argv = ["/bin/sh", "-c", script, *words]
+        raw = self._run_raw(argv, None, {"LC_ALL": "C"}, None, _file_timeout_s(0))
+        if raw.returncode != 0:
+            self._file_failed(f"cannot read {remote}", raw)
+        return raw.stdout
+
+    def close(self) -> None:
+        """Drop connections."""
+
+    def _file_failed(self, what: str, raw: RawResult) -> NoReturn:
+        text = raw.stderr.decode("utf-8", "replace").strip().splitlines()
+        reason = text[0] if text else f"exit code {raw.returncode}"
+        missing = "No such file" in reason or "nonexistent" in reason or "cannot open" in reason
+        kind = NotFoundError if missing else HpcscaleError
+        raise kind(f"{what}: {reason.rpartition(': ')[2]}", where=self.name)
+
+
+def _file_timeout_s(size: int) -> float:
+    """Half a minute, and a second for each 256 KiB."""
+    return max(120.0, DEFAULT_TIMEOUT_S + size / 262_144)

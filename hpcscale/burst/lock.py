@@ -6,16 +6,18 @@ compare-and-set in the ledger. So a stale lock may be taken over as soon as it i
 
 * same host, same boot, and the process is gone (or its id belongs to a younger process);
 * same host, another boot;
-* another host: not touched for ``STALE_AFTER_S`` (its holder touches it at each tick).
+* another host: not touched for ``STALE_AFTER_S`` (its holder touches it each minute).
 
 A taker first creates ``<lock>.break-<token of the stale lock>`` by ``link(2)``: of all that see the
 same stale lock one wins, and replaces it by a rename.
 """
 
+import contextlib
 import json
 import os
 import secrets
 import socket
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +28,7 @@ import msgspec
 from hpcscale.errors import StateError
 
 STALE_AFTER_S = 900.0
+TOUCH_S = 60.0
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +72,7 @@ class RunLock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._me = _myself()
+        self._stop = threading.Event()
 
     def __enter__(self) -> Self:
         try:
@@ -80,6 +84,8 @@ class RunLock:
                 where=str(self.path),
                 hint="check the directory's permissions and free space, or set HPCSCALE_STATE_DIR",
             ) from exc
+        # a long copy must not make the lock look abandoned to another host
+        threading.Thread(target=self._keep, name="burst lock", daemon=True).start()
         return self
 
     def __exit__(
@@ -88,6 +94,7 @@ class RunLock:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._stop.set()
         held = _read(self.path)
         if held is not None and held.token == self._me.token:
             self.path.unlink(missing_ok=True)
@@ -97,6 +104,11 @@ class RunLock:
         held = _read(self.path)
         if held is not None and held.token == self._me.token:
             os.utime(self.path)
+
+    def _keep(self) -> None:
+        while not self._stop.wait(TOUCH_S):
+            with contextlib.suppress(OSError):
+                self.touch()
 
     def _acquire(self) -> None:
         mine = self.path.with_name(f"{self.path.name}.{self._me.token}")

@@ -64,6 +64,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         message: what went wrong, or what is worth knowing, in one sentence.
         retry_at: a failed move's job is left alone until then.
         asked_at: the target site's clock when the job was submitted there.
+        lost_at: when the running cloud job was first no longer known to its Slurm.
     """
 
     move_id: int = 0
@@ -86,6 +87,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     retry_at: dt.datetime | None = None
     asked_at: dt.datetime | None = None
+    lost_at: dt.datetime | None = None
     created_at: dt.datetime | None = None
     updated_at: dt.datetime | None = None
 

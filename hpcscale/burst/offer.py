@@ -1,0 +1,213 @@
+"""From the ledger and one query of the origin site to what ``decide`` reads."""
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from hpcscale.burst.moves import Move, Step
+from hpcscale.burst.plan import Candidate, Option
+from hpcscale.burst.policy import Policy, TargetTerms
+from hpcscale.cost import estimate
+from hpcscale.errors import HpcscaleError
+from hpcscale.ledger import Attempt, Ledger, Run
+from hpcscale.render import burst_blockers
+from hpcscale.site import Site
+from hpcscale.slurm.types import Answer, JobState, JobStatus
+from hpcscale.spec import BurstMode, JobSpec
+from hpcscale.verify import mismatch
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A run whose latest attempt is open at the policy's origin."""
+
+    run: Run
+    attempt: Attempt
+
+
+def waiting_runs(ledger: Ledger, from_site: str) -> list[Waiting]:
+    """This user's runs with burst=auto or only whose open attempt is at ``from_site``."""
+    attempts = [a for a in ledger.open_attempts(from_site) if a.job_id is not None]
+    runs = {run.run_id: run for run in ledger.runs({a.run_id for a in attempts})}
+    return [
+        Waiting(runs[a.run_id], a)
+        for a in attempts
+        if runs[a.run_id].burst_mode is not BurstMode.NEVER
+    ]
+
+
+def spec_for(spec: JobSpec, time_limit_s: int | None, site: Site) -> JobSpec:
+    """The job as it would be asked of another site.
+
+    Partition, account, QOS and constraint are the origin's words: the target's profile says its
+    own. A limit that the origin's partition set goes along, so that the job means the same. What it
+    was to wait for has happened when it moves, and is known at the origin alone.
+    """
+    resources = spec.resources
+    if resources.time_limit_s is None and time_limit_s is not None:
+        resources = msgspec.structs.replace(resources, time_limit_s=time_limit_s)
+    return msgspec.structs.replace(
+        spec,
+        site=site.name,
+        partition=None,
+        account=None,
+        qos=None,
+        constraint=None,
+        after=(),
+        directives={k: v for k, v in spec.directives.items() if k != "dependency"},
+        resources=resources,
+    )
+
+
+def candidates(
+    waiting: list[Waiting],
+    *,
+    answer: Answer,
+    policy: Policy,
+    targets: Mapping[str, Site],
+    moves: Mapping[str, list[Move]],
+    origin: Site,
+) -> list[Candidate]:
+    """What ``decide`` reads of each waiting run.
+
+    Args:
+        waiting: from ``waiting_runs``.
+        answer: all of this user's jobs at the origin, from one squeue.
+        policy: the rules.
+        targets: the policy's target sites by name.
+        moves: run id -> its moves so far.
+        origin: the site that the jobs wait at.
+    """
+    return [
+        _candidate(w, answer=answer, policy=policy, targets=targets, moves=moves, origin=origin)
+        for w in waiting
+    ]
+
+
+def _candidate(
+    waiting: Waiting,
+    *,
+    answer: Answer,
+    policy: Policy,
+    targets: Mapping[str, Site],
+    moves: Mapping[str, list[Move]],
+    origin: Site,
+) -> Candidate:
+    run, attempt = waiting.run, waiting.attempt
+    status = _status(attempt, answer)
+    mine = moves.get(run.run_id, [])
+    last = mine[-1] if mine else None
+    limit_s = status.time_limit_s if status else attempt.time_limit_s
+    return Candidate(
+        run_id=run.run_id,
+        ref=str(attempt.ref),
+        name=run.name,
+        mode=run.burst_mode,
+        state=status.state if status else JobState.UNKNOWN,
+        reason=status.reason if status else "",
+        nodes=run.spec.resources.nodes,
+        gpus=attempt.gpus,
+        waiting_since=_since(status, attempt),
+        start_estimate=status.start_time if status else None,
+        time_limit_s=limit_s,
+        deadline=run.deadline,
+        max_cost_usd=run.max_cost_usd,
+        options=tuple(
+            _option(run.spec, limit_s, targets[name], policy.target.get(name)) for name in policy.to
+        ),
+        blockers=tuple(_stuck(waiting, status, answer, origin)),
+        resting_until=last.retry_at if last and last.step is Step.FAILED else None,
+        resting_why=last.message if last else "",
+        moving=bool(last and not last.step.settled),
+    )
+
+
+def _status(attempt: Attempt, answer: Answer) -> JobStatus | None:
+    """Slurm's word of this attempt; not of another job that got its id."""
+    if attempt.job_id is None:
+        return None
+    return next((s for s in answer.of(attempt.job_id) if mismatch(attempt, s) is None), None)
+
+
+def _since(status: JobStatus | None, attempt: Attempt) -> dt.datetime | None:
+    if status is None:
+        return attempt.submit_time
+    return status.eligible_time or status.submit_time
+
+
+def _option(spec: JobSpec, limit_s: int | None, site: Site, terms: TargetTerms | None) -> Option:
+    terms = terms or TargetTerms()
+    asked = spec_for(spec, limit_s, site)
+    cost = estimate(asked, site)
+    blockers = [] if site.burst.target else ["it is no burst target (burst.target = false)"]
+    try:
+        blockers += burst_blockers(asked, site)
+    except HpcscaleError as exc:
+        blockers.append(str(exc))
+
+    def own(value: int | None, default: int) -> int:
+        return default if value is None else value
+
+    return Option(
+        site=site.name,
+        boot_s=own(terms.boot_s, site.burst.boot_allowance_s),
+        staging_s=own(terms.staging_s, site.burst.staging_s),
+        boot_timeout_s=own(terms.boot_timeout_s, site.burst.boot_timeout_s),
+        cost_usd=cost.usd,
+        cost_why=cost.why,
+        blockers=tuple(blockers),
+    )
+
+
+def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: Site) -> list[str]:
+    """Why the job cannot leave its site, whatever the target."""
+    spec, attempt = waiting.run.spec, waiting.attempt
+    found: list[str] = []
+    if spec.array is not None:
+        found.append("it is an array, and arrays do not move yet")
+    if status is None or attempt.job_id is None:
+        return found
+    if status.job_id.het_offset is not None:
+        found.append("it is a heterogeneous job, and these do not move")
+    if status.restarts and not _local_checkpoint(spec, origin):
+        found.append(f"it has run here before, and what it left stays on {origin.name}")
+    if "singleton" in status.dependency:
+        found.append("it is one of a singleton chain, which would go on without it")
+    waits = [
+        str(other.job_id)
+        for other in answer.jobs.values()
+        if other.job_id.base != attempt.job_id.base
+        and _depends(other, attempt.job_id.base, spec.name)
+    ]
+    if waits:
+        found.append(
+            f"{_list(waits)} on {origin.name} depends on it, and cancelling it here would "
+            "start or strand that"
+        )
+    return found
+
+
+def _local_checkpoint(spec: JobSpec, origin: Site) -> bool:
+    """Whether an earlier start's checkpoint is seen from this machine, and so goes along."""
+    if spec.checkpoint is None:
+        return True  # it begins anew at each start, here as there
+    path = spec.checkpoint.dir
+    return any(path.startswith(root.rstrip("/") + "/") for root in origin.shared_dirs)
+
+
+def _depends(other: JobStatus, job: int, name: str) -> bool:
+    for term in other.dependency.replace("?", ",").split(","):
+        kind, _, ids = term.partition(":")
+        if kind == "singleton" and other.name == name:
+            return True
+        numbers = [part.partition("(")[0].partition("+")[0].partition("_")[0]
+                   for part in ids.split(":")]  # fmt: skip
+        if str(job) in numbers:
+            return True
+    return False
+
+
+def _list(ids: list[str]) -> str:
+    return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"

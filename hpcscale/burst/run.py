@@ -1,0 +1,169 @@
+"""One tick of overflow: look once at each site, take moves further, decide, begin new ones.
+
+``tick`` may be called at any time and from cron; all it knows between two calls is in the ledger.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from hpcscale.burst.decide import decide
+from hpcscale.burst.handover import Handover
+from hpcscale.burst.moves import Move, Moves
+from hpcscale.burst.offer import candidates, waiting_runs
+from hpcscale.burst.plan import BurstPlan, Decision
+from hpcscale.burst.policy import Policy
+from hpcscale.connect import Connection, connect
+from hpcscale.errors import HpcscaleError
+from hpcscale.ledger import Ledger
+from hpcscale.settings import state_dir
+from hpcscale.site import Site, load_site
+
+
+class Connections:
+    """One connection for each site, made at the first need and kept."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Connection] = {}
+        self._sites: dict[str, Site] = {}
+
+    def site(self, name: str) -> Site:
+        """The site's profile."""
+        if name not in self._sites:
+            self._sites[name] = load_site(name).site
+        return self._sites[name]
+
+    def __call__(self, name: str) -> Connection:
+        """The connection; raises UnreachableError."""
+        if name not in self._open:
+            self._open[name] = connect(self.site(name))
+        return self._open[name]
+
+    def close(self) -> None:
+        """Drop all."""
+        for connection in self._open.values():
+            connection.close()
+        self._open.clear()
+
+
+@dataclass(slots=True)
+class Tick:
+    """What one tick did.
+
+    Attributes:
+        plan: what was decided; None when the origin gave no answer.
+        begun: moves that it began.
+        advanced: moves that it worked on, begun ones included, as they stand now.
+        problems: what kept it from something, one sentence each.
+    """
+
+    plan: BurstPlan | None = None
+    begun: list[Move] = field(default_factory=list)
+    advanced: list[Move] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def lock_path() -> Path:
+    """The lock of `hpcscale burst run`, beside the ledger it protects."""
+    return state_dir() / "burst.lock"
+
+
+def jobs_folder() -> Path:
+    """Submitit's folder for what the handover submits."""
+    return state_dir() / "burst" / "jobs"
+
+
+def make_plan(ledger: Ledger, policy: Policy, connections: Connections) -> BurstPlan:
+    """Decide on fresh facts; acts on nothing.
+
+    Raises:
+        NotFoundError: the policy names an unknown site.
+        UnreachableError: the origin gave no answer.
+    """
+    targets = {name: connections.site(name) for name in policy.to}
+    origin = connections(policy.from_site)
+    waiting = waiting_runs(ledger, policy.from_site)
+    now = origin.clock.now()
+    if not waiting:
+        return BurstPlan(now=now, from_site=policy.from_site, policy=policy.source)
+    found = candidates(
+        waiting,
+        answer=origin.client.jobs(),
+        policy=policy,
+        targets=targets,
+        moves=Moves(ledger).latest(),
+        origin=origin.site,
+    )
+    return decide(found, policy, now)
+
+
+def tick(
+    ledger: Ledger,
+    policy: Policy,
+    connections: Connections,
+    say: Callable[[str], None] = lambda _: None,
+) -> Tick:
+    """Take every move under way further, then begin what the policy asks for.
+
+    Raises:
+        NotFoundError: the policy names an unknown site.
+    """
+    done = Tick()
+    handover = Handover(ledger, connections, jobs_folder(), say)
+    for move in handover.moves.unsettled():
+        _advance(handover, move, done)
+    try:
+        done.plan = make_plan(ledger, policy, connections)
+    except HpcscaleError as exc:
+        if not exc.transient:
+            raise
+        done.problems.append(f"nothing new is decided: {exc}")
+        return done
+    for decision in done.plan.moves:
+        begun = begin(ledger, handover.moves, policy, decision, done.plan)
+        if begun is not None:
+            say(f"{begun.run_id} ({begun.name}) moves to {begun.to_site}: {decision.reason}")
+            done.begun.append(begun)
+            _advance(handover, begun, done)
+    return done
+
+
+def begin(
+    ledger: Ledger, moves: Moves, policy: Policy, decision: Decision, plan: BurstPlan
+) -> Move | None:
+    """Record the decision and its move; None when the run is on its way already."""
+    assert decision.to is not None
+    origin = ledger.find(decision.ref)
+    move = moves.begin(
+        Move(
+            run_id=decision.run_id,
+            name=decision.name,
+            from_site=policy.from_site,
+            to_site=decision.to,
+            origin=origin.submission_id,
+            rule=decision.rule.value if decision.rule else "",
+            reason=decision.reason,
+            estimate_usd=decision.cost_usd,
+            boot_timeout_s=decision.boot_timeout_s or 1800,
+            retry_after_s=policy.retry_after_s,
+        )
+    )
+    if move is not None:
+        data = {
+            "policy": msgspec.to_builtins(policy),
+            "decision": msgspec.to_builtins(decision),
+            "now": plan.now.isoformat(),
+        }
+        ledger.decide("burst", decision.reason, data, run_id=decision.run_id)
+    return move
+
+
+def _advance(handover: Handover, move: Move, done: Tick) -> None:
+    try:
+        done.advanced.append(handover.advance(move))
+    except HpcscaleError as exc:
+        # one move's trouble must not stop the others; it is tried again by the next tick
+        done.problems.append(f"{move.run_id}: {move.step.value}: {exc}")
+        done.advanced.append(handover.moves.get(move.move_id))

@@ -1,0 +1,272 @@
+"""``hpcscale burst``: what would move, move it, see and undo moves."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpcscale.cli._output import emit_json, emit_table, json_option, notice
+
+if TYPE_CHECKING:
+    from hpcscale.burst.moves import Move
+    from hpcscale.burst.plan import BurstPlan
+    from hpcscale.burst.run import Tick
+    from hpcscale.ledger import Ledger
+
+POLL_S = 2.0
+
+policy_option = click.option(
+    "--policy",
+    "policy_file",
+    required=True,
+    metavar="P.toml",
+    type=click.Path(path_type=Path),
+    help="The burst policy.",
+)
+
+
+@click.group(name="burst")
+def command() -> None:
+    """Let waiting jobs overflow to cloud sites: plan, run, status, undo."""
+
+
+@command.command()
+@policy_option
+@json_option
+def plan(policy_file: Path, as_json: bool) -> None:
+    """Say which waiting jobs would move, where, when, why and at what cost. Acts on nothing."""
+    from hpcscale.burst.policy import load_policy
+    from hpcscale.burst.run import Connections, make_plan
+    from hpcscale.ledger import Ledger
+
+    policy = load_policy(policy_file)
+    connections = Connections()
+    try:
+        with Ledger.open() as ledger:
+            made = make_plan(ledger, policy, connections)
+    finally:
+        connections.close()
+    if as_json:
+        emit_json(_plan_data(made))
+        return
+    _print_plan(made)
+
+
+@command.command()
+@policy_option
+@click.option("--once", is_flag=True, help="One tick, which is the default: for cron lines.")
+@click.option("--wait", "until_settled", is_flag=True, help="Go on until all moves are settled.")
+@json_option
+def run(policy_file: Path, once: bool, until_settled: bool, as_json: bool) -> None:
+    """Move the jobs that the policy moves, and take moves under way further.
+
+    Run it from cron; each call goes on where the last one stood, wherever it was stopped. When
+    another `hpcscale burst run` is at work, this one says so and exits with 0.
+    """
+    import time
+
+    from hpcscale.burst.lock import LockHeldError, RunLock
+    from hpcscale.burst.moves import Moves
+    from hpcscale.burst.policy import load_policy
+    from hpcscale.burst.run import Connections, Tick, lock_path, tick
+    from hpcscale.errors import UsageError
+    from hpcscale.ledger import Ledger
+
+    if once and until_settled:
+        raise UsageError("--once and --wait exclude each other", hint="leave one out")
+    policy = load_policy(policy_file)
+    connections = Connections()
+    done = Tick()
+    seen: set[int] = set()
+    problems: list[str] = []
+    try:
+        with RunLock(lock_path()) as lock, Ledger.open() as ledger:
+            while True:
+                done = tick(ledger, policy, connections, notice)
+                seen.update(move.move_id for move in done.advanced)
+                for problem in done.problems:
+                    if problem not in problems:
+                        notice(problem)
+                        problems.append(problem)
+                if not until_settled or not Moves(ledger).unsettled():
+                    break
+                lock.touch()
+                time.sleep(POLL_S)
+            moves = [Moves(ledger).get(number) for number in sorted(seen)]
+            rows = [_move_row(ledger, move) for move in moves]
+            data = {
+                "locked": False,
+                "plan": _plan_data(done.plan) if done.plan else None,
+                "moves": [_move_data(ledger, move) for move in moves],
+                "problems": problems,
+            }
+    except LockHeldError as exc:
+        # two cron lines at once are harmless: the other one does the work
+        if as_json:
+            emit_json({"locked": True, "plan": None, "moves": [], "problems": [str(exc)]})
+        notice(exc.message)
+        return
+    finally:
+        connections.close()
+    if as_json:
+        emit_json(data)
+    else:
+        _print_run(done, rows)
+    if done.plan is None:
+        raise click.exceptions.Exit(5)
+
+
+@command.command()
+@click.option("--all", "all_moves", is_flag=True, help="Settled moves too.")
+@json_option
+def status(all_moves: bool, as_json: bool) -> None:
+    """Show moves under way, and the last one of each run with --all."""
+    from hpcscale.burst.lock import holder_of
+    from hpcscale.burst.moves import Moves
+    from hpcscale.burst.run import lock_path
+    from hpcscale.ledger import Ledger
+
+    with Ledger.open() as ledger:
+        moves = Moves(ledger).all() if all_moves else Moves(ledger).unsettled()
+        rows = [_move_row(ledger, move) for move in moves]
+        data = [_move_data(ledger, move) for move in moves]
+    holder = holder_of(lock_path())
+    if as_json:
+        emit_json({"moves": data, "running": holder})
+        return
+    if not rows:
+        click.echo("no moves" if all_moves else "no moves under way")
+    else:
+        emit_table(MOVE_COLUMNS, rows)
+    if holder:
+        notice(f"`hpcscale burst run` is at work: process {holder['pid']} on {holder['host']}")
+
+
+@command.command()
+@click.argument("job")
+@json_option
+def undo(job: str, as_json: bool) -> None:
+    """Take JOB's move back: end its cloud job if it has not started, and lift the fence on-prem."""
+    from hpcscale.burst.handover import Handover
+    from hpcscale.burst.lock import RunLock
+    from hpcscale.burst.run import Connections, jobs_folder, lock_path
+    from hpcscale.errors import NotFoundError
+    from hpcscale.ledger import Ledger
+
+    connections = Connections()
+    try:
+        with RunLock(lock_path()), Ledger.open() as ledger:
+            run_id = ledger.resolve(job).run.run_id
+            handover = Handover(ledger, connections, jobs_folder(), notice)
+            mine = handover.moves.of_run(run_id)
+            if not mine:
+                raise NotFoundError(
+                    f"{job} was never moved", hint="hpcscale burst status --all lists moves"
+                )
+            move = handover.undo(mine[-1])
+            data = _move_data(ledger, move)
+            row = _move_row(ledger, move)
+    finally:
+        connections.close()
+    if as_json:
+        emit_json(data)
+        return
+    emit_table(MOVE_COLUMNS, [row])
+    if not move.step.settled:
+        notice("not finished: the next `hpcscale burst run` or `burst undo` goes on")
+
+
+MOVE_COLUMNS = ("RUN", "NAME", "FROM", "TO", "STEP", "COST", "WHY")
+
+
+def _move_row(ledger: "Ledger", move: "Move") -> list[str]:
+    data = _move_data(ledger, move)
+    cost = data["cost_usd"]
+    estimate = move.estimate_usd
+    return [
+        move.run_id,
+        move.name,
+        data["from"],
+        data["to"],
+        move.step.value,
+        f"${cost}" if cost is not None else (f"(at most ${estimate})" if estimate else "unknown"),
+        "; ".join(part for part in (move.reason, move.message) if part),
+    ]
+
+
+def _move_data(ledger: "Ledger", move: "Move") -> dict[str, Any]:
+    from hpcscale.burst.moves import target_attempt
+
+    origin, target = ledger.attempt(move.origin), target_attempt(ledger, move)
+    return {
+        "run_id": move.run_id,
+        "name": move.name,
+        "from": str(origin.ref or move.from_site),
+        "to": str((target and target.ref) or move.to_site),
+        "step": move.step.value,
+        "settled": move.step.settled,
+        "rule": move.rule,
+        "reason": move.reason,
+        "message": move.message,
+        "estimate_usd": move.estimate_usd,
+        "cost_usd": target.cost_usd if target else None,
+        "target_state": target.state.value if target else None,
+        "retry_at": move.retry_at,
+        "created_at": move.created_at,
+        "updated_at": move.updated_at,
+    }
+
+
+def _plan_data(made: "BurstPlan") -> dict[str, Any]:
+    import msgspec
+
+    data: dict[str, Any] = msgspec.to_builtins(made, builtin_types=(_decimal(),))
+    data["known_cost_usd"] = made.known_cost_usd
+    data["unknown_costs"] = made.unknown_costs
+    return data
+
+
+def _decimal() -> type:
+    from decimal import Decimal
+
+    return Decimal
+
+
+def _print_plan(made: "BurstPlan") -> None:
+    from hpcscale.burst.decide import show_time, usd
+
+    if not made.decisions:
+        click.echo(f"no job with burst=auto or only is open on {made.from_site}")
+        return
+    rows = []
+    for decision in made.decisions:
+        when = "now" if decision.when == made.now else ""
+        if not when and decision.when is not None:
+            when = show_time(decision.when)
+        rows.append(
+            [
+                decision.run_id,
+                decision.ref,
+                decision.name,
+                decision.action.value,
+                decision.to or "-",
+                when or "-",
+                "unknown" if decision.cost_usd is None else usd(decision.cost_usd),
+                decision.reason,
+            ]
+        )
+    emit_table(("RUN", "JOB", "NAME", "ACTION", "TO", "WHEN", "COST", "WHY"), rows)
+    total = f"{len(made.moves)} to move, {usd(made.known_cost_usd)}"
+    if made.unknown_costs:
+        total += f" and {made.unknown_costs} of unknown cost"
+    click.echo(total)
+
+
+def _print_run(done: "Tick", rows: list[list[str]]) -> None:
+    if rows:
+        emit_table(MOVE_COLUMNS, rows)
+        return
+    if done.plan is None:
+        return
+    stays = len(done.plan.decisions)
+    click.echo(f"nothing to move ({stays} waiting)" if stays else "nothing to move")

@@ -32,7 +32,8 @@ _UNSET = (
 )
 _SCRIPT = (
     f'{_UNSET}; if [ -n "$1" ]; then cd -- "$1" || exit {_NO_CWD}; fi; '
-    f'shift; exec timeout -k {_KILL_AFTER_S} "$@"'
+    # no exec: this sh turns a death by signal into a number, which ssh(1) cannot tell from a cut
+    f'shift; timeout -k {_KILL_AFTER_S} "$@"; exit $?'
 )
 
 
@@ -105,7 +106,7 @@ class RemoteShell:
             raise UnreachableError(
                 f"{argv[0]} gave no answer within {timeout_s:g} s and was killed",
                 where=self.name,
-                hint="try again; is the Slurm controller up? (scontrol ping)",
+                hint="try again; for a Slurm command see whether its controller is up: scontrol ping",
             )
         return raw
 

@@ -489,6 +489,15 @@ class Ledger:
         rows = self._all(_ATTEMPTS + " WHERE ?1 IS NULL OR site = ?1 ORDER BY attempt_id", site)
         return [attempt_from_row(row) for row in rows]
 
+    def recent_attempts(self, since: dt.datetime) -> list[Attempt]:
+        """All attempts of runs of which one has not ended, or ended after ``since``."""
+        rows = self._all(
+            _ATTEMPTS + " WHERE run_id IN "  # noqa: S608 # constants alone
+            "(SELECT run_id FROM attempts WHERE ended = 0 OR end_time >= ?) ORDER BY attempt_id",
+            stamp(since),
+        )
+        return [attempt_from_row(row) for row in rows]
+
     def open_attempts(self, site: str | None = None) -> list[Attempt]:
         """Attempts whose state is not final (at one site), oldest first."""
         rows = self._all(

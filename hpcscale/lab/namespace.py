@@ -184,12 +184,13 @@ def enter_argv(site: SiteState, cwd: Path) -> list[str]:
         return []
     nsenter = find("nsenter")
     assert nsenter is not None
-    argv = [nsenter, "-t", str(site.keeper_pid), "-m", "-u", f"--wd={cwd}"]
+    argv = [nsenter, "-t", str(site.keeper_pid), "-m", "-u"]
     if site.user_ns:
         argv += ["-U", "--preserve-credentials"]
     if site.pid_ns:
         argv.append("-p")
-    return [*argv, "--"]
+    # not `nsenter --wd`: it opens the directory outside, and `cd ..` would lead out of the site
+    return [*argv, "--", "env", "-C", str(cwd)]
 
 
 def node_argv(paths: SitePaths, site: SiteState, node: str) -> list[str]:

@@ -327,7 +327,7 @@ def test_a_full_disk(lab, name):
     assert output(site, "kept") == "kept\n"
     fits = ["dd", "if=/dev/zero", f"of={scratch}/fits", "bs=1k", "count=32"]
     assert site.exec(fits).returncode == 0
-    big = site.exec(["dd", "if=/dev/zero", f"of={scratch}/big", "bs=1k", "count=4096"])
+    big = site.exec(["dd", "if=/dev/zero", "of=big", "bs=1k", "count=4096"])
     assert big.returncode != 0
     assert "No space left on device" in big.stderr
     with pytest.raises(LabError, match="full already"):

@@ -76,6 +76,12 @@ def test_home_and_tmp_are_the_sites_own(lab, name):
     site.exec(["sh", "-c", "rm ~/mark /tmp/mark"], check=True)
 
 
+def test_the_working_directory_leads_nowhere_else(lab):
+    for name, site in lab.sites.items():
+        seen = site.exec(["ls", "../.."], check=True).stdout
+        assert seen.split() == [name]
+
+
 def test_a_site_knows_its_own_nodes_names_alone(lab):
     for name, prefix in (("lab-onprem", "onprem"), ("lab-cloud", "cloud")):
         resolve = "import socket; print(socket.gethostbyname('{}'))"

@@ -140,3 +140,36 @@ def test_what_the_checks_refuse_slurm_refuses_too(lab_env, options, resources):
         connection.client.test_only(
             "#!/bin/sh\n", ["--partition=gpu", "--time=1", "--chdir=/", *options]
         )
+
+
+def test_a_controllers_clock_that_is_off_is_told(lab_factory, monkeypatch):
+    lab = lab_factory(nodes=1)
+    for name, value in lab.env().items():
+        monkeypatch.setenv(name, value)
+    faults.clock_skew(lab, "lab-onprem", 600)
+    code, checks = site_check("lab-onprem", "--no-probe-job")
+    assert [c for c in checks.values() if c["verdict"] == "fail"] == []  # our own "now" is the controller's: a warning is enough
+    assert checks["clock"]["verdict"] == "warn"
+    assert "clock is +" in checks["clock"]["message"]
+
+
+def test_accounts_and_qos_are_checked_where_slurmdbd_enforces_them(lab_factory, monkeypatch):
+    lab = lab_factory(nodes=1, accounting=True)
+    for name, value in lab.env().items():
+        monkeypatch.setenv(name, value)
+    site = load_site("lab-onprem").site
+    connection = connect(site)
+    facts = fetch_facts(site, connection.client)
+    assert facts.accounts, "the lab's user has an account"
+    options = ["--partition=gpu", "--nodes=1", "--time=1", "--chdir=/"]
+    for spec, option in (
+        (JobSpec(command=("true",), account="nobodys"), "--account"),
+        (JobSpec(command=("true",), qos="nobodys"), "--qos"),
+    ):
+        (problem,) = check(spec, site, facts)
+        assert problem.option == option
+        assert problem.fits
+        with pytest.raises(RefusedError):
+            connection.client.test_only("#!/bin/sh\n", [*options, f"{option}=nobodys"])
+        # what is said to fit does fit
+        connection.client.test_only("#!/bin/sh\n", [*options, problem.fits])

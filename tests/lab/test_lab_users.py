@@ -1,0 +1,83 @@
+"""The lab as an ordinary user: the same guarantees, without root."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from lab_helpers import ROOT, until
+
+HELPER = Path(__file__).parent / "as_ordinary_user.py"
+
+
+@pytest.fixture
+def ordinary():
+    """Run `hpcscale lab …` as an ordinary user: as somebody else when the tests run as root."""
+    home = Path(tempfile.mkdtemp(prefix="hpcscale-lab-user-", dir="/tmp"))
+    if os.getuid() == 0:
+        os.chown(home, 54321, 54321)
+
+    def run(*argv, timeout_s=60):
+        as_user = [sys.executable, str(HELPER), str(home)] if os.getuid() == 0 else []
+        if argv[0] == "lab":
+            verbs = 3 if argv[1] == "fault" else 2
+            command = [sys.executable, "-m", "hpcscale", *argv[:verbs], "--dir", f"{home}/lab"]
+            command += argv[verbs:]
+        else:
+            command = [shutil.which(argv[0]), *argv[1:]]
+        return subprocess.run(
+            [*as_user, *command], capture_output=True, text=True, timeout=timeout_s, check=False,
+            env=os.environ | {"HOME": str(home), "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    run.home = home
+    yield run
+    if (home / "lab").exists():
+        run("lab", "down")
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def test_an_ordinary_user_has_a_whole_lab(ordinary):
+    up = ordinary("lab", "up", "--nodes", "2", "--json")
+    assert up.returncode == 0, up.stderr
+    status = json.loads(up.stdout)["data"]
+    assert status["isolation"] == {"mount": True, "uts": True, "pid": True}
+    assert set(status["sites"]["lab-onprem"]["nodes"].values()) == {"idle"}
+    lab = ordinary.home / "lab"
+
+    # jobs: own hostname, no privileges, nothing of home, checkout and the other site
+    look = f"hostname; cat /proc/self/status | grep CapEff; ls -d {ROOT}/hpcscale {lab}/lab-cloud"
+    done = ordinary("lab", "exec", "lab-onprem", "--", "srun", "-N1", "-l", "sh", "-c", look)
+    lines = done.stdout.splitlines()
+    assert lines == ["0: onprem1", "0: CapEff:\t0000000000000000"], done.stderr
+    assert done.stderr.count("No such file") == 2
+
+    # the cloud: over ssh, and its nodes boot
+    port = status["sites"]["lab-cloud"]["ports"]["sshd"]
+    scratch = lab / "lab-cloud" / "scratch"
+    submit = "sbatch --parsable -N2 -o out --wrap 'srun hostname'"
+    done = ordinary(
+        "ssh", "-F", "none", "-p", str(port), "-i", f"{lab}/ssh/id_ed25519",
+        "-o", f"UserKnownHostsFile={lab}/ssh/known_hosts", "-o", "BatchMode=yes",
+        "127.0.0.1", f"cd {scratch} && hostname && {submit} && ls ~",
+    )  # fmt: skip
+    assert done.stdout.split() == ["lab-cloud", "1", "lab"], done.stderr
+    out = scratch / "out"
+    until(lambda: out.exists() and out.read_text().count("cloud") == 2, 60, "the cloud job ran")
+
+    # a fault that needs privileges inside the site
+    done = ordinary("lab", "fault", "disk-full", "lab-cloud")
+    assert done.returncode == 0, done.stderr
+    write = ["dd", "if=/dev/zero", "of=big", "bs=1k", "count=999"]
+    done = ordinary("lab", "exec", "lab-cloud", "--", *write)
+    assert "No space left on device" in done.stderr
+
+    down = ordinary("lab", "down")
+    assert down.returncode == 0, down.stderr
+    assert not lab.exists()
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(lab) not in left

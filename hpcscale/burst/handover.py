@@ -17,7 +17,7 @@ from hpcscale.burst.decide import show_s
 from hpcscale.burst.fence import fence_nodes, restored, same_nodes, stands
 from hpcscale.burst.moves import Move, Moves, Step, target_attempt
 from hpcscale.burst.offer import spec_for
-from hpcscale.burst.sight import Sight, end, find_job, look, nodes_up, words
+from hpcscale.burst.sight import Sight, end, look, nodes_up, words
 from hpcscale.connect import Connection
 from hpcscale.cost import held_s, spent_usd
 from hpcscale.errors import (
@@ -27,11 +27,11 @@ from hpcscale.errors import (
     UnreachableError,
 )
 from hpcscale.ledger import Attempt, Ledger, Role, utc_now
+from hpcscale.observe import observe
 from hpcscale.settings import state_dir
-from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.slurm.types import JobState
 
 SETTLE_S = 12.0  # a cancelled job is usually terminal by then; else the next tick looks again
-UNKNOWN_GRACE_S = 60.0  # a request that was cut off is carried out within this time, or never
 WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
 LOST_S = 600.0  # a job that nobody knows for this long will not come back
 MAX_BACKOFF = 8
@@ -72,7 +72,8 @@ class Handover:
     def advance(self, move: Move) -> Move:
         """Take a move as far as it goes now.
 
-        No answer from a site leaves it where it is; the next call tries again.
+        A moved job's end is read from the ledger, which ``observe`` keeps up to date. No answer
+        from a site leaves the move where it is; the next call tries again.
         """
         while not move.step.settled:
             try:
@@ -179,22 +180,17 @@ class Handover:
 
     def _resume_submit(self, move: Move, target: Attempt) -> Move | None:
         """After a crash or a lost answer: does the cloud job exist?"""
-        connection = self._connect(move.to_site)
         if target.job_id is None:
-            job_id, sure = find_job(connection, target)
-            if job_id is not None:
-                target = self.ledger.set_submitted(target, job_id)
-            elif sure and _age_s(target.created_at) > UNKNOWN_GRACE_S:
-                why = "sbatch gave no answer and no job came of it"
-                self.ledger.set_refused(target, why)
-                return self._end(move, f"{move.to_site}: {why}")
-            else:
-                return move
+            target = self._ask_for(target)
+        if target.ended and target.job_id is None:
+            return self._end(move, f"{move.to_site}: {target.reason}")
+        if target.job_id is None:
+            return move
         return self.moves.save(
             move,
             step=Step.SUBMITTED,
             target=target.submission_id,
-            asked_at=connection.clock.now(),
+            asked_at=self._connect(move.to_site).clock.now(),
         )
 
     def _submitted(self, move: Move) -> Move | None:
@@ -262,22 +258,16 @@ class Handover:
     def _moved(self, move: Move) -> Move | None:
         self._watch_origin(move)
         target, connection = self._target(move)
-        there = look(connection, target, self.ledger)
-        if not there.over:
-            return move if move.lost_at is None else self.moves.save(move, lost_at=None)
-        if there.gone and not self.ledger.attempt(target.submission_id).ended:
-            if there.exit_code is None:
-                # neither Slurm nor the script tells its end: no guess, for a while
-                if move.lost_at is None:
-                    return self.moves.save(move, lost_at=utc_now())
-                if _age_s(move.lost_at) < LOST_S:
-                    return move
-                return self.moves.save(
-                    move,
-                    step=Step.DONE,
-                    message=f"{target.ref} is no longer known to Slurm; its end was not seen",
-                )
-            self._record_report(target, there)
+        if not target.ended:
+            if target.state is not JobState.UNKNOWN:
+                return move if move.lost_at is None else self.moves.save(move, lost_at=None)
+            # neither Slurm nor the script tells its end: no guess, for a while
+            if move.lost_at is None:
+                return self.moves.save(move, lost_at=utc_now())
+            if _age_s(move.lost_at) < LOST_S:
+                return move
+            message = f"{target.ref} is no longer known to Slurm; its end was not seen"
+            return self.moves.save(move, step=Step.DONE, message=message)
         message = move.message
         try:
             message = self._bring_home(target, connection) or message
@@ -292,13 +282,9 @@ class Handover:
         if target is not None and not target.ended:
             connection = self._connect(move.to_site)
             if target.job_id is None:
-                job_id, sure = find_job(connection, target)
-                if job_id is not None:
-                    target = self.ledger.set_submitted(target, job_id)
-                elif not sure or _age_s(target.created_at) <= UNKNOWN_GRACE_S:
-                    return move
-                else:
-                    self.ledger.set_refused(target, "sbatch gave no answer and no job came of it")
+                target = self._ask_for(target)
+                if target.job_id is None and not target.ended:
+                    return move  # whether it exists is not known yet
             if target.job_id is not None:
                 seen = look(connection, target, self.ledger)
                 if not seen.over:
@@ -342,6 +328,13 @@ class Handover:
         )
         job = executor.submit_rendered(rendered, run=run, role=Role.BURST)
         return job.submission_id
+
+    def _ask_for(self, target: Attempt) -> Attempt:
+        """An attempt whose sbatch gave no answer: by its submission id it exists, or never will."""
+        seen = observe(self.ledger, self._connect, [target])
+        for site, why in seen.failed.items():
+            raise UnreachableError(why, where=f"site {site}")
+        return self.ledger.attempt(target.submission_id)
 
     def _origin_changed(self, move: Move, seen: Sight) -> Move | None:
         """The on-prem job is not waiting any more: its site or its user decided."""
@@ -429,23 +422,6 @@ class Handover:
             if fetched.skipped:
                 text += f"; not fetched: {'; '.join(fetched.skipped[:3])}"
         return text
-
-    def _record_report(self, target: Attempt, seen: Sight) -> None:
-        """Slurm has forgotten the job; the script's own report of its end stays."""
-        assert target.job_id is not None
-        assert seen.exit_code is not None
-        state = JobState.FAILED if seen.exit_code else JobState.COMPLETED
-        self.ledger.record_status(
-            target,
-            JobStatus(
-                job_id=target.job_id,
-                state=state,
-                raw_state="reported by its script",
-                exit_code=(seen.exit_code, 0),
-                start_time=target.start_time,
-                end_time=seen.ended_at,
-            ),
-        )
 
     def _settle_cost(self, target: Attempt) -> None:
         """Dollars from the allocation's start, boot included, to its end."""

@@ -11,13 +11,14 @@ import msgspec
 
 from hpcscale.burst.decide import decide
 from hpcscale.burst.handover import Handover
-from hpcscale.burst.moves import Move, Moves
+from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, waiting_runs
 from hpcscale.burst.plan import BurstPlan, Decision
 from hpcscale.burst.policy import Policy
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Ledger
+from hpcscale.observe import observe
 from hpcscale.settings import state_dir
 from hpcscale.site import Site, load_site
 
@@ -112,7 +113,11 @@ def tick(
     """
     done = Tick()
     handover = Handover(ledger, connections, jobs_folder(), say)
-    for move in handover.moves.unsettled():
+    under_way = handover.moves.unsettled()
+    moved = [ledger.attempt(m.target) for m in under_way if m.step is Step.MOVED and m.target]
+    for site, why in observe(ledger, connections, moved).failed.items():
+        done.problems.append(f"{site} gave no answer: {why}")
+    for move in under_way:
         _advance(handover, move, done)
     try:
         done.plan = make_plan(ledger, policy, connections)

@@ -12,8 +12,7 @@ from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger
 from hpcscale.reports import Report, read_reports
 from hpcscale.slurm.types import JobState, JobStatus
-from hpcscale.units import JobId
-from hpcscale.verify import mismatch, submission_of
+from hpcscale.verify import mismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,27 +117,6 @@ def reports_of(connection: Connection, attempt: Attempt, since_restart: int = 0)
     """
     found = read_reports(connection.transport, [attempt.run_dir]).get(attempt.submission_id, [])
     return [r for r in found if r.restart >= since_restart]
-
-
-def find_job(connection: Connection, attempt: Attempt) -> tuple[JobId | None, bool]:
-    """The job of an attempt whose sbatch gave no answer, by its submission id.
-
-    Returns:
-        The id, or None; and whether a None is sure.
-
-    Raises:
-        UnreachableError: no answer.
-    """
-    answer = connection.client.jobs()
-    for status in answer.jobs.values():
-        if submission_of(status.comment) == attempt.submission_id:
-            return status.job_id, True
-    for report in reports_of(connection, attempt):
-        try:
-            return JobId.parse(report.job), True
-        except ValueError:
-            continue
-    return None, answer.complete
 
 
 def nodes_up(connection: Connection, status: JobStatus) -> bool:

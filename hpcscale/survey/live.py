@@ -91,9 +91,9 @@ def state_directory(
     """Writable there, link(2) lets one win, and the nodes see the same files."""
     site, transport = connection.site, connection.transport
     token = secrets.token_hex(8)
-    directory = f"{connection.state_dir}/check-{token}"
     hint = f'write state_dir = "…" (seen by login node and nodes) in {user_file(site.name)}'
     try:
+        directory = f"{connection.state_dir}/check-{token}"
         made = transport.run(["mkdir", "-p", "--", directory])
         if made.returncode != 0:
             yield Check("state directory", Verdict.FAIL, made.stderr.strip(), hint)

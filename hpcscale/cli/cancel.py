@@ -1,0 +1,118 @@
+"""``hpcscale cancel``: end jobs, after making sure that they are still ours."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpcscale.cli._output import emit_json, json_option, notice, printable
+
+if TYPE_CHECKING:
+    from hpcscale.cli._jobs import SitePool
+    from hpcscale.ledger import Attempt, Ledger
+
+
+@click.command("cancel")
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@json_option
+def command(jobs: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Cancel jobs, pending or running.
+
+    JOB is a run id (or its beginning), SITE:ID, SITE:ID_TASK, a Slurm id or a job's name. A run is
+    cancelled at every site where it has an attempt.
+
+    Slurm reuses ids. A job is cancelled only when its comment holds our submission id and its user
+    and submit time agree (else exit 4). Cancelling a job that has ended is no error.
+    """
+    from hpcscale.cli._jobs import SitePool, attempts_of, resolve_all
+    from hpcscale.errors import HpcscaleError
+    from hpcscale.ledger import Ledger
+
+    with Ledger.open(create=False) as ledger, SitePool() as pool:
+        targets: dict[tuple[int, int | None], tuple[Attempt, int | None]] = {}
+        for found in resolve_all(ledger, jobs):
+            for attempt in attempts_of(ledger, found):
+                targets[attempt.attempt_id, found.task] = (attempt, found.task)
+        still = [t for t in targets.values() if not t[0].ended]
+        if still and not yes and not as_json and sys.stdin.isatty():
+            for attempt, task in still:
+                name = printable(ledger.run(attempt.run_id).name)
+                click.echo(f"  {_label(attempt, task)}  {name}  {attempt.state.value}", err=True)
+            click.confirm(f"Cancel {len(still)} job(s)?", abort=True, err=True)
+        results: list[dict[str, Any]] = []
+        first_error: HpcscaleError | None = None
+        for attempt, task in targets.values():
+            if attempt.ended and len(targets) > 1 and still:
+                continue  # earlier attempts of a run are no news
+            try:
+                result = _cancel(ledger, pool, attempt, task)
+            except HpcscaleError as exc:
+                # one that fails keeps nobody else alive
+                first_error = first_error or exc
+                result = "not cancelled"
+                if len(targets) > 1:
+                    notice(f"{_label(attempt, task)}: {exc}")
+            results.append(
+                {"job": _label(attempt, task), "run_id": attempt.run_id, "result": result}
+            )
+            if not as_json and result != "not cancelled":
+                click.echo(f"{_label(attempt, task)}: {result}")
+        if as_json:
+            emit_json({"jobs": results})
+        if first_error is not None:
+            raise first_error
+
+
+def _label(attempt: "Attempt", task: int | None) -> str:
+    if attempt.job_id is None:
+        return f"{attempt.site}:? ({attempt.run_id})"
+    return f"{attempt.site}:{attempt.job_id}" + (f"_{task}" if task is not None else "")
+
+
+def _cancel(ledger: "Ledger", pool: "SitePool", attempt: "Attempt", task: int | None) -> str:
+    from hpcscale.errors import RefusedError, UnreachableError
+    from hpcscale.observe import observe
+    from hpcscale.units import JobId
+    from hpcscale.verify import require_same
+
+    if attempt.ended:
+        return f"had already ended: {attempt.state.value}"
+    if attempt.job_id is None:
+        # sbatch gave no answer: perhaps the site knows by now
+        snapshot = observe(ledger, pool, [attempt])
+        if error := snapshot.failed.get(attempt.site):
+            raise UnreachableError(error, where=f"site {attempt.site}")
+        attempt = ledger.attempt(attempt.submission_id)
+        if attempt.ended:
+            return f"had already ended: {attempt.state.value} ({attempt.reason})"
+        if attempt.job_id is None:
+            raise RefusedError(
+                "sbatch gave no answer and Slurm does not list the job yet: it may still appear",
+                where=f"site {attempt.site}",
+                hint=f"hpcscale status {attempt.run_id}, then cancel again",
+            )
+    connection = pool(attempt.site)
+    job_id = attempt.job_id
+    assert job_id is not None
+    named = JobId(job_id.base, task) if task is not None else job_id
+    status = require_same(attempt, connection.client, named)
+    if status is None or status.state.terminal:
+        observe(ledger, pool, [attempt])
+        attempt = ledger.attempt(attempt.submission_id)
+        known = status.state if status is not None else attempt.state
+        return f"had already ended: {known.value}"
+    ledger.event(
+        attempt.run_id,
+        "attempt.cancel",
+        {"job": str(named), "state": status.state.value},
+        submission_id=attempt.submission_id,
+    )
+    if not connection.client.cancel(named):
+        raise RefusedError(
+            "scancel was refused",
+            where=f"{attempt.site}:{named}",
+            hint=f"hpcscale status {attempt.run_id}",
+        )
+    observe(ledger, pool, [attempt])
+    return "cancelled"

@@ -21,7 +21,7 @@ PAGE = Path(__file__).resolve().parent / "reference" / "site-config.md"
 INTRODUCTION = """\
 # Site profiles: the keys of `site-configs/NAME.toml`
 
-This page is generated from `hpcscale/site.py` by `docs/site_config.py`.
+This page is generated from `hpcscale/site/profile.py` by `docs/site_config.py`.
 
 A profile is merged from layers, weakest first; tables merge key by key, a list replaces a list:
 

@@ -14,7 +14,7 @@ _DECIDING = {"errors", "units", "spec", "site", "cost", "slurm.types"}
 _ACTING = _DECIDING | {
     "settings", "lint", "render", "slurm", "clock", "connect", "staging", "reports", "precheck",
 }  # fmt: skip
-_OWNING = _ACTING | {"ledger", "verify"}
+_OWNING = _ACTING | {"ledger", "verify", "reasons"}
 
 # A module (or a whole package: "lab") and what it may import, at the top of the file, inside a
 # function or for types alone. Each line may name only lines above it, so there are no cycles.
@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     # how Slurm is asked, and where: knows neither jobs of ours nor sites
     "slurm.types": {"errors", "units"},  # plain data, so deciding may use it
     "slurm": {"errors", "units", "slurm.types"},
+    "reasons": {"slurm.types"},  # Slurm's reasons for waiting, in words
     "clock": {"errors", "units", "slurm"},
     "connect": {"errors", "site", "slurm", "clock"},
     "staging": {"errors", "slurm"},
@@ -48,9 +49,10 @@ ALLOWED: dict[str, set[str]] = {
     "ledger": _DECIDING | {"settings", "ledger_schema", "ledger_rows"},
     "verify": _DECIDING | {"slurm", "ledger"},
     "submit": _OWNING,
-    "observe": _OWNING,
+    "observe": _OWNING | {"ledger_rows"},
+    "results": _OWNING,
     # the submitit plugin knows nothing of bursting
-    "executor": _OWNING | {"submit", "observe"},
+    "executor": _OWNING | {"submit", "observe", "results"},
     # deciding is pure: data in, data out
     "burst.catalog": _DECIDING | {"assets", "tomlfile"},
     "burst.forecast": _DECIDING,
@@ -58,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "burst.plan": _DECIDING | {"burst.catalog", "burst.forecast", "burst.policy"},
     "burst.decide": _DECIDING | {"burst.catalog", "burst.forecast", "burst.policy", "burst.plan"},
     "burst": _OWNING
-    | {"submit", "observe", "executor", "burst.catalog", "burst.forecast"}
+    | {"submit", "observe", "results", "executor", "burst.catalog", "burst.forecast"}
     | {"burst.policy", "burst.plan", "burst.decide"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),

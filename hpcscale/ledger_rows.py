@@ -251,8 +251,6 @@ def status_fields(status: JobStatus) -> dict[str, Any]:
         fields["nodes"] = status.nodes
     if status.num_nodes:
         fields["num_nodes"] = status.num_nodes
-    if status.gpus:
-        fields["gpus"] = status.gpus
     if status.user:
         fields["job_user"] = status.user
     if status.time_limit_s is not None:
@@ -281,6 +279,8 @@ def _stored(value: Any) -> Any:
 def changed_fields(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
     """Only the columns that differ; nothing when nothing does."""
     fields = status_fields(status)
+    if status.gpus and not attempt.gpus:  # else the row has those that are paid for
+        fields["gpus"] = status.gpus
     changed = {k: v for k, v in fields.items() if _stored(getattr(attempt, k)) != v}
     if "state" in changed:
         changed["seen_at"] = stamp(status.observed_at or utc_now())

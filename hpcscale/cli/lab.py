@@ -210,12 +210,13 @@ def logs(  # noqa: PLR0917  # click passes them by keyword
 @json_option
 def down(directory: Path | None, keep: bool, as_json: bool) -> None:
     """End every process of the lab and remove its directory."""
-    lab = _open(directory)
-    lab.down(keep=keep)
+    from hpcscale.lab import Lab
+
+    removed = Lab.remove(directory, keep=keep)
     if as_json:
-        emit_json({"dir": str(lab.state.directory), "kept": keep})
+        emit_json({"dir": str(removed), "kept": keep})
     else:
-        notice(f"the lab in {lab.state.directory} is down")
+        notice(f"the lab in {removed} is down")
 
 
 @command.group()

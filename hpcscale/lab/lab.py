@@ -29,7 +29,7 @@ from hpcscale.lab.model import (
     SiteState,
     default_dir,
 )
-from hpcscale.lab.process import state_letter, tail, wait_until
+from hpcscale.lab.process import kill, start_time, state_letter, tail, wait_until
 
 ATTEMPTS = 3
 
@@ -71,16 +71,17 @@ class Lab:
             LabError: with the end of the log of the daemon that failed. Nothing is left behind.
         """
         options = options or LabOptions()
-        directory = _usable_dir(directory or default_dir())
         require(options)
+        user = user_name()
         software = (options.software or Path(sys.prefix)).absolute()
         if not software.is_dir():
             raise LabError(f"no such directory: {software}", hint="--software DIRECTORY")
+        directory = _usable_dir(directory or default_dir())
         for attempt in range(1, ATTEMPTS + 1):
             with _locked(directory), _sigterm_as_interrupt():
                 state = LabState(
                     directory=directory,
-                    user=user_name(),
+                    user=user,
                     started_at=time.time(),
                     options=asdict(options),
                     software=software,
@@ -213,6 +214,30 @@ class Lab:
             LabError: there is none.
         """
         return cls(LabState.load(_real(directory or default_dir())))
+
+    @staticmethod
+    def remove(directory: Path | None = None, *, keep: bool = False) -> Path:
+        """Take down the lab in a directory, even one whose state file was damaged.
+
+        Returns:
+            The directory.
+
+        Raises:
+            LabError: there is no lab, or some process does not end.
+        """
+        directory = _real(directory or default_dir())
+        try:
+            Lab(LabState.load(directory)).down(keep=keep)
+        except LabError:
+            keepers = namespace.marked_keepers(directory)
+            if not clientconfig.is_lab_dir(directory) or not keepers:
+                raise
+            for pid in keepers:
+                kill(pid, signal.SIGKILL)
+            wait_until(lambda: all(start_time(pid) is None for pid in keepers), 15)
+            if not keep:
+                shutil.rmtree(directory)
+        return directory
 
     # ---- using
 
@@ -422,6 +447,10 @@ def _take_down(state: LabState, *, keep: bool) -> None:
             errors.append(exc)
     if errors:
         raise errors[0]
+    for made in state.made:
+        # another sshd may have put something there
+        with contextlib.suppress(OSError):
+            Path(made).rmdir()
     if not keep and clientconfig.is_lab_dir(state.directory):
         shutil.rmtree(state.directory, ignore_errors=True)
         if state.directory.exists():

@@ -138,6 +138,7 @@ class SiteState:
         keeper_pid: the process that holds the namespaces, None where there are none.
         keeper_start: its start time in clock ticks after boot (``/proc/PID/stat``), so that a
             reused pid is never mistaken for it.
+        namespace: identity of the pid namespace, or of the mount namespace without one.
         pid_ns: every process of the site ends with the keeper.
         user_ns: the site lives in an unprivileged user namespace.
         ports: ``slurmctld``, ``slurmd`` (the first of a row), ``sshd``, ``slurmdbd``.
@@ -148,6 +149,7 @@ class SiteState:
     name: str
     keeper_pid: int | None = None
     keeper_start: int | None = None
+    namespace: str | None = None
     pid_ns: bool = False
     user_ns: bool = False
     ports: dict[str, int] = field(default_factory=dict)
@@ -163,6 +165,7 @@ class LabState:
         started_at: Unix time; the controllers' accelerated clocks count from it.
         isolation: guarantee -> does it hold.
         notes: for each guarantee that falls, a sentence.
+        made: directories made outside the lab's own, to be removed with it.
     """
 
     directory: Path
@@ -174,6 +177,7 @@ class LabState:
     sites: dict[str, SiteState] = field(default_factory=dict)
     isolation: dict[str, bool] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
     mysql_port: int | None = None
 
     def save(self) -> None:

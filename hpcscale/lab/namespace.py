@@ -52,10 +52,13 @@ class Mode:
 
 
 def modes() -> list[Mode]:
-    """Root needs no user namespace; a container may refuse a fresh /proc."""
-    plain = [Mode(user_ns=False, pid_ns=True), Mode(user_ns=False, pid_ns=False)]
-    unprivileged = [Mode(user_ns=True, pid_ns=True), Mode(user_ns=True, pid_ns=False)]
-    return plain + unprivileged if os.geteuid() == 0 else unprivileged
+    """What to try: a container may refuse a fresh /proc, and with it the pid namespace.
+
+    Root needs no user namespace and could not use one: slurmctld calls setgroups(2) as root,
+    which is not allowed there.
+    """
+    user_ns = os.geteuid() != 0
+    return [Mode(user_ns=user_ns, pid_ns=True), Mode(user_ns=user_ns, pid_ns=False)]
 
 
 def helper_python() -> str:
@@ -173,6 +176,7 @@ def start_keeper(
             site.keeper_pid = answer["pid"]
             site.keeper_start = start_time(answer["pid"])
             site.user_ns, site.pid_ns = mode.user_ns, mode.pid_ns
+            site.namespace = namespace_of(answer["pid"], "pid" if mode.pid_ns else "mnt")
             return None
         reason = answer["error"]
     return str(reason)
@@ -225,24 +229,49 @@ def keeper_alive(site: SiteState) -> bool:
 
 
 def members(site: SiteState, paths: SitePaths) -> Iterator[int]:
-    """Every process of a site, by the namespace it lives in.
+    """Every process of a site, by the namespace that it lives in.
 
-    Without namespaces: by the lab's mark in its environment, or by its working directory.
+    Without namespaces: by marks (see :func:`_marked`), and all that descends from marked ones.
     """
-    if site.keeper_pid is not None:
-        if not keeper_alive(site):
-            return
-        kind = "pid" if site.pid_ns else "mnt"
-        own = namespace_of(site.keeper_pid, kind)
-        for pid in all_pids():
-            if own is not None and namespace_of(pid, kind) == own:
-                yield pid
+    if site.keeper_pid is None:
+        yield from _marked(paths)
         return
-    mark = f"{MARK}={paths.root.parent}:{paths.root.name}".encode()
-    me = os.getpid()
+    kind = "pid" if site.pid_ns else "mnt"
     for pid in all_pids():
-        if pid != me and (_environ_has(pid, mark) or _below(pid, paths.root)):
+        if namespace_of(pid, kind) == site.namespace:
             yield pid
+
+
+def _marked(paths: SitePaths) -> set[int]:
+    """Processes of a site without namespaces.
+
+    They carry the site's name in their environment; daemons that have overwritten theirs (sshd
+    does) name a file of the site in their arguments; a session's shells descend from one of them.
+    """
+    mark = f"{MARK}={paths.root.parent}:{paths.root.name}".encode()
+    inside = os.fsencode(f"{paths.root}/")
+    found: set[int] = set()
+    children: dict[int, list[int]] = {}
+    for pid in all_pids():
+        try:
+            process = Path(f"/proc/{pid}")
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            name = (process / "comm").read_text()
+            arguments = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        children.setdefault(parent, []).append(pid)
+        # only daemons: an editor may well have a log of the lab open
+        daemon = name.startswith(("slurm", "munge", "sshd", "maria"))
+        if _environ_has(pid, mark) or (daemon and inside in arguments):
+            found.add(pid)
+    look = list(found)
+    while look:
+        below = [pid for pid in children.get(look.pop(), []) if pid not in found]
+        found.update(below)
+        look += below
+    # this process may have been started in the site's environment itself
+    return found - {os.getpid(), os.getppid()}
 
 
 def _environ_has(pid: int, mark: bytes) -> bool:
@@ -252,14 +281,10 @@ def _environ_has(pid: int, mark: bytes) -> bool:
         return False
 
 
-def _below(pid: int, root: Path) -> bool:
-    """Only for Slurm's own daemons: a user's shell may well stand in the lab's tree."""
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
-        here = Path(os.readlink(f"/proc/{pid}/cwd"))  # noqa: PTH115  # may point to nothing
-    except OSError:
-        return False
-    return name.startswith(("slurm", "munge", "sshd")) and here.is_relative_to(root)
+def marked_keepers(lab_dir: Path) -> list[int]:
+    """The keepers of a lab whose state file cannot be read, by the mark in their environment."""
+    mark = f"{MARK}={lab_dir}".encode()
+    return [pid for pid in all_pids() if _environ_has(pid, mark)]
 
 
 def by_inner_pid(site: SiteState, paths: SitePaths) -> dict[int, int]:
@@ -273,9 +298,9 @@ def end_site(site: SiteState, paths: SitePaths, timeout_s: float = 15) -> None:
     Raises:
         LabError: some process could not be ended.
     """
-    if site.keeper_pid is not None and not keeper_alive(site):
-        return
     if site.pid_ns and site.keeper_pid is not None:
+        if not keeper_alive(site):
+            return
         # the kernel kills everything in a pid namespace whose first process dies
         everyone = list(members(site, paths))
         kill(site.keeper_pid, 9)
@@ -286,7 +311,7 @@ def end_site(site: SiteState, paths: SitePaths, timeout_s: float = 15) -> None:
         return
 
     def none_left() -> bool:
-        left = [p for p in members(site, paths) if p != site.keeper_pid]
+        left = [p for p in members(site, paths) if p != site.keeper_pid and start_time(p)]
         for pid in left:
             if start_time(pid) is not None:
                 kill(pid, 9)
@@ -295,7 +320,7 @@ def end_site(site: SiteState, paths: SitePaths, timeout_s: float = 15) -> None:
     # a process may fork while it is looked at: repeat until a look finds nobody
     if not wait_until(none_left, timeout_s):
         raise LabError(f"processes of {site.name} do not end")
-    if site.keeper_pid is not None:
-        kill(site.keeper_pid, 9)
+    if keeper_alive(site) and site.keeper_pid is not None:
         keeper = site.keeper_pid
+        kill(keeper, 9)
         wait_until(lambda: start_time(keeper) is None, timeout_s)

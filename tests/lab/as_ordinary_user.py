@@ -35,7 +35,7 @@ def main(home: str, argv: list[str]) -> None:
     os.setgid(UID)
     os.setuid(UID)
     os.chdir(home)
-    keep = {name: os.environ[name] for name in ("PATH",) if name in os.environ}
+    keep = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     os.execve(argv[0], argv, keep | {"HOME": home, "USER": NAME, "LOGNAME": NAME})
 
 

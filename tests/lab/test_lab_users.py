@@ -28,7 +28,7 @@ def ordinary():
             command = [sys.executable, "-m", "hpcscale", *argv[:verbs], "--dir", f"{home}/lab"]
             command += argv[verbs:]
         else:
-            command = [shutil.which(argv[0]), *argv[1:]]
+            command = [shutil.which(argv[0]) or argv[0], *argv[1:]]
         return subprocess.run(
             [*as_user, *command], capture_output=True, text=True, timeout=timeout_s, check=False,
             env=os.environ | {"HOME": str(home), "PYTHONPATH": str(ROOT)},
@@ -79,5 +79,26 @@ def test_an_ordinary_user_has_a_whole_lab(ordinary):
     down = ordinary("lab", "down")
     assert down.returncode == 0, down.stderr
     assert not lab.exists()
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(lab) not in left
+
+
+WITHOUT_PID_NS = """
+import sys
+from pathlib import Path
+from hpcscale.lab import Lab, LabOptions, namespace
+first = namespace.modes()
+namespace.modes = lambda: first[1:]
+with Lab.up(Path(sys.argv[1]), LabOptions(nodes=1)) as lab:
+    assert lab.status()["isolation"] == {"mount": True, "uts": True, "pid": False}
+    print(lab.site("lab-onprem").exec(["srun", "sh", "-c", "hostname; ls ../.."]).stdout)
+print(Path(sys.argv[1]).exists())
+"""
+
+
+def test_an_ordinary_user_without_a_pid_namespace(ordinary):
+    lab = ordinary.home / "lab"
+    done = ordinary(sys.executable, "-c", WITHOUT_PID_NS, str(lab))
+    assert done.stdout.split() == ["onprem1", "lab-onprem", "False"], done.stderr
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(lab) not in left

@@ -1,0 +1,546 @@
+"""The overflow on real Slurm: two sites, every failure that the handover must survive."""
+
+import datetime as dt
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from decimal import Decimal
+
+import pytest
+from hpcscale.render import render
+
+from hpcscale.burst import lock as lock_module
+from hpcscale.burst.handover import Handover
+from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.plan import Action
+from hpcscale.burst.policy import Policy, TargetTerms
+from hpcscale.burst.run import Connections, jobs_folder, lock_path, make_plan, tick
+from hpcscale.connect import connect
+from hpcscale.errors import BurstRefusedError
+from hpcscale.lab import faults
+from hpcscale.ledger import Ledger
+from hpcscale.site import load_site
+from hpcscale.slurm.types import JobState
+from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
+from hpcscale.submit import submit
+
+POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",), max_wait_s=3600)
+
+
+class World:
+    """One user's ledger, the lab's two sites, and what the tests ask of them."""
+
+    def __init__(self, lab):
+        self.lab = lab
+        self.ledger = Ledger.open()
+        self.connections = Connections()
+        self.said = []
+
+    @property
+    def moves(self):
+        return Moves(self.ledger)
+
+    def close(self):
+        self.connections.close()
+        self.ledger.close()
+
+    def fill(self):
+        """A stranger's job on every on-prem node; its id."""
+        done = self.lab.site("lab-onprem").exec(
+            ["sbatch", "--parsable", "-N4", "--exclusive", "--time=60"],
+            stdin="#!/bin/sh\nsleep 600\n",
+            check=True,
+        )
+        filler = done.stdout.strip()
+        self.until(lambda: self.state("lab-onprem", filler) == "RUNNING", 20, "filler runs")
+        return filler
+
+    def submit(self, command="sleep 1", **terms):
+        terms = {"mode": BurstMode.ONLY, **terms}
+        spec = JobSpec(
+            name="urgent",
+            command=("sh", "-c", command),
+            workdir="/",
+            resources=Resources(nodes=2, gpus_per_node=1, time_limit_s=600),
+            burst=BurstTerms(**terms),
+        )
+        site = load_site("lab-onprem").site
+        with connect(site) as connection:
+            return submit(render(spec, site), site, connection, self.ledger)
+
+    def tick(self, policy=POLICY):
+        return tick(self.ledger, policy, self.connections, self.said.append)
+
+    def ticks_until(self, condition, timeout_s, what, policy=POLICY):
+        """Tick like cron, only faster."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            done = self.tick(policy)
+            if condition():
+                return done
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {timeout_s} s: {what}; {self.said[-5:]} {done.problems}")
+            time.sleep(0.5)
+
+    def move(self, submission):
+        return self.moves.of_run(submission.run_id)[-1]
+
+    def step(self, submission):
+        return self.move(submission).step
+
+    def settled(self, submission, timeout_s=60, policy=POLICY):
+        """Tick until the move is settled; the move."""
+        self.ticks_until(lambda: self.step(submission).settled, timeout_s, "settled", policy)
+        return self.move(submission)
+
+    def target(self, submission):
+        return self.ledger.attempt(self.move(submission).target)
+
+    def job(self, site, job_id):
+        """Fields of ``scontrol show job``."""
+        done = self.lab.site(site).exec(["scontrol", "-o", "show", "job", str(job_id)])
+        return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
+
+    def state(self, site, job_id):
+        return self.job(site, job_id).get("JobState", "")
+
+    def starts(self, submission):
+        """How often user code was started, at both sites together."""
+        count = 0
+        for site in ("lab-onprem", "lab-cloud"):
+            run_dir = f"{connect(load_site(site).site).state_dir}/runs/{submission.run_id}/events"
+            found = self.lab.site(site).exec(["find", run_dir, "-name", "*.started"])
+            count += len(found.stdout.split())
+        return count
+
+    def cloud_jobs(self):
+        """Every job the cloud site knows, ended ones too."""
+        done = self.lab.site("lab-cloud").exec(["squeue", "-h", "-t", "all", "-o", "%i %T %k"])
+        return [line for line in done.stdout.splitlines() if "hpcscale=" in line]
+
+    def cold(self):
+        """All cloud nodes powered down, so that the next job must boot them."""
+        cloud = self.lab.site("lab-cloud")
+
+        def down():
+            states = cloud.exec(["sinfo", "-h", "-N", "-o", "%t"]).stdout.split()
+            if all(state == "idle~" for state in states):
+                return True
+            cloud.exec(["scontrol", "update", "NodeName=cloud[1-4]", "State=POWER_DOWN_FORCE"])
+            time.sleep(0.5)
+            return False
+
+        self.until(down, 30, "cloud nodes are powered down")
+
+    def until(self, condition, timeout_s, what):
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {timeout_s} s: {what}")
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def world(lab_env):
+    world = World(lab_env)
+    yield world
+    world.close()
+
+
+def hpcscale(*argv, **kw):
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "hpcscale", *argv],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **kw,
+    )
+
+
+@pytest.fixture
+def policy_file(tmp_path):
+    path = tmp_path / "P.toml"
+    path.write_text('from = "lab-onprem"\nto = ["lab-cloud"]\nmax_wait = "1h"\n')
+    return path
+
+
+def test_a_job_with_a_deadline_overflows_and_finishes_in_the_cloud(world, policy_file):
+    world.fill()
+    deadline = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=620)
+    job = world.submit("echo done on $(hostname)", mode=BurstMode.AUTO, deadline=deadline)
+    done = hpcscale("burst", "plan", "--policy", str(policy_file), "--json")
+    assert done.returncode == 0, done.stderr
+    (planned,) = json.loads(done.stdout)["data"]["decisions"]
+    assert (planned["action"], planned["rule"], planned["to"]) == ("move", "deadline", "lab-cloud")
+    assert Decimal(planned["cost_usd"]) > 0
+    assert world.moves.all() == [], "a plan acts on nothing"
+    assert world.state("lab-onprem", job.ref.job_id) == "PENDING"
+
+    done = hpcscale("burst", "run", "--policy", str(policy_file), "--wait", "--json")
+    assert done.returncode == 0, done.stderr
+    (moved,) = json.loads(done.stdout)["data"]["moves"]
+    assert moved["step"] == "done"
+    assert moved["target_state"] == "COMPLETED"
+    assert "its deadline" in moved["reason"]
+
+    target, origin = world.target(job), world.ledger.attempt(job.submission_id)
+    assert origin.state is JobState.CANCELLED
+    assert origin.reason == f"moved to {target.ref}"
+    assert target.cost_usd is not None
+    assert target.cost_usd <= Decimal(planned["cost_usd"])
+    assert target.fetched
+    logs = list((lock_path().parent / "runs" / job.run_id).rglob("*.log"))
+    assert any("done on cloud" in log.read_text() for log in logs)
+    assert world.starts(job) == 1
+    kinds = [e.kind for e in world.ledger.events(job.run_id)]
+    assert kinds.index("move.submitting") < kinds.index("move.submitted")
+    assert kinds.index("move.cancelling") < kinds.index("attempt.handed_over")
+    (decision,) = world.ledger.decisions(job.run_id)
+    assert decision.data["decision"]["to"] == "lab-cloud"
+    assert (
+        world.job("lab-onprem", job.ref.job_id)["StartTime"]
+        == (world.job("lab-onprem", job.ref.job_id)["EndTime"])
+    ), "it never held a node on-prem"
+
+
+def test_when_nodes_do_not_boot_the_job_keeps_its_place_on_prem(world):
+    filler = world.fill()
+    job = world.submit()
+    world.until(
+        lambda: world.job("lab-onprem", job.ref.job_id)["AccrueTime"] != "Unknown", 20, "it ages"
+    )
+    before = world.job("lab-onprem", job.ref.job_id)
+    world.cold()
+    faults.no_boot(world.lab, 4)
+    world.tick()
+    assert world.step(job) is Step.SUBMITTED
+    fenced = world.job("lab-onprem", job.ref.job_id)
+    assert fenced["ExcNodeList"] == "onprem[1-4]"
+    move = world.settled(job, 90)
+    assert move.step is Step.FAILED
+    assert "boot" in move.message
+    assert world.target(job).ended
+    after = world.job("lab-onprem", job.ref.job_id)
+    assert after["ExcNodeList"] == before["ExcNodeList"]
+    assert after["AccrueTime"] == before["AccrueTime"]
+    # it is not tried again at once
+    world.tick()
+    assert len(world.moves.of_run(job.run_id)) == 1
+    decision = make_plan(world.ledger, POLICY, world.connections).decisions[0]
+    assert decision.action is Action.STAY
+    assert "its last move failed" in decision.reason
+    world.lab.site("lab-onprem").exec(["scancel", filler], check=True)
+    world.until(
+        lambda: world.state("lab-onprem", job.ref.job_id) in {"RUNNING", "COMPLETED"},
+        20,
+        "the job starts on-prem",
+    )
+
+
+def test_no_start_within_boot_timeout_takes_the_move_back(world):
+    world.fill()
+    job = world.submit()
+    world.cold()
+    faults.slow_boot(world.lab, 60)
+    policy = Policy(
+        from_site="lab-onprem",
+        to=("lab-cloud",),
+        target={"lab-cloud": TargetTerms(boot_timeout_s=3)},
+    )
+    move = world.settled(job, 40, policy)
+    assert move.step is Step.FAILED
+    assert "boot_timeout = 3s" in move.message
+    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] in {"", "(null)"}
+    assert world.state("lab-cloud", world.target(job).job_id) == "CANCELLED"
+
+
+def test_over_its_maximum_cost_a_job_stays_and_the_plan_says_so(world):
+    world.fill()
+    job = world.submit(max_cost_usd=Decimal("0.01"))
+    done = world.tick()
+    (decision,) = done.plan.decisions
+    assert decision.action is Action.REFUSE
+    assert "over its --max-cost $0.01" in decision.reason
+    assert world.moves.all() == []
+    assert world.cloud_jobs() == []
+    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] in {"", "(null)"}
+
+
+def test_a_refusal_of_the_cloud_takes_the_move_back(world, monkeypatch):
+    world.fill()
+    monkeypatch.setenv("HPCSCALE_SITE__LAB_CLOUD__DIRECTIVES__QOS", "nonesuch")
+    monkeypatch.setenv("HPCSCALE_SITE__LAB_CLOUD__DIRECTIVES__NODELIST", "nonesuch")
+    job = world.submit()
+    move = world.settled(job)
+    assert move.step is Step.FAILED
+    assert "refused" in move.message
+    assert world.cloud_jobs() == []
+    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] in {"", "(null)"}
+    assert world.state("lab-onprem", job.ref.job_id) == "PENDING"
+
+
+def test_a_user_who_cancels_on_prem_mid_move_ends_both(world):
+    world.fill()
+    job = world.submit("sleep 300")
+    world.cold()
+    faults.slow_boot(world.lab, 5)
+    world.tick()
+    assert world.step(job) is Step.SUBMITTED
+    world.lab.site("lab-onprem").exec(["scancel", str(job.ref.job_id)], check=True)
+    move = world.settled(job)
+    assert move.step is Step.CANCELLED
+    assert world.state("lab-cloud", world.target(job).job_id) == "CANCELLED"
+
+
+def test_a_user_who_cancels_the_cloud_job_before_it_starts_ends_both(world):
+    world.fill()
+    job = world.submit("sleep 300")
+    world.cold()
+    faults.slow_boot(world.lab, 5)
+    world.tick()
+    cloud_id = world.target(job).job_id
+    world.lab.site("lab-cloud").exec(["scancel", str(cloud_id)], check=True)
+    move = world.settled(job)
+    assert move.step is Step.CANCELLED
+    assert world.state("lab-onprem", job.ref.job_id) == "CANCELLED"
+
+
+def test_a_job_that_starts_on_prem_after_all_wins(world):
+    filler = world.fill()
+    job = world.submit("sleep 20")
+    world.cold()
+    faults.slow_boot(world.lab, 8)
+    world.tick()
+    assert world.step(job) is Step.SUBMITTED
+    # somebody lifts the fence behind our back and nodes become free
+    onprem = world.lab.site("lab-onprem")
+    onprem.exec(["scontrol", "update", f"JobId={job.ref.job_id}", "ExcNodeList="], check=True)
+    onprem.exec(["scancel", filler], check=True)
+    world.until(
+        lambda: world.state("lab-onprem", job.ref.job_id) == "RUNNING", 20, "it runs on-prem"
+    )
+    move = world.settled(job)
+    assert move.step is Step.WITHDRAWN
+    assert "it started on lab-onprem" in move.message
+    assert world.state("lab-cloud", world.target(job).job_id) == "CANCELLED"
+    assert world.state("lab-onprem", job.ref.job_id) == "RUNNING"
+    assert world.starts(job) == 1
+
+
+def test_a_lost_fence_is_set_again(world):
+    world.fill()
+    job = world.submit()
+    world.cold()
+    faults.slow_boot(world.lab, 6)
+    world.tick()
+    onprem = world.lab.site("lab-onprem")
+    onprem.exec(["scontrol", "update", f"JobId={job.ref.job_id}", "ExcNodeList="], check=True)
+    world.tick()
+    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem[1-4]"
+    assert world.settled(job).step is Step.DONE
+    assert world.starts(job) == 1
+
+
+def test_the_users_own_excluded_nodes_come_back_exactly(world):
+    world.fill()
+    job = world.submit()
+    onprem = world.lab.site("lab-onprem")
+    onprem.exec(
+        ["scontrol", "update", f"JobId={job.ref.job_id}", "ExcNodeList=onprem2"], check=True
+    )
+    world.cold()
+    faults.slow_boot(world.lab, 60)
+    world.tick()
+    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem[1-4]"
+    done = hpcscale("burst", "undo", job.run_id)
+    assert done.returncode == 0, done.stderr
+    assert world.step(job) is Step.FAILED
+    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem2"
+    assert world.state("lab-cloud", world.target(job).job_id) == "CANCELLED"
+
+
+def test_undo_is_refused_once_the_job_runs_in_the_cloud(world):
+    world.fill()
+    job = world.submit("sleep 30")
+    world.ticks_until(lambda: world.step(job) is Step.MOVED, 60, "moved")
+    handover = Handover(world.ledger, world.connections, jobs_folder())
+    with pytest.raises(BurstRefusedError, match="already runs on lab-cloud"):
+        handover.undo(world.move(job))
+
+
+def test_a_user_who_cancels_after_the_move_ends_the_cloud_job(world):
+    world.fill()
+    job = world.submit("sleep 300")
+    world.ticks_until(lambda: world.step(job) is Step.MOVED, 60, "moved")
+    world.lab.site("lab-cloud").exec(["scancel", str(world.target(job).job_id)], check=True)
+    move = world.settled(job)
+    assert move.step is Step.DONE
+    assert "ended CANCELLED" in move.message
+
+
+KILL_DRIVER = """
+import os, signal, sys
+from hpcscale.burst.moves import Moves
+wanted = sys.argv.pop(1)
+def after(name):
+    original = getattr(Moves, name)
+    def wrapped(self, *args, **kw):
+        move = original(self, *args, **kw)
+        if move is not None and move.step.value == wanted.rstrip("+") and (
+            not wanted.endswith("+") or move.fence is not None
+        ):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return move
+    setattr(Moves, name, wrapped)
+after("begin")
+after("save")
+from hpcscale.cli import run
+run()
+"""
+
+
+@pytest.mark.parametrize(
+    "step", ["fencing", "fencing+", "submitting", "submitted", "cancelling", "moved"]
+)
+def test_killed_at_any_step_the_next_run_goes_on(world, policy_file, step):
+    world.fill()
+    job = world.submit()
+    for _ in range(40):
+        killed = subprocess.run(
+            [sys.executable, "-c", KILL_DRIVER, step, "burst", "run", "--policy", str(policy_file)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if killed.returncode == -signal.SIGKILL:
+            break
+        assert killed.returncode == 0, killed.stderr
+        time.sleep(0.5)
+    else:
+        pytest.fail(f"step {step} was never reached")
+    assert lock_path().exists(), "the dead process left its lock"
+    assert world.step(job).value == step.rstrip("+")
+    done = hpcscale("burst", "run", "--policy", str(policy_file), "--wait")
+    assert done.returncode == 0, done.stderr
+    assert world.step(job) is Step.DONE
+    assert world.target(job).state is JobState.COMPLETED
+    assert world.state("lab-onprem", job.ref.job_id) == "CANCELLED"
+    assert len(world.cloud_jobs()) == 1
+    assert world.starts(job) == 1
+
+
+@pytest.mark.parametrize("step", ["ending", "unfencing"])
+def test_killed_while_taking_back_the_next_run_finishes_it(world, policy_file, step):
+    world.fill()
+    job = world.submit()
+    world.cold()
+    faults.slow_boot(world.lab, 60)
+    world.tick()
+    killed = subprocess.run(
+        [sys.executable, "-c", KILL_DRIVER, step, "burst", "undo", job.run_id],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert world.settled(job).step is Step.FAILED
+    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] in {"", "(null)"}
+    assert world.state("lab-cloud", world.target(job).job_id) == "CANCELLED"
+
+
+def test_a_cloud_submission_without_a_reply_is_found_and_not_repeated(world):
+    world.fill()
+    job = world.submit()
+    faults.ssh_cut(world.lab, "after", match="sbatch")
+    move = world.settled(job, 90)
+    assert move.step is Step.DONE
+    assert len(world.cloud_jobs()) == 1
+    assert world.starts(job) == 1
+
+
+def test_two_runs_at_once_are_harmless(world, policy_file):
+    world.fill()
+    job = world.submit()
+    argv = [
+        sys.executable,
+        "-m",
+        "hpcscale",
+        "burst",
+        "run",
+        "--policy",
+        str(policy_file),
+        "--wait",
+    ]
+    both = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [p.communicate(timeout=90) for p in both]
+    assert [p.returncode for p in both] == [0, 0], outputs
+    assert any("another `hpcscale burst run` is at work" in err for _, err in outputs)
+    assert world.step(job) is Step.DONE
+    assert len(world.cloud_jobs()) == 1
+    assert not lock_path().exists()
+
+
+def test_two_processes_that_both_pass_the_lock_submit_once(world):
+    """The lock only saves work: each step is a compare-and-set."""
+    world.fill()
+    job = world.submit()
+    with Ledger.open() as other:
+        first = Moves(world.ledger)
+        world.tick()
+        stale = first.of_run(job.run_id)[0]
+        assert Moves(other).save(stale, message="mine") is not None
+        assert first.save(stale, step=Step.CANCELLING) is None
+    assert world.settled(job).step is Step.DONE
+    assert len(world.cloud_jobs()) == 1
+
+
+def test_no_answer_from_a_controller_changes_nothing(world, policy_file):
+    world.fill()
+    job = world.submit()
+    faults.controller(world.lab, "lab-onprem", "kill")
+    done = hpcscale("burst", "run", "--policy", str(policy_file))
+    assert done.returncode == 5, done.stderr
+    assert "Traceback" not in done.stderr
+    assert world.moves.all() == []
+    faults.controller(world.lab, "lab-onprem", "restart")
+    world.until(
+        lambda: world.state("lab-onprem", job.ref.job_id) == "PENDING", 20, "controller is back"
+    )
+    assert world.settled(job).step is Step.DONE
+
+
+def test_an_unreachable_cloud_leaves_the_job_waiting_until_it_is_back(world):
+    world.fill()
+    job = world.submit()
+    faults.ssh_cut(world.lab, "refuse")
+    world.tick()
+    assert world.step(job) in {Step.FENCING, Step.SUBMITTING}
+    assert world.state("lab-onprem", job.ref.job_id) == "PENDING"
+    faults.ssh_cut(world.lab, "normal")
+    assert world.settled(job).step is Step.DONE
+    assert world.starts(job) == 1
+
+
+def test_a_stale_lock_of_a_killed_run_does_not_stop_the_next(world, policy_file):
+    dead = lock_module._myself()
+    path = lock_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps(
+            {"host": dead.host, "pid": os.getpid(), "boot_id": dead.boot_id, "started": "1",
+             "token": "dead"}
+        )
+    )  # fmt: skip
+    done = hpcscale("burst", "run", "--policy", str(policy_file))
+    assert done.returncode == 0, done.stderr
+    assert "nothing to move" in done.stdout

@@ -61,8 +61,9 @@ def explain(
     chosen = _partition(asked, facts)
     if about == "partition":
         names = sorted(facts.partitions)
-        close = difflib.get_close_matches(asked or "", names, n=1)
-        said = f"sbatch refused the job: no partition {asked!r} there" if asked else text
+        unknown = [n for n in (asked or "").split(",") if n and n not in names]
+        close = difflib.get_close_matches(unknown[0], names, n=1) if unknown else []
+        said = f"sbatch refused the job: no partition {unknown[0]!r} there" if unknown else text
         return said, f"--partition {close[0]}" if close else f"partitions: {', '.join(names)}"
     if about == "account":
         known = facts.accounts

@@ -106,7 +106,7 @@ class RemoteShell:
             raise UnreachableError(
                 f"{argv[0]} gave no answer within {timeout_s:g} s and was killed",
                 where=self.name,
-                hint="try again; for a Slurm command see whether its controller is up: scontrol ping",
+                hint="try again; a Slurm command may wait for its controller: scontrol ping",
             )
         return raw
 

@@ -10,6 +10,7 @@ from hpcscale.slurm.states import job_state
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.units import JobId, parse_tres, tres_gpus
 
+_CLOCKS_DIFFER_S = 3600
 _LONG_LIST = 50  # sacct turns a list of ids into one SQL clause each
 FIELDS = (
     "JobID",
@@ -46,17 +47,19 @@ def options(
 ) -> list[str]:
     """Options: each run of a job (``-D``), allocations only (``-X``), whole columns.
 
-    Times are given as seconds since 1970, which know no zone.
+    Times are given as seconds since 1970, which know no zone. The window is wider than asked for,
+    since the controller's clock may be ahead of or behind the one that sacct reads.
     """
     bases = sorted({i.base for i in ids})
     if len(bases) <= _LONG_LIST:
         choice = [f"--jobs={','.join(map(str, bases))}"]
     else:
         choice = [f"--user={user()}"]
-    start = max(0, int(since.timestamp()))
+    start = max(0, int(since.timestamp()) - _CLOCKS_DIFFER_S)
     columns = ",".join(FIELDS)
     return ["--noheader", "--parsable", f"--delimiter={delimiter}", "--duplicates", "--allocations",
-            f"--starttime=uts{start}", f"--format={columns}", *choice]  # fmt: skip
+            f"--starttime=uts{start}", "--endtime=now+30days",
+            f"--format={columns}", *choice]  # fmt: skip
 
 
 def parse(

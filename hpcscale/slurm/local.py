@@ -46,7 +46,7 @@ class LocalTransport:
             raise UnreachableError(
                 f"{Path(argv[0]).name} gave no answer within {timeout_s:g} s and was killed",
                 where=self.name,
-                hint="try again; for a Slurm command see whether its controller is up: scontrol ping",
+                hint="try again; a Slurm command may wait for its controller: scontrol ping",
             )
         return Completed(
             tuple(argv),

@@ -1,0 +1,111 @@
+"""The places that keep the contract: the fake, and real Slurm here, over paramiko and over ssh."""
+
+import contextlib
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from hpcscale.site import load_site
+from hpcscale.slurm.cli import CliClient
+from hpcscale.slurm.local import LocalTransport
+from hpcscale.slurm.openssh import OpensshTransport
+from hpcscale.slurm.ssh import SshTransport
+from hpcscale.slurm.transport import Transport
+from hpcscale.testing import FakeSlurm
+
+REAL = [
+    pytest.param("lab-local", marks=pytest.mark.lab),
+    pytest.param("lab-ssh", marks=pytest.mark.lab),
+    pytest.param("lab-openssh", marks=pytest.mark.lab),
+]
+
+
+@dataclass
+class Place:
+    kind: str
+    transport: Transport
+    client: CliClient
+    partition: str
+    dir: str  # scratch directory there
+
+    @property
+    def real(self):
+        return self.kind != "fake"
+
+    def until(self, condition, what, timeout_s=90):
+        """Poll, letting time pass; the value that made the condition true."""
+        deadline = time.monotonic() + timeout_s
+        for _ in range(100_000):
+            if value := condition():
+                return value
+            if isinstance(self.transport, FakeSlurm):
+                self.transport.advance(1)
+                if self.transport.clock.now().year > 2026:
+                    break
+            elif time.monotonic() > deadline:
+                break
+            else:
+                time.sleep(0.1)
+        pytest.fail(f"not within {timeout_s} s: {what}")
+
+    def submit(self, *options, script="sleep 300", args=()):
+        return self.client.sbatch(
+            f"#!/bin/sh\n{script}\n",
+            [f"--output={self.dir}/out-%j", "--open-mode=append", "--partition=gpu", *options],
+            args,
+        )
+
+    def state(self, job_id):
+        status = self.client.show(job_id)
+        return status.state if status else None
+
+    def until_state(self, job_id, *states):
+        self.until(lambda: self.state(job_id) in states, f"{job_id} is {states}")
+        return self.client.show(job_id)
+
+
+def make_place(kind, request, tmp_path, monkeypatch):
+    if kind == "fake":
+        fake = FakeSlurm(user="root")
+        return Place(kind, fake, CliClient(fake), "gpu", str(tmp_path))
+    lab = request.getfixturevalue("lab")
+    monkeypatch.setenv("HPCSCALE_CONFIG_DIR", lab.env()["HPCSCALE_CONFIG_DIR"])
+    name = "lab-onprem" if kind == "lab-local" else "lab-cloud"
+    site = load_site(name).site
+    config = site.transport
+    if kind == "lab-local":
+        transport = LocalTransport()
+    else:
+        transport = {"lab-ssh": SshTransport, "lab-openssh": OpensshTransport}[kind](
+            config.host,
+            port=config.port,
+            user=config.user,
+            identity_file=config.identity_file,
+            known_hosts=config.known_hosts,
+        )
+    client = CliClient(transport, slurm_conf=config.slurm_conf)
+    scratch = str(lab.site(name).paths.scratch / f"contract-{time.time_ns()}")
+    transport.run(["mkdir", "-p", scratch])
+    return Place(kind, transport, client, "gpu", scratch)
+
+
+@pytest.fixture(params=["fake", *REAL])
+def place(request, tmp_path, monkeypatch):
+    place = make_place(request.param, request, tmp_path, monkeypatch)
+    yield place
+    with contextlib.suppress(Exception):
+        place.transport.close()
+
+
+@pytest.fixture(params=REAL)
+def real_place(request, tmp_path, monkeypatch):
+    place = make_place(request.param, request, tmp_path, monkeypatch)
+    yield place
+    with contextlib.suppress(Exception):
+        place.transport.close()
+
+
+@pytest.fixture
+def onprem(request, tmp_path, monkeypatch):
+    return make_place("lab-local", request, tmp_path, monkeypatch)

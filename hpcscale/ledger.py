@@ -64,6 +64,7 @@ __all__ = [
 
 FILE_NAME = "ledger.sqlite3"
 BUSY_TIMEOUT_S = 30.0
+MIN_FILE_BYTES = 512  # the smallest page, and so the smallest file, of SQLite
 
 
 def new_run_id() -> str:
@@ -104,23 +105,26 @@ class Ledger:
             StateError: it cannot be used; the file is left as it is.
         """
         path = path or ledger_path()
-        if not create and not path.exists():
-            raise NotFoundError(
-                "no ledger yet: nothing was submitted from here",
-                where=str(path),
-                hint="hpcscale submit --help",
-            )
         try:
+            if not create and not path.exists():
+                raise NotFoundError(
+                    "no ledger yet: nothing was submitted from here",
+                    where=str(path),
+                    hint="hpcscale submit --help",
+                )
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if create and not path.exists():
+            if not path.exists():
                 # the scripts in it are the user's own: nobody else reads them
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            fragment = 0 < path.stat().st_size < MIN_FILE_BYTES
         except OSError as exc:
             raise StateError(
-                f"the ledger's directory cannot be written: {exc.strerror}",
+                f"the ledger's directory cannot be used: {exc.strerror}",
                 where=str(path.parent),
                 hint="export HPCSCALE_STATE_DIR=a directory of yours",
             ) from exc
+        if fragment:  # SQLite would take it for an empty database, and begin anew
+            _refuse(path, sqlite3.DatabaseError("file is not a database: cut short"))
         try:
             db = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
@@ -163,23 +167,14 @@ class Ledger:
             self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     def _check_file(self) -> int:
-        """Refuse a file that is cut short, foreign or newer than we are; its version otherwise."""
-        self._db.execute("BEGIN")
-        try:
-            tables = self._one("SELECT count(*) FROM sqlite_master")[0]
-            version: int = self._one("PRAGMA user_version")[0]
-            owner = self._one("PRAGMA application_id")[0]
-            expected = self._one("PRAGMA page_count")[0] * self._one("PRAGMA page_size")[0]
-            actual = self.path.stat().st_size  # under the read lock: nobody is writing
-        finally:
-            self._db.execute("COMMIT")
-        aside = f"mv {self.path} {self.path}.old  # jobs at the sites are not touched by that"
-        if actual < expected:
-            raise StateError(
-                f"the ledger is cut short: {actual} of {expected} bytes",
-                where=str(self.path),
-                hint=f"restore it from a backup, or set it aside: {aside}",
-            )
+        """Refuse a file that is foreign or newer than we are; its version otherwise.
+
+        A file that is cut short or damaged is noticed by SQLite itself.
+        """
+        tables = self._one("SELECT count(*) FROM sqlite_master")[0]
+        version: int = self._one("PRAGMA user_version")[0]
+        owner = self._one("PRAGMA application_id")[0]
+        aside = _aside(self.path)
         if tables and owner != APPLICATION_ID:
             raise StateError(
                 "this SQLite file is not hpcscale's ledger",
@@ -730,10 +725,14 @@ _ATTEMPTS = (
 )
 
 
+def _aside(path: Path) -> str:
+    return f"mv {path} {path}.old  # jobs at the sites are not touched by that"
+
+
 def _refuse(path: Path, exc: sqlite3.Error) -> NoReturn:
     """SQLite's error in words, with what to do; nothing on disk is changed."""
     text = str(exc)
-    aside = f"mv {path} {path}.old  # jobs at the sites are not touched by that"
+    aside = _aside(path)
     if "not a database" in text or "malformed" in text or "unsupported file format" in text:
         what, hint = (
             f"the ledger is damaged ({text})",

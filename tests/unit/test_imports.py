@@ -28,11 +28,12 @@ ALLOWED: dict[str, set[str]] = {
     # what and where
     "spec": {"errors", "units"},
     "site": {"errors", "units", "assets", "tomlfile", "settings"},
-    "jobfile": {"errors", "units", "tomlfile", "settings", "spec"},
+    "sbatch_script": {"errors", "units", "spec"},
+    "jobfile": {"errors", "units", "tomlfile", "settings", "spec", "sbatch_script"},
     "cost": {"errors", "units", "spec", "site"},
     # (JobSpec, Site) -> text, pure
-    "lint": {"errors", "units", "spec", "site"},
-    "render": {"hpcscale", "errors", "units", "assets", "spec", "site", "lint"},
+    "lint": {"errors", "units", "spec", "site", "sbatch_script"},
+    "render": {"hpcscale", "errors", "units", "assets", "spec", "site", "sbatch_script", "lint"},
     # how Slurm is asked, and where: knows neither jobs of ours nor sites
     "slurm.types": {"errors", "units"},  # plain data, so deciding may use it
     "slurm": {"errors", "units", "slurm.types"},

@@ -2,8 +2,10 @@
 
 - ``session_lab``: one plain lab for the whole session (of each xdist worker).
 - ``lab``: the same lab, left without jobs and faults after each test.
+  Cloud nodes that it booted may still be up: what needs them cold wants a lab of its own.
 - ``lab_env``: ``lab``, with the environment of one of its users and an empty ledger.
-- ``lab_factory``: ``lab_factory(nodes=2, fast=10)`` builds a lab for this test alone.
+- ``lab_factory``: ``lab_factory(nodes=2, fast=10)`` builds a lab for this test alone (0.5 s);
+  ``use_lab(lab)`` then does what ``lab_env`` does.
 
 Where no lab can be started the tests are skipped, but they fail when ``CI`` or
 ``HPCSCALE_STRICT_SLURM=1`` is set: a green run must not mean that nothing ran.
@@ -114,12 +116,22 @@ def lab(session_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def lab_env(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
-    """The lab with ``lab env`` in the environment; the ledger is this test's own."""
-    for name, value in lab.env().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("HPCSCALE_STATE_DIR", str(tmp_path / "state"))
-    return lab
+def use_lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Lab], Lab]:
+    """``use_lab(lab)`` puts ``lab env`` into the environment; the ledger is this test's own."""
+
+    def use(lab: Lab) -> Lab:
+        for name, value in lab.env().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HPCSCALE_STATE_DIR", str(tmp_path / "state"))
+        return lab
+
+    return use
+
+
+@pytest.fixture
+def lab_env(lab: Lab, use_lab: Callable[[Lab], Lab]) -> Lab:
+    """``lab``, and this test is one of its users."""
+    return use_lab(lab)
 
 
 @pytest.fixture

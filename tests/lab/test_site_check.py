@@ -40,7 +40,8 @@ def test_the_on_prem_site_passes_every_check(lab_env):
     assert "read, wrote, and lost a taken name" in checks["seen from the nodes"]["message"]
 
 
-def test_the_cloud_site_boots_a_node_only_when_told_to(lab_env):
+def test_the_cloud_site_boots_a_node_only_when_told_to(lab_factory, use_lab):
+    lab_env = use_lab(lab_factory(nodes=1))
     code, checks = site_check("lab-cloud")
     assert code == 0
     assert checks["seen from the nodes"]["verdict"] == "skipped"

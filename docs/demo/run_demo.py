@@ -48,7 +48,7 @@ dir = "checkpoints"
 
 [burst]
 mode = "auto"           # on-prem first; a policy may move it
-max_cost_usd = 10
+max_cost_usd = 15
 """
 
 POLICY_TOML = """\

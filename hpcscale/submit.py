@@ -139,11 +139,13 @@ def submit(
         _undo(connection, ledger, attempt, f"not submitted: {exc.message}")
         raise
     except BaseException as exc:
-        ledger.set_submit_unknown(attempt, str(exc) or type(exc).__name__)
+        ledger.set_submit_unknown(attempt, "sbatch gave no answer: the job may or may not exist")
         if not isinstance(exc, HpcscaleError):
             raise
         raise SubmitUnknownError(
-            f"sbatch gave no answer: the job may or may not exist ({exc.message})",
+            exc.message
+            if isinstance(exc, SubmitUnknownError)
+            else f"the job may or may not exist: {exc.message}",
             where=f"site {site.name}",
             hint=f"do not submit again; hpcscale status {run.run_id} tells once the site answers",
         ) from exc

@@ -51,8 +51,8 @@ def report_sites(snapshot: "Snapshot") -> None:
     """Say on stderr which sites gave no answer, and which listed nothing."""
     for name, error in sorted(snapshot.failed.items()):
         answered = snapshot.answers[name].answered_at
-        seen = f"shown as seen {local_time(answered)}" if answered else "never seen"
-        notice(f"{name} gave no answer, its jobs are {seen}: {error}")
+        seen = f"as seen {local_time(answered)}" if answered else "as submitted"
+        notice(f"{name} gave no answer, its jobs are shown {seen}: {error}")
     for name in snapshot.silent:
         notice(f"{name} lists no jobs of yours; those not known to have ended stay as last seen")
 

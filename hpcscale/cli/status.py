@@ -175,13 +175,17 @@ class _View:
             parts.insert(0, self._moving[attempt.run_id])
         if attempt.site in self._snapshot.failed:
             answer = self._seen.get(attempt.site)
-            when = local_time(answer.answered_at) if answer and answer.answered_at else "never"
-            parts.insert(0, f"no answer, last seen {when}")
+            answered = answer.answered_at if answer else None
+            parts.insert(0, f"no answer since {local_time(answered or attempt.created_at)}")
         return "; ".join(p for p in parts if p)
 
     def _held_s(self, attempt: "Attempt") -> float:
         from hpcscale.cost import held_s
+        from hpcscale.slurm.types import JobState
 
+        if attempt.state is JobState.UNKNOWN and attempt.last_state.active:
+            # what it does since nobody knows
+            return held_s(attempt.start_time, attempt.seen_at, self._snapshot.at)
         if attempt.ended or attempt.last_state.active:
             ahead = dt.timedelta(seconds=self._snapshot.offsets_s.get(attempt.site, 0.0))
             return held_s(attempt.start_time, attempt.end_time, self._snapshot.at + ahead)

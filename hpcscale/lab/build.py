@@ -121,6 +121,7 @@ def _make_keys(state: LabState) -> None:
 
 def write_configs(state: LabState, options: LabOptions, host_name: str) -> None:
     """Every file that holds a port or a hostname."""
+    version = daemons.slurm_version()
     for name, site in state.sites.items():
         paths = state.paths(name)
         text = config.SiteConfig(
@@ -136,7 +137,7 @@ def write_configs(state: LabState, options: LabOptions, host_name: str) -> None:
             "slurm.conf": config.slurm_conf(text),
             "gres.conf": config.gres_conf(text),
             "topology.conf": config.topology_conf(text),
-            "cgroup.conf": "CgroupAutomount=no\n",
+            "cgroup.conf": config.cgroup_conf(version),
             "hosts": config.hosts(text, host_name),
         }
         for file, content in files.items():

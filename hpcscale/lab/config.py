@@ -235,6 +235,11 @@ def slurmdbd_conf(config: SiteConfig, mysql_port: int, password: str) -> str:
     )
 
 
+def cgroup_conf(version: tuple[int, int]) -> str:
+    """cgroup.conf: no cgroups. The key that says so changed with Slurm 24.05 (its man pages)."""
+    return "CgroupPlugin=disabled\n" if version >= (24, 5) else "CgroupAutomount=no\n"
+
+
 def hosts(config: SiteConfig, host_name: str) -> str:
     """/etc/hosts of a site: it knows its own nodes and no others."""
     names = " ".join(f"{config.prefix}{i}" for i in range(1, config.options.nodes + 1))

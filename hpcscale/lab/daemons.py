@@ -93,6 +93,19 @@ def faketime_library() -> str:
     )
 
 
+def slurm_version() -> tuple[int, int]:
+    """Slurm's version as (year, month), such as (22, 5).
+
+    Raises:
+        LabError: slurmctld does not say it.
+    """
+    said = run([_program("slurmctld"), "-V"], timeout_s=20).stdout
+    match = re.search(r"(\d+)\.(\d+)\.", said)
+    if match is None:
+        raise LabError(f"slurmctld -V does not name a version: {said.strip()!r}")
+    return int(match[1]), int(match[2])
+
+
 def user_name() -> str:
     """The name of the user who runs the lab.
 

@@ -10,7 +10,6 @@ import time
 from decimal import Decimal
 
 import pytest
-from hpcscale.render import render
 
 from hpcscale.burst import lock as lock_module
 from hpcscale.burst.handover import Handover
@@ -22,6 +21,7 @@ from hpcscale.connect import connect
 from hpcscale.errors import BurstRefusedError
 from hpcscale.lab import faults
 from hpcscale.ledger import Ledger
+from hpcscale.render import render
 from hpcscale.site import load_site
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
@@ -117,9 +117,10 @@ class World:
         return count
 
     def cloud_jobs(self):
-        """Every job the cloud site knows, ended ones too."""
+        """Every job of this ledger that the cloud site knows, ended ones too."""
         done = self.lab.site("lab-cloud").exec(["squeue", "-h", "-t", "all", "-o", "%i %T %k"])
-        return [line for line in done.stdout.splitlines() if "hpcscale=" in line]
+        mine = [a.submission_id for a in self.ledger.all_attempts("lab-cloud")]
+        return [line for line in done.stdout.splitlines() if any(i in line for i in mine)]
 
     def cold(self):
         """All cloud nodes powered down, so that the next job must boot them."""

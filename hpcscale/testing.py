@@ -315,6 +315,9 @@ class FakeSlurm:
         gpus = int(options.get("gpus-per-node", "0").rpartition(":")[2])
         if gpus > self.gpus:
             return 1, "", f"{failed}Requested node configuration is not available\n"
+        excluded = set(expand_hostlist(options.get("exclude", "")))
+        if excluded and len(set(self.node_names) - excluded) < wanted:
+            return 1, "", f"{failed}Requested node configuration is not available\n"
         tasks, throttle = parse_array(options["array"]) if "array" in options else ([], None)
         if tasks and tasks[-1] > 1000:
             return 1, "", f"{failed}Invalid job array specification\n"
@@ -392,7 +395,9 @@ class FakeSlurm:
             "tres-per-job": "N/A",
             "Dependency": "(null)",
             "RestartCnt": str(job.restarts),
-            "PriorityLong": "0" if job.held else str(4294901760 - job.number),
+            "PriorityLong": "0"
+            if job.held or job.reason == "BadConstraints"
+            else str(4294901760 - job.number),
             "TimeLimit": format_duration(job.limit_s),
             "SubmitTime": str(job.submitted),
             "EligibleTime": str(job.eligible),
@@ -443,6 +448,9 @@ class FakeSlurm:
             if options.get("state") == "PENDING" and job.state != "PENDING":
                 continue
             if job.state not in {"PENDING", "CONFIGURING", "RUNNING"}:
+                continue
+            if job.state == "PENDING" and job.task is not None and not job.restarts:
+                del self.jobs[job.number]  # Slurm keeps no record of it either
                 continue
             if "signal" in options and options["signal"] not in {"KILL", "TERM"}:
                 continue

@@ -179,6 +179,8 @@ class _Reader:
         ) = fields
         shared = self._shared
         state = job_state(raw)
+        if priority == "0" and state is JobState.PENDING:
+            start = end = "N/A"  # held or impossible: the time shown is when Slurm gave it up
         try:
             gpus = self._gpus[(tres_alloc, tres_node, tres_job, num_nodes)]
         except KeyError:

@@ -171,7 +171,7 @@ class CliClient:
         records = found.of(job_id)
         if not records:
             return None
-        first = min(records, key=lambda s: (s.state.terminal, s.state.active, s.job_id.base))
+        first = min(records, key=_least_done)
         return replace(first, job_id=job_id, exc_nodes=self._excluded(first.job_id))
 
     def node_states(self, nodes: str) -> dict[str, str]:
@@ -271,6 +271,13 @@ class CliClient:
                 facts = None  # the refusal stands without the hint
         text, hint = _refusals.explain(_answers.message(done), script, options, facts)
         return RefusedError(text, where=where, hint=hint)
+
+
+def _least_done(status: JobStatus) -> tuple[bool, bool, int, int]:
+    """Sorts the records of one base id: pending ones first, ended ones last."""
+    job_id = status.job_id
+    order = job_id.array_task or 0, job_id.het_offset or 0
+    return status.state.terminal, status.state.active, *order
 
 
 def _one_partition_each(options: Sequence[str]) -> list[list[str]]:

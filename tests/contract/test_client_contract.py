@@ -100,9 +100,14 @@ def test_elements_of_an_array_run_and_end_on_their_own(place):
     assert answer.jobs[str(array)].array_pending == "2-3%1"
     assert {s.job_id for s in answer.of(array)} == {first, array}
     assert place.client.show(array).state is JobState.PENDING
-    assert place.client.cancel(JobId(array.base, 3))
-    place.until_state(JobId(array.base, 3), JobState.CANCELLED)
-    assert place.state(JobId(array.base, 2)) is not JobState.CANCELLED
+    third = JobId(array.base, 3)
+    assert place.client.cancel(third)
+    place.until(lambda: str(third) not in place.client.jobs([third]).jobs, "gone")
+    # without accounting nobody remembers an element that was cancelled before it had a record
+    assert place.client.show(third) is None
+    assert place.client.cancel(first)
+    assert place.until_state(first, JobState.CANCELLED)
+    place.until_state(JobId(array.base, 2), JobState.RUNNING, JobState.COMPLETED)
 
 
 def test_cancel_a_pending_and_a_running_job(place):
@@ -134,10 +139,15 @@ def test_the_fence_holds_a_pending_job_and_is_refused_by_a_running_one(place):
 
 
 def test_a_fenced_job_shows_why_it_waits(place):
-    job = place.submit("--exclude=" + place.client.facts().partitions["gpu"].node_list)
+    nodes = place.client.facts().partitions["gpu"].node_list
+    place.until_state(place.submit("--nodes=4", "--exclusive"), JobState.RUNNING)
+    job = place.submit()
+    assert place.client.update(job, {"ExcNodeList": nodes})
     status = place.until(
         lambda: (s := place.client.show(job)).reason == "BadConstraints" and s, "BadConstraints"
     )
+    with pytest.raises(RefusedError):
+        place.submit(f"--exclude={nodes}")
     assert status.state is JobState.PENDING
     assert status.start_time is None
 
@@ -156,8 +166,9 @@ def test_a_requeue_counts_and_gives_a_new_submit_time(place):
     place.until(lambda: place.client.now() > first.submit_time + dt.timedelta(seconds=1), "1 s")
     assert place.client.requeue(job)
     place.until(lambda: place.client.show(job).restarts == 1, "requeued")
-    status = place.client.show(job)
+    status = place.until_state(job, JobState.PENDING)
     assert status.submit_time > first.submit_time
+    assert status.exit_code is None
     place.until_state(job, JobState.RUNNING)
     assert not place.client.requeue(JobId(999_999))
 
@@ -221,7 +232,7 @@ def test_facts(place):
     assert gpu.max_time_s == 7 * 86400
     assert facts.accounts is None
     assert not facts.has_accounting
-    assert facts.max_array_size == 1001
+    assert facts.max_array_size >= 1001
     assert any("slurmdbd" in note for note in facts.notes)
 
 

@@ -93,7 +93,8 @@ def mount_plan(
     checkout = checkout_dir()
     if checkout is not None:
         cover.append(checkout)
-    cover = [path for path in dict.fromkeys(cover) if path not in VITAL]
+    shared = [path for path in dict.fromkeys((python, software)) if path not in VITAL]
+    cover = [path for path in dict.fromkeys(cover) if path not in VITAL and path not in shared]
     steps: list[dict[str, Any]] = [
         {"target": "/run", "mode": "755", "mkdir": ["sshd"]},
         {"target": "/dev/shm", "mode": "1777"},  # noqa: S108  # a mount point, not a file
@@ -109,11 +110,7 @@ def mount_plan(
     shadow = paths.etc / "shadow"
     if shadow.exists():
         steps.append({"source": str(shadow), "target": "/etc/shadow", "optional": True})
-    steps += [
-        {"source": str(path), "target": str(path), "read_only": True}
-        for path in dict.fromkeys((python, software))
-        if path not in VITAL
-    ]
+    steps += [{"source": str(path), "target": str(path), "read_only": True} for path in shared]
     if package_dir().is_relative_to(software):
         # an installed hpcscale lies in the shared software: the nodes must do without it
         steps.append({"source": str(paths.etc / "absent"), "target": str(package_dir())})

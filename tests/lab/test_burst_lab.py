@@ -272,14 +272,17 @@ def test_over_its_maximum_cost_a_job_stays_and_the_plan_says_so(world):
     assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] in {"", "(null)"}
 
 
-def test_a_refusal_of_the_cloud_takes_the_move_back(world, monkeypatch):
+def test_a_refusal_of_the_cloud_takes_the_move_back(world):
     world.fill()
-    monkeypatch.setenv("HPCSCALE_SITE__LAB_CLOUD__DIRECTIVES__QOS", "nonesuch")
-    monkeypatch.setenv("HPCSCALE_SITE__LAB_CLOUD__DIRECTIVES__NODELIST", "nonesuch")
     job = world.submit()
-    move = world.settled(job)
+    cloud = world.lab.site("lab-cloud")
+    cloud.exec(["scontrol", "update", "PartitionName=gpu", "State=DRAIN"], check=True)
+    try:
+        move = world.settled(job)
+    finally:
+        cloud.exec(["scontrol", "update", "PartitionName=gpu", "State=UP"], check=True)
     assert move.step is Step.FAILED
-    assert "refused" in move.message
+    assert "lab-cloud refused it" in move.message
     assert world.cloud_jobs() == []
     assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] in {"", "(null)"}
     assert world.state("lab-onprem", job.ref.job_id) == "PENDING"

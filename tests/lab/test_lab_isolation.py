@@ -170,3 +170,14 @@ def test_covers_what_it_is_told_to(lab_factory, tmp_path_factory):
     finally:
         (directory / "file").unlink()
         directory.rmdir()
+
+
+def test_hpcscale_inside_the_shared_software_is_hidden(lab_factory):
+    # as when hpcscale is installed in the environment that the nodes share
+    lab = lab_factory(nodes=1, software=ROOT)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "try:\n    import hpcscale\nexcept ModuleNotFoundError as exc:\n    print(exc)"
+    )
+    done = lab.site("lab-onprem").exec(["srun", sys.executable, "-c", code])
+    assert done.stdout == "hpcscale is not installed on the nodes\n", done.stderr

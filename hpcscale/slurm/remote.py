@@ -260,6 +260,8 @@ def _fault(member: tarfile.TarInfo, links: set[str]) -> str | None:
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> str | None:
     """Write one checked member; never through a link that was here before."""
     name = posixpath.normpath(member.name)
+    if name == ".":
+        return None
     target = root / name
     if not target.parent.resolve().is_relative_to(root):
         raise HpcscaleError(f"refused to write {name!r}: a link here leads out of {root}")

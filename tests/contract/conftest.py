@@ -67,8 +67,9 @@ class Place:
 
 def make_place(kind, request, tmp_path, monkeypatch):
     if kind == "fake":
-        fake = FakeSlurm(user="root")
-        return Place(kind, fake, CliClient(fake), "gpu", str(tmp_path))
+        fake = FakeSlurm()
+        (tmp_path / "site").mkdir()
+        return Place(kind, fake, CliClient(fake), "gpu", str(tmp_path / "site"))
     lab = request.getfixturevalue("lab")
     monkeypatch.setenv("HPCSCALE_CONFIG_DIR", lab.env()["HPCSCALE_CONFIG_DIR"])
     name = "lab-onprem" if kind == "lab-local" else "lab-cloud"

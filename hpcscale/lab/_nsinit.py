@@ -20,6 +20,7 @@ Sources: namespaces(7), user_namespaces(7), mount_namespaces(7), mount(2), proc(
 import ctypes
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -139,18 +140,27 @@ def keep(plan: dict[str, Any]) -> None:
         socket.sethostname(plan["hostname"])
         os.chdir("/")
     except OSError as exc:
-        os.write(report, json.dumps({"error": str(exc)}).encode() + b"\n")
+        answer = {"error": str(exc), "errno": exc.errno}
+        os.write(report, json.dumps(answer).encode() + b"\n")
         os._exit(1)
-    waited = {signal.SIGCHLD, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.write(report, json.dumps({"pid": outer_pid}).encode() + b"\n")
     os.close(report)
+    poll = select.poll()
+    poll.register(woken, select.POLLIN)
+    if plan["owner_fd"] is not None:
+        poll.register(plan["owner_fd"], 0)  # nobody writes: only its end is an event
     while True:
-        if signal.sigwait(waited) == signal.SIGTERM:
-            os._exit(0)
+        for fd, _ in poll.poll():
+            if fd == plan["owner_fd"]:
+                os._exit(0)  # whoever started the lab is gone
+            os.read(fd, 512)
         try:
             while os.waitpid(-1, os.WNOHANG)[0] > 0:
                 pass

@@ -42,6 +42,8 @@ class Lab:
 
     def __init__(self, state: LabState) -> None:
         self.state = state
+        # write end of the pipe whose end ends the lab, see `die_with_me`
+        self._life: int | None = None
         self.sites = {name: Site(state, site) for name, site in state.sites.items()}
 
     def __enter__(self) -> Self:
@@ -60,12 +62,20 @@ class Lab:
     # ---- making and finding
 
     @classmethod
-    def up(cls, directory: Path | None = None, options: LabOptions | None = None) -> "Lab":
+    def up(
+        cls,
+        directory: Path | None = None,
+        options: LabOptions | None = None,
+        *,
+        die_with_me: bool = False,
+    ) -> "Lab":
         """Build and start a lab; returns when every node can be used.
 
         Args:
             directory: must be empty or absent; default :func:`hpcscale.lab.model.default_dir`.
             options: default ``LabOptions()``.
+            die_with_me: the lab's processes end when this process does, however it ends (needs
+                namespaces; the directory stays).
 
         Raises:
             LabError: with the end of the log of the daemon that failed. Nothing is left behind.
@@ -88,7 +98,7 @@ class Lab:
                 )
                 state.save()
                 try:
-                    return cls._start(state, options)
+                    return cls._start(state, options, die_with_me=die_with_me)
                 except BaseException as exc:
                     # an interrupt counts too: what is half up must not stay
                     _take_down(state, keep=False)
@@ -97,14 +107,14 @@ class Lab:
         raise AssertionError  # the loop returns or raises
 
     @classmethod
-    def _start(cls, state: LabState, options: LabOptions) -> "Lab":
+    def _start(cls, state: LabState, options: LabOptions, *, die_with_me: bool) -> "Lab":
         build.make_trees(state, options)
         ports, mysql_port, holder = build.choose_ports(options)
         with holder:
             for name in SITES:
                 state.sites[name] = SiteState(name, ports=ports[name])
             lab = cls(state)
-            lab._make_namespaces(options)
+            lab._make_namespaces(options, die_with_me=die_with_me)
             state.mysql_port = mysql_port if options.accounting else None
             host_name = socket.gethostname().split(".")[0]
             build.write_configs(state, options, host_name)
@@ -124,19 +134,15 @@ class Lab:
         state.save()
         return lab
 
-    def _make_namespaces(self, options: LabOptions) -> None:
+    def _make_namespaces(self, options: LabOptions, *, die_with_me: bool) -> None:
         state = self.state
-        reason: str | None = "switched off (--no-isolation)"
-        for name, site in state.sites.items():
-            if not options.isolate:
-                break
-            paths = state.paths(name)
-            plan = namespace.mount_plan(state.directory, paths, options, state.software)
-            reason = namespace.start_keeper(paths, name, plan, site)
-            # at once: whoever cleans up must know the keeper
-            state.save()
-            if reason is not None:
-                break
+        ends: tuple[int, int] | None = os.pipe() if die_with_me else None
+        try:
+            reason = self._start_keepers(options, ends[0] if ends else None)
+        finally:
+            if ends:
+                os.close(ends[0])
+                self._life = ends[1]
         inside = [site for site in state.sites.values() if site.keeper_pid is not None]
         isolated = len(inside) == len(SITES)
         if not isolated:
@@ -151,6 +157,21 @@ class Lab:
             for kind, holds in state.isolation.items()
             if not holds
         ]
+
+    def _start_keepers(self, options: LabOptions, owner_fd: int | None) -> str | None:
+        state = self.state
+        reason: str | None = "switched off (--no-isolation)"
+        for name, site in state.sites.items():
+            if not options.isolate:
+                break
+            paths = state.paths(name)
+            plan = namespace.mount_plan(state.directory, paths, options, state.software)
+            reason = namespace.start_keeper(paths, name, plan, site, owner_fd)
+            # at once: whoever cleans up must know the keeper
+            state.save()
+            if reason is not None:
+                break
+        return reason
 
     def _start_site(self, site: Site, options: LabOptions, password: str) -> None:
         site.start_munged()
@@ -331,6 +352,9 @@ class Lab:
         """
         with _locked(self.state.directory):
             _take_down(self.state, keep=keep)
+        if self._life is not None:
+            os.close(self._life)
+            self._life = None
 
 
 def _daemon_state(site: Site, daemon: str) -> str:

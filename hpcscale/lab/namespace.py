@@ -4,6 +4,7 @@ The plan of the mounts is data (:func:`mount_plan`); ``_nsinit.py`` carries it o
 this way stands in ``docs/decisions/0002-lab-isolation.md``.
 """
 
+import errno
 import json
 import os
 import pwd
@@ -35,6 +36,9 @@ VITAL = frozenset(
     Path(p)
     for p in ("/", "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/proc", "/dev", "/sys")
 )
+# how a system says that namespaces are not for this user: seccomp, no capability, AppArmor, an old
+# kernel, or a limit of 0 in /proc/sys/user
+FORBIDDEN = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOSPC, errno.EUSERS}
 GUARANTEES = {
     "mount": "a site sees the other site's files, your home and the checkout: "
     "missing staging goes unnoticed",
@@ -132,12 +136,26 @@ def install_helpers(paths: SitePaths) -> None:
 
 
 def start_keeper(
-    paths: SitePaths, hostname: str, mounts: list[dict[str, Any]], site: SiteState
+    paths: SitePaths,
+    hostname: str,
+    mounts: list[dict[str, Any]],
+    site: SiteState,
+    owner_fd: int | None = None,
 ) -> str | None:
     """Make the namespaces of a site and fill in ``site``.
 
+    Args:
+        paths: where the site's files lie.
+        hostname: what ``hostname`` says in the site.
+        mounts: see :func:`mount_plan`.
+        site: its keeper and namespaces are entered here.
+        owner_fd: read end of a pipe; the site ends when all its write ends are closed.
+
     Returns:
         None, or the reason why this system does not allow it.
+
+    Raises:
+        LabError: it is allowed, but failed.
     """
     reason = "nsenter (util-linux) is missing"
     if find("nsenter") is None:
@@ -148,6 +166,7 @@ def start_keeper(
             "user_ns": mode.user_ns,
             "pid_ns": mode.pid_ns,
             "mounts": mounts,
+            "owner_fd": owner_fd,
         }
         file = paths.etc / "namespaces.json"
         file.write_text(json.dumps(plan, indent=1))
@@ -158,6 +177,7 @@ def start_keeper(
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=() if owner_fd is None else (owner_fd,),
                 env={"PATH": os.defpath, MARK: str(paths.root.parent)},
                 text=True,
             )
@@ -175,8 +195,10 @@ def start_keeper(
             site.user_ns, site.pid_ns = mode.user_ns, mode.pid_ns
             site.namespace = namespace_of(answer["pid"], "pid" if mode.pid_ns else "mnt")
             return None
-        reason = answer["error"]
-    return str(reason)
+        reason = str(answer["error"])
+        if answer.get("errno") not in FORBIDDEN:
+            raise LabError(f"cannot arrange the site's file systems: {reason}", where=site.name)
+    return reason
 
 
 def enter_argv(site: SiteState, cwd: Path) -> list[str]:

@@ -85,7 +85,8 @@ def start(config: pytest.Config, options: LabOptions) -> Lab:
     # not below pytest's own directories: their names may be too long for Unix sockets
     directory = Path(tempfile.mkdtemp(prefix="hpcscale-lab-", dir="/tmp"))  # likewise
     try:
-        return Lab.up(directory, options)
+        # a killed test run must not leave daemons behind
+        return Lab.up(directory, options, die_with_me=True)
     except HpcscaleError as exc:
         shutil.rmtree(directory, ignore_errors=True)
         text = f"no lab: {exc}" + (f" ({exc.hint})" if exc.hint else "")

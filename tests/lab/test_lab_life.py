@@ -181,6 +181,32 @@ def test_a_killed_up_can_be_taken_down(directory):
     assert processes_of(directory) == []
 
 
+def test_a_lab_dies_with_its_owner_when_asked_to(directory):
+    code = (
+        "import sys, time; from pathlib import Path; from hpcscale.lab import Lab, LabOptions\n"
+        "Lab.up(Path(sys.argv[1]), LabOptions(nodes=1), die_with_me=True)\n"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, directory], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"up\n"
+    assert processes_of(directory)
+    process.kill()
+    process.communicate(timeout=10)
+    until(lambda: len(processes_of(directory)) == 0, 10, "all processes gone")
+
+
+def test_a_plan_that_fails_is_no_weaker_isolation(directory, monkeypatch):
+    real = namespace.mount_plan
+
+    def broken(*args):
+        return [*real(*args), {"source": "/nowhere", "target": "/mnt"}]
+
+    monkeypatch.setattr(namespace, "mount_plan", broken)
+    with pytest.raises(LabError, match="nowhere"):
+        Lab.up(directory, LabOptions(nodes=1))
+    assert not directory.exists()
+
+
 def test_the_remains_of_a_dead_lab_give_way(directory):
     lab = Lab.up(directory, LabOptions(nodes=1))
     keepers = [site.keeper_pid for site in lab.state.sites.values()]

@@ -120,10 +120,10 @@ def check_local(staged: Mapping[str, str]) -> None:
                 raise NotFoundError(
                     f"the code directory {path} does not exist", hint="code = DIR in the job file"
                 )
-            size = sum(f.stat().st_size for f in _walk(local) if f.is_file())
-            if size > MAX_CODE_BYTES:
+            if _larger_than(local, MAX_CODE_BYTES):
                 raise InvalidFileError(
-                    f"the code directory holds {size / 1024**3:.1f} GB: too much to copy as code",
+                    f"the code directory holds more than {MAX_CODE_BYTES // 1024**3} GB: too much "
+                    "to copy as code",
                     where=path,
                     hint="set code = DIR to the program alone; name data with --input NAME=PATH",
                 )
@@ -136,6 +136,16 @@ def check_local(staged: Mapping[str, str]) -> None:
                 )
             if not os.access(local, os.R_OK):
                 raise InvalidFileError(f"input {input_name!r} cannot be read", where=path)
+
+
+def _larger_than(root: Path, limit_bytes: int) -> bool:
+    total = 0
+    for path in _walk(root):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size
+        if total > limit_bytes:
+            return True
+    return False
 
 
 def stage_in(transport: Transport, run_dir: str, staged: Mapping[str, str]) -> None:

@@ -1,0 +1,326 @@
+"""Observe: absence is no evidence, one squeue a site, nobody else's job."""
+
+import datetime as dt
+
+import pytest
+from fake_site import FakeSite
+
+from hpcscale.errors import NotThisJobError, SubmitUnknownError
+from hpcscale.ledger import utc_now
+from hpcscale.observe import observe
+from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.spec import Resources
+from hpcscale.units import JobId
+from hpcscale.verify import mismatch, require_same
+
+
+@pytest.fixture
+def site(tmp_path):
+    made = FakeSite(tmp_path)
+    yield made
+    made.ledger.close()
+
+
+def test_a_job_is_followed_to_its_end(site):
+    got = site.submit("sleep 20\nexit 3")
+    assert site.see(got).state is JobState.RUNNING
+    site.slurm.advance(30)
+    attempt = site.see(got)
+    assert attempt.state is JobState.FAILED
+    assert (attempt.ended, attempt.exit_code) == (True, 3)
+    assert attempt.nodes == "node1"
+    assert attempt.cost_usd is not None
+    assert [e.data["to"] for e in site.ledger.events(got.run_id, "attempt.state")] == [
+        "RUNNING",
+        "FAILED",
+    ]
+
+
+def test_one_squeue_whatever_the_number_of_jobs(site):
+    for _ in range(30):
+        site.submit()
+    before = site.count("squeue")
+    site.observe()
+    assert site.count("squeue") == before + 1
+    assert site.count("sacct") == 0
+
+
+def test_a_job_that_is_not_listed_is_unknown_and_keeps_its_last_state(site):
+    got, _other = site.submit(), site.submit()
+    assert site.see(got).state is JobState.RUNNING
+    before = utc_now()
+    site.observe()
+    site.forget(got)
+    attempt = site.see(got)
+    assert (attempt.state, attempt.last_state) == (JobState.UNKNOWN, JobState.RUNNING)
+    assert not attempt.ended
+    assert attempt.seen_at is not None
+    assert before <= attempt.seen_at <= utc_now()
+    again = site.see(got)
+    assert again == attempt, "asking again changes nothing"
+
+
+def test_a_site_that_lists_nothing_changes_nothing(site):
+    got = site.submit()
+    attempt = site.see(got)
+    site.forget(got)
+    snapshot = site.observe()
+    assert snapshot.silent == ("onprem",)
+    assert site.ledger.attempt(got.submission_id) == attempt
+
+
+@pytest.mark.parametrize("fault", ["stop", "hang"])
+def test_a_site_that_fails_changes_nothing_and_is_told(site, fault):
+    got = site.submit()
+    attempt = site.see(got)
+    answered = site.ledger.site_answers()["onprem"].answered_at
+    getattr(site.slurm, fault)()
+    snapshot = site.observe()
+    assert "onprem" in snapshot.failed
+    assert site.ledger.attempt(got.submission_id) == attempt
+    answer = site.ledger.site_answers()["onprem"]
+    assert answer.answered_at == answered
+    assert answer.error
+
+
+def test_one_site_down_hides_no_other(site, tmp_path):
+    cloud = FakeSite(tmp_path, "cloud")
+    here, there = site.submit("sleep 5"), cloud.submit()
+    cloud.slurm.stop()
+    site.slurm.advance(10)
+
+    def connections(name):
+        return {"onprem": site, "cloud": cloud}[name].connection
+
+    snapshot = observe(site.ledger, connections)
+    assert list(snapshot.failed) == ["cloud"]
+    assert site.ledger.attempt(here.submission_id).state is JobState.COMPLETED
+    assert site.ledger.attempt(there.submission_id).state is JobState.PENDING
+    cloud.ledger.close()
+
+
+def test_a_site_without_a_profile_is_an_answer_too(site):
+    site.submit()
+
+    def connections(name):
+        raise KeyError(name)
+
+    assert "KeyError" in observe(site.ledger, connections).failed["onprem"]
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, JobState.COMPLETED), (7, JobState.FAILED)])
+def test_where_slurm_has_forgotten_the_jobs_own_report_tells(site, code, state):
+    got = site.submit()
+    site.observe()
+    site.report(got, "started", nodes="node1")
+    site.report(got, "ended", exit_code=code, requeued=False)
+    site.forget(got)
+    attempt = site.see(got)
+    assert (attempt.state, attempt.exit_code, attempt.ended) == (state, code, True)
+
+
+def test_a_report_of_a_requeue_is_no_end(site):
+    got, _other = site.submit(), site.submit()
+    site.observe()
+    site.report(got, "ended", exit_code=0, requeued=True)
+    site.forget(got)
+    assert site.see(got).state is JobState.UNKNOWN
+
+
+def test_slurms_word_wins_over_the_jobs_own(site):
+    got = site.submit("sleep 50")
+    site.report(got, "ended", exit_code=0, requeued=False)
+    assert site.see(got).state is JobState.RUNNING
+
+
+def test_a_report_that_somebody_spoilt_is_no_report(site):
+    got, _other = site.submit(), site.submit()
+    site.observe()
+    events = site.state_dir / "runs" / got.run_id / "events"
+    for name, text in (("0.ended", "{not json"), ("1.ended", "[]"), ("x.ended", "{}")):
+        (events / f"{got.submission_id}.{name}").write_text(text)
+    site.forget(got)
+    assert site.see(got).state is JobState.UNKNOWN
+
+
+def test_a_requeued_job_goes_on(site):
+    got = site.submit("sleep 50")
+    site.observe()
+    site.slurm.advance(1)
+    site.connection.client.requeue(got.ref.job_id)
+    assert site.see(got).state is JobState.PENDING
+    site.slurm.advance(30)
+    attempt = site.see(got)
+    assert (attempt.state, attempt.restarts) == (JobState.RUNNING, 1)
+
+
+# --- the id that is given out again
+
+
+def crash_after_submit(site):
+    site.submit(name="filler")
+    site.slurm.advance(6)  # the state is written, and not again for five seconds
+    got = site.submit(name="mine")
+    site.observe()
+    site.slurm.crash()
+    return got
+
+
+def test_a_job_lost_in_a_crash_is_not_the_next_one_of_its_id(site):
+    got = crash_after_submit(site)
+    stranger = site.submit(name="stranger")
+    assert stranger.ref == got.ref, "the crash gives the id away again"
+    assert site.see(got).state is JobState.UNKNOWN
+    assert site.ledger.attempt(stranger.submission_id).state is JobState.RUNNING
+
+
+def test_an_act_on_a_strangers_job_is_refused(site):
+    got = crash_after_submit(site)
+    site.submit(name="stranger")
+    with pytest.raises(NotThisJobError, match="another job") as caught:
+        require_same(site.ledger.attempt(got.submission_id), site.connection.client, got.ref.job_id)
+    assert caught.value.exit_code == 4
+
+
+def test_a_job_that_is_gone_is_none(site):
+    got = site.submit()
+    site.forget(got)
+    assert require_same(got.attempt, site.connection.client, got.ref.job_id) is None
+
+
+def test_user_and_submit_time_must_agree(site):
+    got = site.submit()
+    attempt = site.see(got)
+    status = site.connection.client.show(got.ref.job_id)
+    assert status is not None
+    assert mismatch(attempt, status) is None
+    later = status.submit_time + dt.timedelta(seconds=1)
+
+    def other(**changes):
+        fields = {name: getattr(status, name) for name in JobStatus.__slots__}
+        return mismatch(attempt, JobStatus(**{**fields, **changes}))
+
+    assert "comment" in other(comment="hpcscale=hs-ffffffffffffffff")
+    assert "user" in other(user="mallory")
+    assert "submitted" in other(submit_time=later)
+    assert other(submit_time=later, restarts=1) is None, "a requeue sets it anew"
+    assert "submitted" in other(submit_time=status.submit_time - dt.timedelta(1), restarts=1)
+
+
+# --- sbatch that gave no answer
+
+
+def lost(site):
+    site.slurm.lose_next_submit_answer()
+    with pytest.raises(SubmitUnknownError):
+        site.submit()
+    return site.ledger.open_attempts()[-1]
+
+
+def never(site, monkeypatch):
+    monkeypatch.setattr(
+        site.connection.client, "sbatch", lambda *_, **__: (_ for _ in ()).throw(OSError("cut"))
+    )
+    with pytest.raises(OSError, match="cut"):
+        site.submit()
+    monkeypatch.undo()
+    return site.ledger.open_attempts()[-1]
+
+
+def age(monkeypatch, seconds):
+    later = utc_now() + dt.timedelta(seconds=seconds)
+    monkeypatch.setattr("hpcscale.observe.utc_now", lambda: later)
+
+
+def test_what_never_arrived_is_said_only_after_its_bound(site, monkeypatch):
+    site.submit()
+    attempt = never(site, monkeypatch)
+    assert attempt.state is JobState.SUBMIT_UNKNOWN
+    site.observe()
+    assert not site.ledger.attempt(attempt.submission_id).ended
+    age(monkeypatch, 700)
+    site.observe()
+    attempt = site.ledger.attempt(attempt.submission_id)
+    assert (attempt.state, attempt.reason) == (JobState.REFUSED, "never reached Slurm")
+
+
+def test_no_answer_says_nothing_of_what_never_arrived(site, monkeypatch):
+    attempt = never(site, monkeypatch)
+    age(monkeypatch, 700)
+    site.slurm.stop()
+    site.observe()
+    assert site.ledger.attempt(attempt.submission_id) == attempt
+
+
+def test_a_lost_job_is_found_by_its_own_report(site):
+    attempt = lost(site)
+    events = site.state_dir / "runs" / attempt.run_id / "events"
+    for kind, more in (("started", ""), ("ended", ', "exit_code": 0, "requeued": false')):
+        (events / f"{attempt.submission_id}.0.{kind}").write_text(f'{{"job": "1"{more}}}')
+    site.slurm.jobs.clear()
+    site.observe()
+    attempt = site.ledger.attempt(attempt.submission_id)
+    assert attempt.job_id == JobId(1)
+    assert attempt.state is JobState.COMPLETED
+
+
+def test_a_process_that_still_copies_is_left_alone(site, monkeypatch):
+    run = site.ledger.new_run(site.rendered().spec, site="onprem")
+    attempt = site.ledger.new_attempt(
+        run,
+        site="onprem",
+        submission_id="hs-0123456789abcdef",
+        script="",
+        script_sha256="x",
+        run_dir=str(site.state_dir / "runs" / run.run_id),
+        comment="",
+    )
+    age(monkeypatch, 5000)
+    site.observe()  # this very process is the submitter, and it lives
+    assert site.ledger.attempt(attempt.submission_id).state is JobState.SUBMITTING
+    monkeypatch.setattr("hpcscale.observe._still_submitting", lambda *_: False)
+    site.observe()
+    assert site.ledger.attempt(attempt.submission_id).state is JobState.REFUSED
+
+
+# --- arrays
+
+
+def test_an_array_is_counted_and_ends_with_its_last_element(site):
+    got = site.submit("sleep 10", array="0-5%2", resources=Resources(nodes=1, gpus_per_node=1))
+    attempt = site.see(got)
+    assert attempt.state is JobState.RUNNING
+    counts = site.ledger.element_counts()[attempt.attempt_id]
+    assert counts == {JobState.RUNNING: 2, JobState.PENDING: 4}
+    site.slurm.advance(12)
+    site.observe()
+    counts = site.ledger.element_counts()[attempt.attempt_id]
+    assert counts == {JobState.COMPLETED: 2, JobState.RUNNING: 2, JobState.PENDING: 2}
+    site.slurm.advance(60)
+    attempt = site.see(got)
+    assert (attempt.state, attempt.ended) == (JobState.COMPLETED, True)
+    assert len(site.ledger.elements(attempt)) == 6
+
+
+def test_an_array_with_a_failed_element_has_failed(site):
+    got = site.submit("sleep 10", array="0,2")
+    site.observe()
+    site.report(got, "ended", task=0, exit_code=0)
+    site.report(got, "ended", task=2, exit_code=5)
+    site.forget(got)
+    attempt = site.see(got)
+    assert (attempt.state, attempt.exit_code, attempt.ended) == (JobState.FAILED, 5, True)
+
+
+def test_elements_that_are_not_listed_are_unknown(site):
+    got, _other = site.submit(array="0-1"), site.submit()
+    site.observe()
+    site.report(got, "ended", task=0, exit_code=0)
+    site.forget(got)
+    attempt = site.see(got)
+    assert attempt.state is JobState.UNKNOWN
+    assert not attempt.ended
+    assert {t: e.state for t, e in site.ledger.elements(attempt).items()} == {
+        0: JobState.COMPLETED,
+        1: JobState.UNKNOWN,
+    }

@@ -1,8 +1,8 @@
 """Submit: a row before sbatch, nothing left of what was refused, nothing submitted twice."""
 
-import os
 import re
 import stat
+from pathlib import Path
 
 import pytest
 from fake_site import FakeSite
@@ -90,11 +90,10 @@ def test_the_submission_id_is_found_in_a_comment_of_any_kind():
 
 def test_the_run_directory_is_the_users_own(site):
     got = site.submit()
-    assert stat.S_IMODE(os.stat(got.run_dir).st_mode) == 0o700
+    assert stat.S_IMODE(Path(got.run_dir).stat().st_mode) == 0o700
     for name in ("logs", "events", "inputs", "outputs", "script.sh"):
-        assert os.path.exists(f"{got.run_dir}/{name}")
-    with open(f"{got.run_dir}/script.sh") as file:
-        assert file.read() == got.script
+        assert Path(f"{got.run_dir}/{name}").exists()
+    assert Path(got.run_dir, "script.sh").read_text() == got.script
 
 
 def test_the_row_stands_before_sbatch_is_called(site, monkeypatch):
@@ -127,7 +126,7 @@ def test_a_refused_second_attempt_keeps_the_results_of_the_first(site):
     run = site.ledger.run(first.run_id)
     with pytest.raises(RefusedError):
         site.submit(run=run, resources=Resources(nodes=1, gpus_per_node=99))
-    assert os.path.exists(f"{first.run_dir}/script.sh")
+    assert Path(f"{first.run_dir}/script.sh").exists()
     assert [a.state for a in site.ledger.attempts(run.run_id)] == [
         JobState.PENDING,
         JobState.REFUSED,
@@ -182,9 +181,8 @@ def test_a_secret_travels_as_a_file_and_stands_nowhere_else(site, tmp_path, monk
     (tmp_path / "token").write_text(value)
     got = site.submit(secrets=secret(kind, "MY_TOKEN" if kind == "env" else tmp_path / "token"))
     path = f"{got.run_dir}/secrets/{got.submission_id}/TOKEN"
-    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-    with open(path) as file:
-        assert file.read() == value
+    assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
+    assert Path(path).read_text() == value
     assert value not in " ".join(" ".join(c) for c in site.slurm.calls)
     assert value.encode() not in site.ledger.path.read_bytes()
 
@@ -209,11 +207,11 @@ def test_secrets_of_a_job_that_never_started_are_removed(site, monkeypatch):
     blocker = [site.submit(resources=Resources(nodes=4, gpus_per_node=4))]
     got = site.submit(secrets=secret("env", "MY_TOKEN"))
     path = f"{got.run_dir}/secrets/{got.submission_id}"
-    assert os.path.exists(path)
+    assert Path(path).exists()
     site.connection.client.cancel(got.ref.job_id)
     assert site.see(got).state is JobState.CANCELLED
-    assert not os.path.exists(path)
-    assert os.path.exists(blocker[0].run_dir)
+    assert not Path(path).exists()
+    assert Path(blocker[0].run_dir).exists()
 
 
 # --- dependencies

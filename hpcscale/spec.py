@@ -86,12 +86,14 @@ class Script(_Frozen, frozen=True, kw_only=True):
     Attributes:
         path: where it was read, for messages.
         text: the whole script.
-        directives: its ``#SBATCH`` options as (line number, option, value), in order.
+        directives: its ``#SBATCH`` options as (line number, option, value), in order; long names.
+        site: the site it was written for; elsewhere its partition and the like mean nothing.
     """
 
     path: str
     text: str
     directives: tuple[tuple[int, str, str | None], ...] = ()
+    site: str | None = None
 
 
 class JobSpec(_Frozen, frozen=True, kw_only=True):

@@ -1,0 +1,82 @@
+"""(JobSpec, Site) -> the sbatch script that would be sent. Pure: same input, same bytes.
+
+``render`` is the first half of a submit: printing what it returns is the dry run, sending it
+(``hpcscale.submit``) is the submit. The script needs no hpcscale on the site.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+from hpcscale.errors import UsageError
+from hpcscale.render.burstable import burst_blockers
+from hpcscale.render.foreign import foreign_text
+from hpcscale.render.job import job_context
+from hpcscale.render.places import code_in_place, staged_paths
+from hpcscale.render.templating import fill
+from hpcscale.site import Site
+from hpcscale.spec import JobSpec
+
+__all__ = ["RenderedJob", "burst_blockers", "render"]
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedJob:
+    """The request that would be sent to one site.
+
+    Attributes:
+        site: name of the site it is for.
+        script: the whole sbatch script.
+        options: sbatch options that cannot stand in a ``#SBATCH`` line, each one argv element.
+        spec: what it was made from.
+        spec_hash: of ``spec``.
+        sha256: of ``script``.
+        staged: what must be copied to the run's directory, by its name there (``code``,
+            ``inputs/N``, ``outputs/N``, ``checkpoint``) -> path on the submitting machine.
+        home: whether the job starts in the submitter's own directory, in place.
+        notices: what the user should know.
+    """
+
+    site: str
+    script: str
+    options: tuple[str, ...]
+    spec: JobSpec
+    spec_hash: str
+    sha256: str
+    staged: dict[str, str] = field(default_factory=dict)
+    home: bool = False
+    notices: tuple[str, ...] = ()
+
+
+def render(spec: JobSpec, site: Site) -> RenderedJob:
+    """Write the script of a job for a site.
+
+    Args:
+        spec: what to run.
+        site: where.
+
+    Raises:
+        UsageError: the spec has neither command nor script.
+        InvalidFileError: the site does not offer what the job names (software, containers).
+        LintRefusedError: a foreign script of another site cannot run here; lines are named.
+    """
+    notices: list[str] = []
+    options: list[str] = []
+    if spec.script is not None:
+        script = foreign_text(spec, spec.script, site, options, notices)
+    elif spec.command:
+        script = fill("job.sh.j2", job_context(spec, site, options, notices))
+    else:
+        raise UsageError(
+            "there is nothing to run", hint="hpcscale submit … -- COMMAND, or name a script"
+        )
+    return RenderedJob(
+        site=site.name,
+        script=script,
+        options=tuple(options),
+        spec=spec,
+        spec_hash=spec.spec_hash(),
+        sha256=hashlib.sha256(script.encode()).hexdigest(),
+        staged=staged_paths(spec, site),
+        home=code_in_place(spec, site),
+        notices=tuple(notices),
+    )

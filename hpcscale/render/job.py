@@ -1,0 +1,150 @@
+"""All that a script of ours depends on, as plain words for the templates."""
+
+import re
+from typing import Any
+
+from hpcscale import __version__
+from hpcscale.errors import InvalidFileError
+from hpcscale.render.directives import directive_lines, job_directives
+from hpcscale.render.launch import find_software, launch, mounts_word, port_offset
+from hpcscale.render.places import Place, places, start_dir
+from hpcscale.render.shell import site_path
+from hpcscale.site import ContainerRuntime, Site, Software
+from hpcscale.spec import JobSpec
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def job_context(
+    spec: JobSpec, site: Site, options: list[str], notices: list[str]
+) -> dict[str, Any]:
+    """The templates' ``job``.
+
+    Args:
+        spec: what to run.
+        site: where.
+        options: gets what no ``#SBATCH`` line can hold.
+        notices: gets what the user should know.
+    """
+    context = common_context(spec, site, notices)
+    software = find_software(spec, site)
+    image = software is not None and software.image is not None
+    names = sorted({n for key in ("site_env", "user_env") for n, _ in context[key]})
+    names += [v["name"] for v in context["fabric_env"]] + sorted(spec.secrets)
+    how = launch(
+        spec,
+        site,
+        context["places"],
+        image=image,
+        container_env=sorted({*names} - {"PATH", "LD_LIBRARY_PATH"}),
+    )
+    context |= {
+        "foreign": False,
+        "directives": directive_lines(job_directives(spec, site), options),
+        "software": software_words(spec, site, software, context["places"]),
+        "rendezvous": how.rendezvous,
+        "port_offset": port_offset(site),
+        "srun": how.srun,
+        "inner": how.inner,
+        "argv": how.argv,
+    }
+    if options:
+        given = " ".join(option.partition("=")[0] for option in options)
+        context["header_notes"] = [f"hpcscale gives sbatch besides, exact: {given}"]
+    return context
+
+
+def common_context(spec: JobSpec, site: Site, notices: list[str]) -> dict[str, Any]:
+    """What our own scripts and the prologue of foreign ones have in common."""
+    found = places(spec, site)
+    examples = [name for name, v in sorted(site.fabric.env.items()) if v.example]
+    if examples:
+        notices.append(
+            f"{', '.join(examples)}: site {site.name} has only an example value; set your own "
+            "below [fabric.env] in its profile"
+        )
+    for name in sorted(spec.env):
+        if reason := site.fabric.forbidden.get(name):
+            notices.append(f"{name} should not be set at {site.name}: {reason}")
+    _check_names(site)
+    checkpoint = spec.checkpoint
+    exported = [
+        "HPCSCALE_SITE HPCSCALE_SUBMISSION_ID HPCSCALE_RUN_DIR HPCSCALE_RESTART_COUNT",
+        " ".join(p.variable for p in found if p.kind != "checkpoint"),
+        "HPCSCALE_CHECKPOINT_DIR HPCSCALE_STOP_FILE" if checkpoint else "",
+    ]
+    if not any(p.kind == "code" for p in found):
+        exported[0] += " HPCSCALE_CODE_DIR"
+    return {
+        "version": __version__,
+        "spec_hash": spec.spec_hash(),
+        "site": site.name,
+        "as_of": site.as_of.isoformat(),
+        "fabric_kind": site.fabric.kind,
+        "header_notes": [],
+        "places": found,
+        "paths": _paths(found),
+        "exported": " \\\n  ".join(part for part in exported if part),
+        "needs": [p for p in found if p.kind == "input"],
+        "makes": _makes(found),
+        "start": start_dir(spec),
+        "array": spec.array,
+        "checkpoint": checkpoint,
+        "site_env": sorted(site.env.items()),
+        "fabric_env": [
+            {
+                "name": name,
+                "value": v.value,
+                "status": "an example: set your own" if v.example else v.status.value,
+            }
+            for name, v in sorted(site.fabric.env.items())
+        ],
+        "user_env": sorted(spec.env.items()),
+        "secrets": sorted(spec.secrets),
+    }
+
+
+def _check_names(site: Site) -> None:
+    for table, names in (("env", site.env), ("fabric.env", site.fabric.env)):
+        for name in names:
+            if not NAME.fullmatch(name):
+                raise InvalidFileError(
+                    f"{name!r} cannot be a variable's name", where=f"site {site.name}: [{table}]"
+                )
+
+
+def _paths(found: list[Place]) -> list[dict[str, str]]:
+    paths = [{"variable": p.variable, "staged": p.staged, "plain": p.plain} for p in found]
+    if not any(p.kind == "code" for p in found):
+        code = {"variable": "HPCSCALE_CODE_DIR", "staged": "$HPCSCALE_RUN_DIR"}
+        paths.insert(0, code | {"plain": "$SLURM_SUBMIT_DIR"})
+    return paths
+
+
+def _makes(found: list[Place]) -> list[str]:
+    """Directories that the command may expect to be there, as shell words."""
+    makes = ['"$HPCSCALE_RUN_DIR"']
+    for place in found:
+        word = f'"${place.variable}"'
+        if place.kind == "checkpoint" or (place.kind == "output" and place.directory):
+            makes.append(word)
+        elif place.kind == "output":
+            makes.append(f'"${{{place.variable}%/*}}"')
+    return list(dict.fromkeys(makes))
+
+
+def software_words(
+    spec: JobSpec, site: Site, software: Software | None, found: list[Place]
+) -> dict[str, Any] | None:
+    if software is None:
+        return None
+    apptainer = site.container.runtime is ContainerRuntime.APPTAINER
+    return {
+        "name": spec.software,
+        "modules": software.modules,
+        "venv": site_path(software.venv) if software.venv else "",
+        "conda": site_path(software.conda) if software.conda else "",
+        "image": site_path(software.image) if software.image else "",
+        "mounts": mounts_word(site, found) if software.image else "",
+        "mounts_variable": "APPTAINER_BIND" if apptainer else "HPCSCALE_MOUNTS",
+    }

@@ -200,18 +200,17 @@ def _put_tree(
 def _pack(tar: "tarfile.TarFile", root: Path, exclude: frozenset[str] | tuple[()]) -> None:
     real_root = root.resolve()
     for path in _walk(root, exclude):
-        name = str(path.relative_to(root))
         if path.is_symlink():
-            # a link that leaves the tree means nothing on the site: its file goes along instead
-            if not path.resolve().is_relative_to(real_root) and path.is_file():
-                info = tar.gettarinfo(str(path.resolve()), name)
-                with path.open("rb") as source:
-                    tar.addfile(info, source)
-                continue
-            tar.add(path, name, recursive=False)
-        elif path.is_dir() or path.is_file():
-            tar.add(path, name, recursive=False)
-        # sockets, pipes and devices are no data
+            # Never followed out of the tree: a link in a cloned repository may point at a key.
+            if not exclude and not path.resolve().is_relative_to(real_root):
+                raise InvalidFileError(
+                    f"a link leads out of the directory, to {path.resolve()}",
+                    where=str(path),
+                    hint="name what it points to as an input of its own, or copy it in",
+                )
+        elif not path.is_dir() and not path.is_file():
+            continue  # sockets, pipes and devices are no data
+        tar.add(path, str(path.relative_to(root)), recursive=False)
 
 
 def _walk(root: Path, exclude: frozenset[str] | tuple[()] = CODE_EXCLUDED) -> Iterator[Path]:

@@ -68,7 +68,7 @@ def read_script(text: str, path: str, site: str | None = None) -> Script:
         )
     if not _SHELLS.match(first[2:].strip()):
         raise InvalidFileError(
-            f"{first[2:].strip()!r} is no Bourne shell, and only such scripts are taken as they are",
+            f"{first[2:].strip()!r} is no Bourne shell: only such scripts are taken as they are",
             where=f"{path}:1",
             hint=f"write what it asks for as flags: hpcscale submit … -- {path}",
         )
@@ -195,7 +195,8 @@ def _field(option: str, value: str, found: dict[str, Any], resources: dict[str, 
         parse_array(value)
         found["array"] = value
     elif option == "time":
-        resources["time_limit_s"] = parse_duration_s(value)
+        parse_duration_s(value)
+        resources["time"] = value
     elif option == "nodes":
         resources["nodes"] = _count(value.partition("-")[0])
     elif option == "ntasks-per-node":
@@ -203,7 +204,8 @@ def _field(option: str, value: str, found: dict[str, Any], resources: dict[str, 
     elif option == "cpus-per-task":
         resources["cpus_per_task"] = _count(value)
     elif option == "mem":
-        resources["mem_gb"] = parse_memory_mb(value) / 1024
+        parse_memory_mb(value)
+        resources["mem"] = value
     elif option == "exclusive":
         resources["exclusive"] = True
     elif option == "gpus-per-node":

@@ -18,6 +18,7 @@ from hpcscale.render.templating import fill
 from hpcscale.sbatch_script import SITE_BOUND, body_start, fields
 from hpcscale.site import Site, Software
 from hpcscale.spec import JobSpec, Script
+from hpcscale.units import parse_duration_s, parse_memory_mb
 
 _NEVER = frozenset({"deadline"})  # ours is no option of Slurm's: it would delete the job
 
@@ -63,6 +64,10 @@ def _added(spec: JobSpec, script: Script, site: Site, *, moved: bool) -> Directi
     """Directives where the spec differs from what the script says: by flags or by the site."""
     said = fields(script)
     asked = said.pop("resources", {})
+    if "time" in asked:
+        asked["time_limit_s"] = parse_duration_s(asked["time"])
+    if "mem" in asked:
+        asked["mem_gb"] = parse_memory_mb(asked["mem"]) / 1024
     ours = resource_directives(spec, site)
     if spec.array is None:
         ours.pop("array", None)

@@ -63,9 +63,11 @@ def common_context(spec: JobSpec, site: Site, notices: list[str]) -> dict[str, A
             f"{', '.join(examples)}: site {site.name} has only an example value; set your own "
             "below [fabric.env] in its profile"
         )
-    for name in sorted(spec.env):
-        if reason := site.fabric.forbidden.get(name):
-            notices.append(f"{name} should not be set at {site.name}: {reason}")
+    notices += [
+        f"{name} should not be set at {site.name}: {site.fabric.forbidden[name]}"
+        for name in sorted(spec.env)
+        if name in site.fabric.forbidden
+    ]
     _check_names(site)
     checkpoint = spec.checkpoint
     exported = [
@@ -136,6 +138,7 @@ def _makes(found: list[Place]) -> list[str]:
 def software_words(
     spec: JobSpec, site: Site, software: Software | None, found: list[Place]
 ) -> dict[str, Any] | None:
+    """The named software in the templates' words; None when the job names none."""
     if software is None:
         return None
     apptainer = site.container.runtime is ContainerRuntime.APPTAINER

@@ -90,7 +90,9 @@ def launch(
         inside.append(f'apptainer exec{gpu} --pwd "$PWD" "$HPCSCALE_IMAGE"')
     if spec.launcher is Launcher.PLAIN:
         if not pyxis:
-            return Launch((), (), " ".join([*inside, shell_words(spec.command, found)]), rendezvous=False)
+            return Launch(
+                (), (), " ".join([*inside, shell_words(spec.command, found)]), rendezvous=False
+            )
         return Launch(
             ("--nodes=1", "--ntasks=1", *_pyxis(container_env)),
             (),
@@ -116,10 +118,10 @@ def launch(
         )
         return Launch(tuple(srun), inner, shell_words(spec.command, found), rendezvous=True)
     python, program = torchrun_words(spec.command)
+    ranks = ranks_per_node(spec)
     inner = (
         " ".join(["exec", *inside, *python, "-m torch.distributed.run"]) + " \\",
-        f"  --nnodes={want.nodes} --nproc-per-node={ranks_per_node(spec)} "
-        '--node-rank="$SLURM_NODEID" \\',
+        f'  --nnodes={want.nodes} --nproc-per-node={ranks} --node-rank="$SLURM_NODEID" \\',
         '  --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" "$@"',
     )
     return Launch(tuple(srun), inner, shell_words(tuple(program), found), rendezvous=True)

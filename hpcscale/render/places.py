@@ -134,7 +134,7 @@ def staged_paths(spec: JobSpec, site: Site) -> dict[str, str]:
 def shell_words(command: tuple[str, ...], found: list[Place]) -> str:
     """The command as shell words; a declared path in it is replaced by its variable.
 
-    ``--data=/data/x/train`` with ``--input d=/data/x`` becomes ``--data="$HPCSCALE_INPUT_D"/train``.
+    With ``--input d=/data/x``, ``--in=/data/x/a`` becomes ``--in="$HPCSCALE_INPUT_D"/a``.
     """
     return " ".join(_word(word, found) for word in command)
 

@@ -28,8 +28,7 @@ def directive_tame(value: str) -> str:
 def site_path(path: str) -> str:
     """A path of a profile as a shell word; a leading ``~/``, ``$HOME`` and ``$USER`` are expanded.
 
-    >>> site_path("~/envs/my env")
-    '"$HOME"\\'/envs/my env\\''
+    ``~/envs/my env`` becomes ``"$HOME"'/envs/my env'``.
     """
     if path == "~" or path.startswith("~/"):
         path = "$HOME" + path[1:]

@@ -21,7 +21,7 @@ def _environment() -> "SandboxedEnvironment":
     environment = SandboxedEnvironment(
         loader=FileSystemLoader(bundled_dir("templates")),
         undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701  # shell, not HTML: values go through the `sh` filter
+        autoescape=False,  # shell, not HTML: values go through the `sh` filter
         keep_trailing_newline=True,
         bytecode_cache=_cache(),
         auto_reload=True,

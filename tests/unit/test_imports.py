@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "spec": {"errors", "units"},
     "site": {"errors", "units", "assets", "tomlfile", "settings"},
     "sbatch_script": {"errors", "units", "spec"},
-    "jobfile": {"errors", "units", "tomlfile", "settings", "spec", "sbatch_script"},
+    "jobkeys": {"errors", "units", "tomlfile", "spec", "sbatch_script"},
+    "jobfile": {"jobkeys", "errors", "units", "tomlfile", "settings", "spec", "sbatch_script"},
     "cost": {"errors", "units", "spec", "site"},
     # (JobSpec, Site) -> text, pure
     "lint": {"errors", "units", "spec", "site", "sbatch_script"},

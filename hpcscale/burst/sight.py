@@ -121,7 +121,7 @@ def reports_of(connection: Connection, attempt: Attempt, since_restart: int = 0)
 
 def nodes_up(connection: Connection, status: JobStatus) -> bool:
     """Whether every node of a running job answers: none booting, down or silent (sinfo(1))."""
-    if not status.nodes:
+    if not status.nodes or status.state is JobState.CONFIGURING:
         return False
     states = connection.client.node_states(status.nodes)
     bad_flags = ("#", "~", "%", "*", "!", "@")

@@ -33,8 +33,9 @@ POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",), max_wait_s=3600)
 class World:
     """One user's ledger, the lab's two sites, and what the tests ask of them."""
 
-    def __init__(self, lab):
+    def __init__(self, lab, project):
         self.lab = lab
+        self.project = project
         self.ledger = Ledger.open()
         self.connections = Connections()
         self.said = []
@@ -63,7 +64,7 @@ class World:
         spec = JobSpec(
             name="urgent",
             command=("sh", "-c", command),
-            workdir="/",
+            workdir=str(self.project),
             resources=Resources(nodes=2, gpus_per_node=1, time_limit_s=600),
             burst=BurstTerms(**terms),
         )
@@ -145,8 +146,11 @@ class World:
 
 
 @pytest.fixture
-def world(lab_env):
-    world = World(lab_env)
+def world(lab_env, tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "hello.txt").write_text("goes along as code")
+    world = World(lab_env, project)
     yield world
     world.close()
 
@@ -511,7 +515,7 @@ def test_two_processes_that_both_pass_the_lock_submit_once(world):
 def test_no_answer_from_a_controller_changes_nothing(world, policy_file):
     world.fill()
     job = world.submit()
-    faults.controller(world.lab, "lab-onprem", "kill")
+    world.lab.site("lab-onprem").stop("slurmctld")
     done = hpcscale("burst", "run", "--policy", str(policy_file))
     assert done.returncode == 5, done.stderr
     assert "Traceback" not in done.stderr
@@ -521,6 +525,29 @@ def test_no_answer_from_a_controller_changes_nothing(world, policy_file):
         lambda: world.state("lab-onprem", job.ref.job_id) == "PENDING", 20, "controller is back"
     )
     assert world.settled(job).step is Step.DONE
+
+
+def test_a_controller_that_dies_and_forgets_the_fence_does_no_harm(world):
+    """An acknowledged ExcNodeList is lost when slurmctld dies within about five seconds."""
+    world.fill()
+    job = world.submit()
+    onprem = world.lab.site("lab-onprem")
+    saved = onprem.paths.state / "ctld" / "job_state"
+    since = time.time()
+    world.until(
+        lambda: saved.exists() and saved.stat().st_mtime > since, 30, "the job is on its disk"
+    )
+    world.cold()
+    faults.slow_boot(world.lab, 4)
+    world.tick()
+    assert world.step(job) is Step.SUBMITTED
+    faults.controller(world.lab, "lab-onprem", "kill")
+    assert world.tick().plan is None  # no answer: nothing is done
+    assert world.step(job) is Step.SUBMITTED
+    faults.controller(world.lab, "lab-onprem", "restart")
+    assert world.settled(job).step is Step.DONE
+    assert world.state("lab-onprem", job.ref.job_id) == "CANCELLED"
+    assert world.starts(job) == 1
 
 
 def test_an_unreachable_cloud_leaves_the_job_waiting_until_it_is_back(world):

@@ -1,0 +1,339 @@
+"""The handover on two faked sites: what real Slurm does too seldom to wait for."""
+
+import datetime as dt
+import json
+
+import pytest
+
+from hpcscale.burst.handover import Handover
+from hpcscale.burst.moves import Move, Moves, Step
+from hpcscale.burst.policy import Policy
+from hpcscale.burst.run import tick
+from hpcscale.connect import Connection
+from hpcscale.errors import BurstRefusedError, UnreachableError
+from hpcscale.executor import HpcscaleExecutor
+from hpcscale.ledger import Ledger
+from hpcscale.render import render
+from hpcscale.site import load_site
+from hpcscale.slurm.cli import CliClient
+from hpcscale.slurm.types import JobState
+from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
+from hpcscale.submit import submit
+from hpcscale.testing import FakeSlurm
+from hpcscale.units import JobId
+
+POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",))
+NODES = "node[1-4]"
+
+
+class Sites:
+    """Two faked sites and a ledger; stands in for ``burst.run.Connections``."""
+
+    def __init__(self, tmp_path):
+        self.onprem, self.cloud = FakeSlurm(), FakeSlurm(boot_s=30)
+        self.ledger = Ledger.open(tmp_path / "ledger.sqlite3")
+        self.down = set()
+        self.project = tmp_path / "project"
+        self.project.mkdir()
+        self.connections = {
+            name: Connection(
+                site=load_site(name, [f"state_dir={tmp_path / name}"]).site,
+                transport=fake,
+                client=CliClient(fake),
+                clock=fake.clock,
+            )
+            for name, fake in (("lab-onprem", self.onprem), ("lab-cloud", self.cloud))
+        }
+
+    def site(self, name):
+        return self.connections[name].site
+
+    def __call__(self, name):
+        if name in self.down:
+            raise UnreachableError("no route", where=name)
+        return self.connections[name]
+
+    def fill(self):
+        self.batch("-N4", "--exclusive", "--time=9999")
+        self.onprem.advance(1)
+
+    def batch(self, *options):
+        """A stranger's job on-prem; its id."""
+        done = self.onprem.run(["sbatch", "--parsable", *options], stdin="#!/bin/sh\nsleep 99999\n")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def submit(self, **kw):
+        spec = JobSpec(
+            name="urgent",
+            command=("sleep", "60"),
+            workdir=str(self.project),
+            resources=Resources(nodes=2, gpus_per_node=4, time_limit_s=3600),
+            burst=BurstTerms(mode=BurstMode.ONLY),
+            **kw,
+        )
+        connection = self.connections["lab-onprem"]
+        done = submit(render(spec, connection.site), connection.site, connection, self.ledger)
+        self.both(1)
+        return done
+
+    def both(self, seconds):
+        self.onprem.advance(seconds)
+        self.cloud.advance(seconds)
+
+    def tick(self):
+        return tick(self.ledger, POLICY, self)
+
+    def move(self, submission):
+        return Moves(self.ledger).of_run(submission.run_id)[-1]
+
+    def target(self, submission):
+        return self.ledger.attempt(self.move(submission).target)
+
+    def report(self, submission_id, kind="started", **data):
+        """What the script would write: a fake runs none."""
+        attempt = self.ledger.attempt(submission_id)
+        path = f"{attempt.run_dir}/events/{submission_id}.0.{kind}"
+        event = {"event": kind, "job": str(attempt.job_id), "restart": 0, "time": 1.0, **data}
+        connection = self.connections[attempt.site]
+        connection.transport.put_bytes(json.dumps(event).encode(), path)
+
+    def excluded(self, submission):
+        return self.connections["lab-onprem"].client.show(submission.ref.job_id).exc_nodes
+
+
+@pytest.fixture
+def sites(tmp_path):
+    sites = Sites(tmp_path)
+    sites.fill()
+    yield sites
+    sites.ledger.close()
+
+
+def test_the_whole_way(sites):
+    job = sites.submit()
+    sites.tick()
+    assert sites.move(job).step is Step.SUBMITTED
+    assert sites.excluded(job) == NODES
+    sites.both(10)
+    sites.tick()
+    assert sites.move(job).step is Step.SUBMITTED, "its nodes still boot"
+    sites.both(30)
+    sites.tick()
+    assert sites.move(job).step is Step.SUBMITTED, "up, but its script has not reported in"
+    sites.report(sites.target(job).submission_id)
+    sites.tick()
+    assert sites.move(job).step is Step.MOVED
+    assert sites.ledger.attempt(job.submission_id).state is JobState.CANCELLED
+    sites.both(90)
+    sites.tick()
+    assert sites.move(job).step is Step.DONE
+    target = sites.target(job)
+    assert target.state is JobState.COMPLETED
+    assert target.cost_usd is not None
+    assert len(sites.cloud.jobs) == 1
+
+
+def test_a_report_without_all_nodes_up_does_not_cancel_the_on_prem_job(sites):
+    job = sites.submit()
+    sites.tick()
+    sites.report(sites.target(job).submission_id)
+    sites.both(5)  # CONFIGURING: the first node may be up, the others boot
+    sites.tick()
+    assert sites.move(job).step is Step.SUBMITTED
+    assert sites.connections["lab-onprem"].client.show(job.ref.job_id).state is JobState.PENDING
+
+
+def test_a_controller_that_forgets_the_fence_gets_it_again(sites):
+    job = sites.submit()
+    sites.onprem.advance(10)  # the job is saved, the fence is not
+    sites.tick()
+    assert sites.excluded(job) == NODES
+    sites.onprem.crash()
+    assert sites.excluded(job) == ""
+    sites.tick()
+    assert sites.excluded(job) == NODES
+
+
+def test_a_controller_that_forgets_the_cancel_is_told_again(sites):
+    job = sites.submit()
+    sites.onprem.advance(10)
+    sites.tick()
+    sites.both(40)
+    sites.onprem.advance(5)
+    sites.report(sites.target(job).submission_id)
+    sites.tick()
+    assert sites.move(job).step is Step.MOVED
+    sites.onprem.crash()
+    assert sites.connections["lab-onprem"].client.show(job.ref.job_id).state is JobState.PENDING
+    sites.tick()
+    assert sites.connections["lab-onprem"].client.show(job.ref.job_id).state is JobState.CANCELLED
+    assert "move.origin_back" in [e.kind for e in sites.ledger.events(job.run_id)]
+
+
+def test_an_id_that_slurm_gave_to_a_stranger_is_not_touched(sites):
+    sites.onprem.advance(10)
+    job = sites.submit()
+    sites.tick()
+    sites.onprem.crash()  # the job was never saved; its id goes to the next one
+    assert sites.batch("-N4") == str(job.ref.job_id)
+    stranger = sites.connections["lab-onprem"].client.show(job.ref.job_id)
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id)
+    sites.tick()
+    assert sites.move(job).step is Step.MOVED
+    after = sites.connections["lab-onprem"].client.show(job.ref.job_id)
+    assert (after.state, after.exc_nodes) == (stranger.state, "")
+
+
+def test_a_lost_answer_of_sbatch_is_resolved_by_the_submission_id(sites):
+    job = sites.submit()
+    sites.cloud.lose_next_submit_answer()
+    sites.tick()
+    assert sites.move(job).step is Step.SUBMITTING
+    sites.both(1)
+    sites.tick()
+    assert sites.move(job).step is Step.SUBMITTED
+    assert len(sites.cloud.jobs) == 1
+
+
+def test_an_unreachable_cloud_never_lifts_the_fence_of_a_job_that_may_run_there(sites):
+    job = sites.submit()
+    sites.tick()
+    sites.down.add("lab-cloud")
+    sites.both(7200)  # far past boot_timeout
+    sites.tick()
+    assert sites.move(job).step is Step.SUBMITTED
+    assert sites.excluded(job) == NODES
+
+
+def test_a_failed_move_rests_longer_each_time(sites):
+    job = sites.submit()
+    sites.cloud.boot_s = 99999
+    rests = []
+    for _ in range(3):
+        sites.tick()
+        sites.both(200)  # past boot_timeout
+        sites.tick()
+        sites.both(1)
+        sites.tick()
+        move = sites.move(job)
+        assert move.step is Step.FAILED
+        rests.append(round((move.retry_at - sites.onprem.clock.now()).total_seconds(), -2))
+        sites.onprem.clock.advance((move.retry_at - sites.onprem.clock.now()).total_seconds() + 1)
+    assert rests == [1800, 3600, 7200]
+    assert sites.excluded(job) == ""
+
+
+def test_a_job_that_was_requeued_before_is_not_taken_for_started(sites):
+    """The reports of an earlier start are of an earlier life."""
+    job = sites.submit()
+    sites.report(job.submission_id)
+    sites.onprem.jobs[job.ref.job_id.base].restarts = 1
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id)
+    sites.tick()
+    assert sites.move(job).step is Step.MOVED
+
+
+def test_undo_before_anything_happened_and_twice(sites):
+    job = sites.submit()
+    sites.tick()
+    handover = Handover(sites.ledger, sites, sites.ledger.path.parent)
+    move = handover.undo(sites.move(job))
+    assert move.step is Step.FAILED
+    assert sites.excluded(job) == ""
+    assert move.message == "taken back by its user"
+    with pytest.raises(BurstRefusedError, match="no fence stands"):
+        handover.undo(move)
+
+
+def test_a_fence_that_stands_though_its_move_is_over_can_be_lifted(sites):
+    job = sites.submit()
+    client = sites.connections["lab-onprem"].client
+    client.update(job.ref.job_id, {"ExcNodeList": NODES})
+    moves = Moves(sites.ledger)
+    move = moves.begin(
+        Move(
+            run_id=job.run_id,
+            from_site="lab-onprem",
+            to_site="lab-cloud",
+            origin=job.submission_id,
+            step=Step.FAILED,
+            old_exc="node2",
+            fence=NODES,
+        )
+    )
+    Handover(sites.ledger, sites, sites.ledger.path.parent).undo(move)
+    assert sites.excluded(job) == "node2"
+
+
+def test_one_broken_move_does_not_stop_the_others(sites, monkeypatch):
+    broken, fine = sites.submit(), sites.submit()
+    original = Handover._submit
+
+    def submit_one(self, move, connection):
+        if move.run_id == broken.run_id:
+            raise UnreachableError("cut")
+        return original(self, move, connection)
+
+    monkeypatch.setattr(Handover, "_submit", submit_one)
+    sites.tick()
+    assert sites.move(broken).step is Step.SUBMITTING
+    assert sites.move(fine).step is Step.SUBMITTED
+
+
+@pytest.mark.parametrize(
+    ("dependency", "says"),
+    [("afterany:{}", "depends on it"), ("singleton", "depends on it")],
+)
+def test_a_job_that_others_wait_for_does_not_move(sites, dependency, says):
+    job = sites.submit()
+    other = sites.submit()
+    real = sites.connections["lab-onprem"].client
+    text = dependency.format(job.ref.job_id)
+
+    class WithDependency:
+        """FakeSlurm knows no dependencies."""
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def jobs(self, *args, **kw):
+            import dataclasses
+
+            answer = real.jobs(*args, **kw)
+            key = str(other.ref.job_id)
+            answer.jobs[key] = dataclasses.replace(
+                answer.jobs[key], dependency=text, reason="Dependency"
+            )
+            return answer
+
+    sites.connections["lab-onprem"].client = WithDependency()
+    plan = sites.tick().plan
+    decision = next(d for d in plan.decisions if d.run_id == job.run_id)
+    assert says in decision.reason
+    assert Moves(sites.ledger).all() == []
+
+
+def test_executor_gives_a_submitit_job(sites, tmp_path):
+    connection = sites.connections["lab-cloud"]
+    executor = HpcscaleExecutor(tmp_path / "jobs", connection=connection, ledger=sites.ledger)
+    spec = JobSpec(
+        name="x",
+        command=("sleep", "5"),
+        workdir=str(sites.project),
+        resources=Resources(time_limit_s=600),
+    )
+    job = executor.submit_rendered(render(spec, connection.site))
+    assert str(job.ref) == f"lab-cloud:{job.job_id}"
+    assert not job.done(force_check=True)
+    assert job.state in {"PENDING", "CONFIGURING"}
+    sites.cloud.advance(60)
+    assert job.done(force_check=True)
+    assert job.result() == {"ref": str(job.ref), "state": "COMPLETED", "exit_code": 0}
+    assert job.exception() is None
+    assert dt.datetime.now(dt.UTC) > sites.ledger.attempt(job.submission_id).created_at
+    assert job.job_id == str(JobId.parse(job.job_id))

@@ -134,6 +134,7 @@ def submit(
         )
     except RefusedError as exc:
         _undo(connection, ledger, attempt, exc.message)
+        exc.where = f"site {site.name}"
         raise explain_refusal(exc, spec, site, connection.client) from exc
     except NotSentError as exc:
         _undo(connection, ledger, attempt, f"not submitted: {exc.message}")

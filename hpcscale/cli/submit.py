@@ -1,0 +1,206 @@
+"""``hpcscale submit``: a job from flags, a JOB.toml or an sbatch script, to Slurm."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpcscale.cli._job_options import JobArguments, JobCommand, job_options
+from hpcscale.cli._output import emit_json, json_option, notice
+
+if TYPE_CHECKING:
+    from hpcscale.render import RenderedJob
+    from hpcscale.site import Site
+    from hpcscale.spec import JobSpec
+
+
+@click.command("submit", cls=JobCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@job_options
+@click.option("--dry-run", is_flag=True, help="Print script, place and cost; change nothing.")
+@json_option
+def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
+    """Submit a job to a site's Slurm.
+
+    \b
+      hpcscale submit --nodes 2 --gpus-per-node 4 --launcher torchrun -- train.py --epochs 3
+      hpcscale submit JOB.toml --time 2:00:00
+      hpcscale submit SCRIPT.sbatch -- arguments of the script
+
+    Prints one line: the job, its run and its log. A JOB.toml holds the same as the flags, and flags
+    win. When sbatch gives no answer (exit 5) do not submit again: `hpcscale status` finds the job
+    by its submission id.
+    """  # noqa: D301  # click's mark for text that is not rewrapped
+    from hpcscale.render import render
+    from hpcscale.site import load_site
+
+    spec = job.load()
+    assert spec.site is not None  # load() chose one
+    site = load_site(spec.site).site
+    rendered = render(spec, site)
+    burst = _burst_notes(spec, site)
+    if dry_run:
+        _dry_run(job, rendered, site, burst, as_json=as_json)
+        return
+    for text in burst:
+        notice(text)
+    from hpcscale.connect import connect
+    from hpcscale.ledger import Ledger
+    from hpcscale.submit import submit
+
+    with Ledger.open() as ledger, connect(site) as connection:
+        submission = submit(rendered, site, connection, ledger)
+    for text in submission.notices:
+        notice(text)
+    if as_json:
+        emit_json(
+            {
+                "ref": str(submission.ref),
+                "site": submission.site,
+                "script": submission.script,
+                "submission_id": submission.submission_id,
+                "array_size": submission.array_size,
+                "run_id": submission.run_id,
+                "run_dir": submission.run_dir,
+                "notices": [*burst, *submission.notices],
+            }
+        )
+        return
+    log = "%A_%a" if submission.array_size is not None else str(submission.ref.job_id)
+    log = log.replace("%A", str(submission.ref.job_id)).replace("%a", "*")
+    click.echo(
+        f"{submission.ref}  run {submission.run_id}  "
+        f"log {submission.site}:{submission.run_dir}/logs/{log}.log"
+    )
+
+
+def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
+    """Where the job may go besides, and where not and why; refuses burst=only that can go nowhere.
+
+    Raises:
+        BurstRefusedError: burst=only, and no target takes the job as it is.
+    """
+    from hpcscale.spec import BurstMode
+
+    if spec.burst.mode is BurstMode.NEVER:
+        return []
+    from hpcscale.cost import estimate
+    from hpcscale.errors import BurstRefusedError, HpcscaleError
+    from hpcscale.render import burst_blockers
+    from hpcscale.site import load_site, site_names
+
+    notes: list[str] = []
+    free = 0
+    for name in site_names():
+        if name == site.name:
+            continue
+        try:
+            target = load_site(name).site
+        except HpcscaleError as exc:
+            notes.append(f"{name} is left out: {exc}")
+            continue
+        if not target.burst.target:
+            continue
+        blockers = burst_blockers(spec, target)
+        cost = estimate(spec, target)
+        most = spec.burst.max_cost_usd
+        if most is not None and cost.usd is not None and cost.usd > most:
+            blockers = [*blockers, f"it may cost ${cost.usd} there, over --max-cost ${most}"]
+        if blockers:
+            notes.append(f"cannot burst to {name}: {'; '.join(blockers)}")
+        else:
+            free += 1
+            notes.append(f"may burst to {name}, expected cost {cost}")
+    if not free and not notes:
+        notes.append("no other site is a burst target (burst.target in a profile)")
+    if not free and spec.burst.mode is BurstMode.ONLY:
+        raise BurstRefusedError(
+            f"--burst only, and no site takes the job: {'; '.join(notes)}",
+            hint="declare its paths with --input and --output, or --burst never",
+        )
+    return notes
+
+
+def _dry_run(
+    job: JobArguments, rendered: "RenderedJob", site: "Site", burst: list[str], *, as_json: bool
+) -> None:
+    """Print what would be sent; no file, no ledger row and no question to the site."""
+    from hpcscale.cost import estimate
+    from hpcscale.precheck import require_fit
+    from hpcscale.staging import check_local
+    from hpcscale.submit import read_secrets, sbatch_options, user_comment
+    from hpcscale.verify import comment_with
+
+    spec = rendered.spec
+    read_secrets(spec.secrets)  # whether they are there; the values go nowhere
+    check_local(rendered.staged)
+    dependency, waits = _dependency(spec, site.name)
+    run_dir = f"{site.state_dir}/runs/RUN_ID"
+    comment = comment_with(user_comment(spec), "SUBMISSION_ID")
+    options = sbatch_options(rendered, run_dir, comment, dependency)
+    cost = estimate(spec, site)
+    why = _why_here(job, site.name)
+    notices = [*rendered.notices, *waits]
+    if as_json:
+        emit_json(
+            {
+                "dry_run": True,
+                "site": site.name,
+                "why": why,
+                "script": rendered.script,
+                "sbatch_options": options,
+                "copied": rendered.staged,
+                "array_size": spec.array_size,
+                "cost": {
+                    "usd": cost.usd,
+                    "why": cost.why,
+                    "gpu_hour_usd": cost.gpu_hour_usd,
+                    "gpus": cost.gpus,
+                    "boot_hours": cost.boot_hours,
+                },
+                "burst": burst,
+                "notices": notices,
+            }
+        )
+    else:
+        rows: list[tuple[str, Any]] = [
+            ("site", f"{site.name}, by {why}"),
+            ("sbatch", " ".join(options)),
+            ("copied", ", ".join(f"{path} -> {n}" for n, path in rendered.staged.items())),
+            ("cost", cost),
+            *(("burst", note) for note in burst),
+            *(("notice", text) for text in notices),
+        ]
+        for name, text in rows:
+            if text:
+                click.echo(f"# {name}: {text}")
+        click.echo(rendered.script, nl=False)
+    require_fit(spec, site)  # last: what does not fit is worth seeing
+
+
+def _why_here(job: JobArguments, name: str) -> str:
+    from hpcscale.settings import default_site
+
+    if job.values.get("site"):
+        return "--site"
+    default = default_site()
+    if default is not None and default[0] == name:
+        return f"default_site in {default[1]}" if "$" not in default[1] else default[1]
+    return f"site in {job.source or 'the job defaults'}"
+
+
+def _dependency(spec: "JobSpec", site_name: str) -> tuple[str | None, tuple[str, ...]]:
+    if not spec.after:
+        return None, ()
+    import tempfile
+    from pathlib import Path
+
+    from hpcscale.ledger import FILE_NAME, Ledger, ledger_path
+    from hpcscale.submit import resolve_dependency
+
+    if ledger_path().exists():
+        with Ledger.open(create=False) as ledger:
+            return resolve_dependency(spec, site_name, ledger)
+    with (
+        tempfile.TemporaryDirectory() as nowhere,
+        Ledger.open(Path(nowhere) / FILE_NAME) as ledger,
+    ):
+        return resolve_dependency(spec, site_name, ledger)

@@ -318,6 +318,20 @@ def test_a_user_who_cancels_the_cloud_job_before_it_starts_ends_both(world):
     assert world.state("lab-onprem", job.ref.job_id) == "CANCELLED"
 
 
+def test_cancelling_the_run_mid_move_ends_both(world):
+    world.fill()
+    job = world.submit("sleep 300")
+    world.cold()
+    faults.slow_boot(world.lab, 5)
+    world.tick()
+    done = hpcscale("cancel", "--yes", job.run_id)
+    assert done.returncode == 0, done.stderr
+    move = world.settled(job)
+    assert (move.step, move.message) == (Step.CANCELLED, "its user cancelled it")
+    assert world.state("lab-onprem", job.ref.job_id) == "CANCELLED"
+    assert world.state("lab-cloud", world.target(job).job_id) == "CANCELLED"
+
+
 def test_a_job_that_starts_on_prem_after_all_wins(world):
     filler = world.fill()
     job = world.submit("sleep 20")

@@ -8,6 +8,7 @@ from lab_helpers import job, job_state, output, sbatch, ssh, until
 
 from hpcscale.errors import LabError, UsageError
 from hpcscale.lab import faults
+from hpcscale.lab.daemons import registered
 from hpcscale.lab.process import state_letter
 
 CLOUD = "lab-cloud"
@@ -65,7 +66,8 @@ def test_the_controller_notices_a_crashed_node(lab_factory):
     faults.node_crash(lab, "onprem1")
     until(lambda: site.node_states()["onprem1"].startswith("down"), 40, "node down")
     faults.clear(lab)
-    assert site.node_states() == {"onprem1": "idle", "onprem2": "idle"} or not kinds(lab)
+    assert not kinds(lab)
+    assert registered(site.node_states(), site.nodes)
 
 
 def test_unknown_and_dead_nodes_are_named(lab):
@@ -125,7 +127,7 @@ def test_slow_boot(lab_factory):
     log = cloud.paths.log / "power.log"
     until(lambda: log.exists() and "cloud1 booted" in log.read_text(), 20, "cloud1 boots")
     assert time.monotonic() - begin < 4
-    assert job_state(cloud, job_id) == "CONFIGURING" or "CONFIG" in job_state(cloud, job_id)
+    assert job_state(cloud, job_id) == "CONFIGURING"
     until(lambda: job_state(cloud, job_id) == "RUNNING", 30, "runs when both are up")
     assert time.monotonic() - begin >= 4
 
@@ -159,22 +161,20 @@ def test_a_stopped_controller_gives_no_answer_until_it_continues(lab):
 def test_a_killed_controller_forgets_what_it_just_said(lab_factory):
     lab = lab_factory(nodes=1)
     site = lab.site(ONPREM)
-    # its first save is over, the next one seconds away
-    until(lambda: (site.paths.state / "ctld" / "job_state").exists() or job_id_saved(site), 20, "")
-    job_id = sbatch(site, "--hold", "-o", "/dev/null")
-    faults.controller(lab, ONPREM, "kill")
-    assert site.pid_of("slurmctld") is None
-    with pytest.raises(LabError, match="not running"):
-        faults.controller(lab, ONPREM, "stop")
-    faults.controller(lab, ONPREM, "restart")
-    assert job_state(site, job_id) == ""
-    assert not kinds(lab)
-
-
-def job_id_saved(site):
-    """Make the controller write its first state file; False, so that the caller looks again."""
+    # once its state is written, the next write is seconds away
     sbatch(site, "-o", "/dev/null", script="true")
-    return False
+    until((site.paths.state / "ctld" / "job_state").exists, 20, "state is saved")
+    lost = False
+    for _ in range(3):  # a save may just fall between the submit and the kill
+        job_id = sbatch(site, "--hold", "-o", "/dev/null")
+        faults.controller(lab, ONPREM, "kill")
+        assert site.pid_of("slurmctld") is None
+        with pytest.raises(LabError, match="not running"):
+            faults.controller(lab, ONPREM, "stop")
+        faults.controller(lab, ONPREM, "restart")
+        lost = lost or job_state(site, job_id) == ""
+    assert lost
+    assert not kinds(lab)
 
 
 def test_an_orderly_restart_forgets_nothing(lab):

@@ -1,6 +1,8 @@
 """The text of the lab's configuration files, without starting anything."""
 
 import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -205,3 +207,13 @@ def test_vital_directories_are_never_covered(monkeypatch):
         Path("/tmp/lab"), paths, LabOptions(cover=(Path("/"), Path("/etc"))), Path("/usr")
     )
     assert not {"/", "/etc", "/usr"} & {step["target"] for step in steps}
+
+
+def test_the_labs_shell_programs_are_shellcheck_clean():
+    programs = sorted(Path(clientconfig.__file__).parent.glob("*.sh"))
+    assert len(programs) == 2
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    done = subprocess.run(
+        [shellcheck, *programs], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout

@@ -194,6 +194,8 @@ class Handover:
         )
 
     def _submitted(self, move: Move) -> Move | None:
+        if self._cancelled_by_user(move):
+            return self._end(move, "its user cancelled it", Step.CANCELLED)
         origin, from_connection = self._origin(move)
         seen = look(from_connection, origin, self.ledger)
         if not seen.pending and not seen.gone:
@@ -231,6 +233,8 @@ class Handover:
         return move
 
     def _cancelling(self, move: Move) -> Move | None:
+        if self._cancelled_by_user(move):
+            return self._end(move, "its user cancelled it", Step.CANCELLED)
         origin, connection = self._origin(move)
         seen = look(connection, origin, self.ledger)
         if seen.pending:
@@ -335,6 +339,13 @@ class Handover:
         for site, why in seen.failed.items():
             raise UnreachableError(why, where=f"site {site}")
         return self.ledger.attempt(target.submission_id)
+
+    def _cancelled_by_user(self, move: Move) -> bool:
+        """Whether `hpcscale cancel` named one of its jobs since the move began."""
+        return any(
+            event.kind == "attempt.cancel" and move.created_at and event.at >= move.created_at
+            for event in self.ledger.events(move.run_id)
+        )
 
     def _origin_changed(self, move: Move, seen: Sight) -> Move | None:
         """The on-prem job is not waiting any more: its site or its user decided."""

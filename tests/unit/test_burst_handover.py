@@ -238,6 +238,20 @@ def test_a_job_that_was_requeued_before_is_not_taken_for_started(sites):
     assert sites.move(job).step is Step.MOVED
 
 
+def test_a_user_cancel_while_the_on_prem_job_is_being_cancelled_ends_both(sites):
+    job = sites.submit()
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id)
+    moves = Moves(sites.ledger)
+    moves.save(sites.move(job), step=Step.CANCELLING)  # killed just here
+    sites.ledger.event(job.run_id, "attempt.cancel", submission_id=job.submission_id)
+    sites.connections["lab-onprem"].client.cancel(job.ref.job_id)
+    sites.tick()
+    assert sites.move(job).step is Step.CANCELLED
+    assert sites.target(job).state is JobState.CANCELLED
+
+
 def test_undo_before_anything_happened_and_twice(sites):
     job = sites.submit()
     sites.tick()

@@ -4,10 +4,12 @@ Sources: sbatch(1) for ``--time``, ``--mem`` and ``--array``; squeue(1) for job 
 """
 
 import datetime as dt
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+from functools import total_ordering
 
 _DURATION_WORDS = {"UNLIMITED", "INFINITE", "PARTITION_LIMIT", "NOT_SET", "N/A", ""}
 _DAYS = re.compile(r"(?P<d>\d+)-(?P<h>\d+)(?::(?P<m>\d+)(?::(?P<s>\d+))?)?")
@@ -20,12 +22,15 @@ def parse_duration_s(text: str) -> int | None:
 
     Accepts the forms of sbatch(1) ``--time``: ``minutes``, ``minutes:seconds``,
     ``hours:minutes:seconds``, ``days-hours``, ``days-hours:minutes``,
-    ``days-hours:minutes:seconds``; and ``1d 12h 30m 10s``.
+    ``days-hours:minutes:seconds``; and ``1d 12h 30m 10s``. Zero is 0 here, although sbatch reads
+    a time limit of zero as none.
 
     Raises:
         ValueError: the text has none of these forms.
     """
     text = text.strip()
+    if not text.isascii():  # digits of other scripts are no digits to Slurm
+        raise ValueError(f"{text!r} is no duration: write minutes, HH:MM:SS or like 1h30m")
     if text.upper() in _DURATION_WORDS:
         return None
     if text.isdigit():
@@ -50,24 +55,36 @@ def format_duration(seconds: int | None) -> str:
     return f"{days}-{clock}" if days else clock
 
 
-_MEM_UNITS_MB = {"": 1, "K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
+_MEM_UNITS_MB = {
+    "": Decimal(1),
+    "K": Decimal(1) / 1024,  # exact: a power of two
+    "M": Decimal(1),
+    "G": Decimal(1024),
+    "T": Decimal(1024 * 1024),
+}
 
 
 def parse_memory_mb(text: str) -> int:
-    """MiB of a Slurm memory size (``--mem``: default unit M; suffix K, M, G or T).
+    """MiB of a Slurm memory size (``--mem``: default unit M; suffix K, M, G or T), rounded up.
 
     Raises:
         ValueError: not a memory size.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?[cn]?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(
+        r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?[cn]?", text.strip(), re.IGNORECASE | re.ASCII
+    )
     if not match:
         raise ValueError(f"{text!r} is no memory size: write like 512M, 64G or 1T")
-    return round(float(match[1]) * _MEM_UNITS_MB[match[2].upper()])
+    return math.ceil(Decimal(match[1]) * _MEM_UNITS_MB[match[2].upper()])
 
 
-@dataclass(frozen=True, order=True)
+@total_ordering
+@dataclass(frozen=True)
 class JobId:
-    """One Slurm job, array element (``123_4``) or het component (``123+1``)."""
+    """One Slurm job, array element (``123_4``) or het component (``123+1``).
+
+    Sorted by number: a base id comes before its elements, ``123_9`` before ``123_10``.
+    """
 
     base: int
     array_task: int | None = None
@@ -80,6 +97,13 @@ class JobId:
             return f"{self.base}+{self.het_offset}"
         return str(self.base)
 
+    def __lt__(self, other: "JobId") -> bool:
+        return self._key() < other._key()
+
+    def _key(self) -> tuple[int, int, int]:
+        task = -1 if self.array_task is None else self.array_task
+        return self.base, task, -1 if self.het_offset is None else self.het_offset
+
     @classmethod
     def parse(cls, text: str) -> "JobId":
         """Parse ``123``, ``123_4`` or ``123+1``.
@@ -87,7 +111,7 @@ class JobId:
         Raises:
             ValueError: none of these.
         """
-        match = re.fullmatch(r"(\d+)(?:_(\d+)|\+(\d+))?", text.strip())
+        match = re.fullmatch(r"(\d+)(?:_(\d+)|\+(\d+))?", text.strip(), re.ASCII)
         if not match or int(match[1]) == 0:
             raise ValueError(f"{text!r} is no job id: write like 123, 123_4 or 123+1")
         return cls(
@@ -120,6 +144,10 @@ class JobRef:
         return cls(site, JobId.parse(job_id))
 
 
+_ARRAY_PART = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7})(?::([0-9]{1,7}))?)?")
+_MAX_ARRAY_SIZE = 4_000_001  # the most that slurm.conf(5) lets MaxArraySize be
+
+
 def parse_array(text: str) -> tuple[list[int], int | None]:
     """Indices of an ``--array`` value, and its ``%`` limit of simultaneous tasks.
 
@@ -130,16 +158,15 @@ def parse_array(text: str) -> tuple[list[int], int | None]:
     indices: set[int] = set()
     try:
         for part in body.split(","):
-            span, _, step = part.partition(":")
-            first, dash, last = span.partition("-")
-            if step and not dash:
+            match = _ARRAY_PART.fullmatch(part)
+            if match is None:
                 raise ValueError
-            stop = int(last) if dash else int(first)
-            if stop < int(first) or (step and int(step) < 1):
+            first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+            if last < first or step < 1 or last >= _MAX_ARRAY_SIZE:
                 raise ValueError
-            indices.update(range(int(first), stop + 1, int(step or 1)))
+            indices.update(range(first, last + 1, step))
         throttle = int(limit) if "%" in text else None
-        if throttle is not None and throttle < 1:
+        if throttle is not None and (throttle < 1 or not limit.isdigit()):
             raise ValueError
     except ValueError:
         raise ValueError(
@@ -180,20 +207,26 @@ def gres_gpus(gres: str) -> tuple[int, str | None]:
     return count, kind
 
 
+_HOSTLIST = re.compile(r"[A-Za-z0-9_.,\[\]-]+")
+
+
 def expand_hostlist(text: str) -> list[str]:
-    """Names of a hostlist such as ``node[1-4,7]``, in its order (ClusterShell's grammar).
+    """Names of a hostlist such as ``node[1-4,7]``, each once, sorted by number.
 
     Raises:
         ValueError: not a hostlist.
     """
     if not text or text in {"(null)", "None assigned", "n/a"}:
         return []
+    # ClusterShell's grammar knows more (@group, a!b, a&b): Slurm's does not
+    if not _HOSTLIST.fullmatch(text):
+        raise ValueError(f"{text!r} is no hostlist: write like node[1-4,7]")
     if "[" not in text and "," not in text:
         return [text]
-    from ClusterShell.NodeSet import NodeSet, NodeSetException
+    from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
     try:
-        return list(NodeSet(text))
+        return list(NodeSet(text, resolver=RESOLVER_NOGROUP))
     except NodeSetException as exc:
         raise ValueError(f"{text!r} is no hostlist: {exc}") from exc
 
@@ -202,9 +235,9 @@ def fold_hostlist(names: Sequence[str]) -> str:
     """Shortest hostlist for these names."""
     if not names:
         return ""
-    from ClusterShell.NodeSet import NodeSet
+    from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
-    return str(NodeSet.fromlist(list(names)))
+    return str(NodeSet.fromlist(list(names), resolver=RESOLVER_NOGROUP))
 
 
 def parse_deadline(text: str, now: dt.datetime) -> dt.datetime:
@@ -225,10 +258,15 @@ def parse_deadline(text: str, now: dt.datetime) -> dt.datetime:
         seconds = parse_duration_s(text[1:])
         if seconds is None:
             raise ValueError(f"{text!r} is no deadline")
-        return (now + dt.timedelta(seconds=seconds)).astimezone(dt.UTC)
+        try:
+            return (now + dt.timedelta(seconds=seconds)).astimezone(dt.UTC)
+        except OverflowError:
+            raise ValueError(f"{text!r} is no deadline: too far away") from None
     local = now.astimezone()
     if re.fullmatch(r"\d{1,2}:\d{2}", text):
         hour, minute = map(int, text.split(":"))
+        if hour > 23 or minute > 59:
+            raise ValueError(f"{text!r} is no time of day: write like 18:00")
         when = local.replace(hour=hour, minute=minute, second=0, microsecond=0)
         return (when if when > local else when + dt.timedelta(days=1)).astimezone(dt.UTC)
     try:
@@ -239,7 +277,14 @@ def parse_deadline(text: str, now: dt.datetime) -> dt.datetime:
         ) from None
     if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
         when = when.replace(hour=23, minute=59, second=59)
-    return when.astimezone(dt.UTC)  # a naive time is the user's own local time
+    try:
+        return when.astimezone(dt.UTC)  # a naive time is the user's own local time
+    except OverflowError:
+        raise ValueError(f"{text!r} is no deadline: too far away") from None
+
+
+# a comma parts thousands only: 1,5 may mean one and a half
+_MONEY = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+")
 
 
 def parse_money_usd(text: str) -> Decimal:
@@ -248,10 +293,7 @@ def parse_money_usd(text: str) -> Decimal:
     Raises:
         ValueError: not an amount.
     """
-    try:
-        amount = Decimal(text.strip().removeprefix("$").replace(",", ""))
-    except InvalidOperation:
-        raise ValueError(f"{text!r} is no amount in dollars: write like 400 or 39.50") from None
-    if not amount.is_finite() or amount < 0:
+    digits = text.strip().removeprefix("$").strip()
+    if not _MONEY.fullmatch(digits):
         raise ValueError(f"{text!r} is no amount in dollars: write like 400 or 39.50")
-    return amount
+    return Decimal(digits.replace(",", ""))

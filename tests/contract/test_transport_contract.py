@@ -204,10 +204,11 @@ def test_startup_files_do_not_change_a_submit(real_place, monkeypatch):
         text = "".join(f"export {k}={v}\n" for k, v in poison.items())
         real_place.transport.put_bytes(text.encode(), f"{home}/.bashrc")
     try:
-        if home:
-            seen = real_place.transport.run(["env"]).stdout
-            assert "SBATCH_PARTITION" not in seen
-        job = real_place.submit("--gpus-per-node=1", "--time=5")
+        seen = real_place.transport.run(["env"]).stdout
+        assert not [line for line in seen.splitlines() if line.partition("=")[0] in poison]
+        job = real_place.client.sbatch(
+            "#!/bin/sh\n#SBATCH --partition=gpu --output=/dev/null\nsleep 60\n", ["--time=5"]
+        )
         status = real_place.client.show(job)
         assert status.partition == "gpu"
         assert status.submit_time is not None

@@ -48,6 +48,8 @@ def printable(text: str) -> str:
 
     A job name may hold escapes that would rewrite the reader's terminal.
     """
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )

@@ -67,8 +67,10 @@ def command(jobs: tuple[str, ...], site_name: str | None, show_all: bool, as_jso
         return [a for a in unique if site_name in {None, a.site}]
 
     with ledger, SitePool() as pool:
-        snapshot = observe(ledger, pool, chosen())
         shown = chosen()
+        snapshot = observe(ledger, pool, shown)
+        if snapshot.changed or any(a.job_id is None for a in shown):
+            shown = chosen()
         runs = {run.run_id: run for run in ledger.runs({a.run_id for a in shown})}
         report_sites(snapshot)
         view = _View(ledger, snapshot)

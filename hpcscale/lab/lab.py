@@ -1,27 +1,24 @@
 """A lab as a whole: up, open, status, environment, down."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
-from hpcscale.errors import HpcscaleError, LabError
+from hpcscale.errors import LabError
 from hpcscale.lab import accounting, build, clientconfig, config, namespace
 from hpcscale.lab.daemons import PortTakenError, Site, registered, require, user_name
 from hpcscale.lab.model import (
     CLOUD,
-    MAX_DIR_BYTES,
     ONPREM,
     SITES,
     LabOptions,
@@ -29,6 +26,7 @@ from hpcscale.lab.model import (
     SiteState,
     default_dir,
 )
+from hpcscale.lab.place import locked, real, sigterm_as_interrupt, take_down, usable_dir
 from hpcscale.lab.process import kill, start_time, state_letter, tail, wait_until
 
 ATTEMPTS = 3
@@ -86,9 +84,9 @@ class Lab:
         software = (options.software or Path(sys.prefix)).absolute()
         if not software.is_dir():
             raise LabError(f"no such directory: {software}", hint="--software DIRECTORY")
-        directory = _usable_dir(directory or default_dir())
+        directory = usable_dir(directory or default_dir())
         for attempt in range(1, ATTEMPTS + 1):
-            with _locked(directory), _sigterm_as_interrupt():
+            with locked(directory), sigterm_as_interrupt():
                 state = LabState(
                     directory=directory,
                     user=user,
@@ -101,7 +99,7 @@ class Lab:
                     return cls._start(state, options, die_with_me=die_with_me)
                 except BaseException as exc:
                     # an interrupt counts too: what is half up must not stay
-                    _take_down(state, keep=False)
+                    take_down(state, keep=False)
                     if not isinstance(exc, PortTakenError) or attempt == ATTEMPTS:
                         raise
         raise AssertionError  # the loop returns or raises
@@ -234,7 +232,7 @@ class Lab:
         Raises:
             LabError: there is none.
         """
-        return cls(LabState.load(_real(directory or default_dir())))
+        return cls(LabState.load(real(directory or default_dir())))
 
     @staticmethod
     def remove(directory: Path | None = None, *, keep: bool = False) -> Path:
@@ -246,7 +244,7 @@ class Lab:
         Raises:
             LabError: there is no lab, or some process does not end.
         """
-        directory = _real(directory or default_dir())
+        directory = real(directory or default_dir())
         try:
             Lab(LabState.load(directory)).down(keep=keep)
         except LabError:
@@ -350,8 +348,8 @@ class Lab:
         Args:
             keep: leave the directory (logs, state) where it is.
         """
-        with _locked(self.state.directory):
-            _take_down(self.state, keep=keep)
+        with locked(self.state.directory):
+            take_down(self.state, keep=keep)
         if self._life is not None:
             os.close(self._life)
             self._life = None
@@ -371,112 +369,3 @@ def _ssh_answers(port: int) -> bool:
     ):
         return sock.recv(4) == b"SSH-"
     return False
-
-
-def _real(directory: Path) -> Path:
-    # resolved, so that mount points and Slurm's files all say the same path
-    return Path(os.path.realpath(directory))
-
-
-def _usable_dir(directory: Path) -> Path:
-    directory = _real(directory)
-    if len(os.fsencode(directory)) > MAX_DIR_BYTES:
-        raise LabError(
-            f"the path {directory} is too long for Unix sockets",
-            hint=f"--dir with at most {MAX_DIR_BYTES} bytes",
-        )
-    if any(c.isspace() or c in "\"'\\,%#" for c in str(directory)):
-        raise LabError(
-            f"slurm.conf cannot hold the path {str(directory)!r}",
-            hint="--dir without spaces, quotes, commas, % and #",
-        )
-    if clientconfig.is_lab_dir(directory):
-        try:
-            state = LabState.load(directory)
-            alive = any(_site_lives(state, site) for site in state.sites.values())
-        except LabError:
-            alive = True
-        if alive:
-            raise LabError(
-                f"a lab is already in {directory}",
-                hint=f"hpcscale lab down --dir {directory}, or another --dir",
-            )
-        # the remains of a lab whose machine went down, or whose keepers were killed
-        _take_down(state, keep=False)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise LabError(
-            f"{directory} exists and is no lab's directory", hint="--dir with a new directory"
-        )
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise LabError(f"cannot make {directory}: {exc.strerror}") from exc
-    if directory.stat().st_uid != os.geteuid():
-        raise LabError(f"{directory} belongs to another user", hint="--dir with a new directory")
-    return directory
-
-
-def _site_lives(state: LabState, site: SiteState) -> bool:
-    if site.keeper_pid is not None:
-        return namespace.keeper_alive(site)
-    return any(True for _ in namespace.members(site, state.paths(site.name)))
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One ``up`` or ``down`` at a time; the lock lies on the directory, so no file is left."""
-    try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(directory, os.O_RDONLY)
-    except OSError as exc:
-        raise LabError(f"cannot use {directory}: {exc.strerror}") from exc
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LabError(
-                f"another `hpcscale lab up` or `down` is at work in {directory}"
-            ) from None
-        yield
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM during `up` cleans up like Ctrl-C. Handlers can be set in the main thread alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise KeyboardInterrupt
-
-    before: Callable[[int, FrameType | None], Any] | int | None = signal.signal(
-        signal.SIGTERM, interrupt
-    )
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _take_down(state: LabState, *, keep: bool) -> None:
-    errors: list[HpcscaleError] = []
-    for name, site in state.sites.items():
-        try:
-            namespace.end_site(site, state.paths(name))
-        except HpcscaleError as exc:
-            errors.append(exc)
-    if errors:
-        raise errors[0]
-    for made in state.made:
-        # another sshd may have put something there
-        with contextlib.suppress(OSError):
-            Path(made).rmdir()
-    if not keep and clientconfig.is_lab_dir(state.directory):
-        shutil.rmtree(state.directory, ignore_errors=True)
-        if state.directory.exists():
-            # a process that was just killed may have created a last file
-            shutil.rmtree(state.directory)

@@ -52,11 +52,13 @@ _PREFIX = re.compile(
 
 
 def message(done: Completed) -> str:
-    """Slurm's last error line, without the command's own prefixes."""
+    """Slurm's error lines as one, without the command's own prefixes."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line or "fatal" in line or "failed" in line]
-    line = (errors or lines or [f"exit code {done.returncode}"])[-1]
-    return _PREFIX.sub("", line).strip() or line
+    errors = [line for line in lines if re.search(r"error|fatal|failed|failure", line)]
+    chosen = errors or lines[:1] or [f"exit code {done.returncode}"]
+    # the first says what, the last why: such as a limit's name, then "violates … policy"
+    plain = dict.fromkeys(_PREFIX.sub("", line).strip() or line for line in chosen)
+    return "; ".join(plain)
 
 
 def command_name(argv: Sequence[str]) -> str:

@@ -25,7 +25,6 @@ from hpcscale.units import JobId
 _SUBMITTED = re.compile(r"^(\d+)(?:;\S+)?$", re.MULTILINE)
 _STARTS = re.compile(r"Job \d+ to start at (\d+)\b")
 _SDIAG_NOW = re.compile(r"^sdiag output at .*\((\d+)\)", re.MULTILINE)
-_FACTS_AGE_S = 600.0
 
 
 class CliClient:
@@ -94,7 +93,7 @@ class CliClient:
         refusal: RefusedError | None = None
         for choice in _one_partition_each(options):
             argv = self._sbatch_argv([*choice, "--test-only"], script_args)
-            done = self._ask(argv, stdin=script)
+            done = self._run(argv, stdin=script)
             if done.returncode == 0:
                 if match := _STARTS.search(done.stderr):
                     starts.append(dt.datetime.fromtimestamp(int(match[1]), dt.UTC))
@@ -202,11 +201,13 @@ class CliClient:
     def _sbatch_argv(self, options: Sequence[str], script_args: Sequence[str]) -> list[str]:
         # With arguments sbatch wants a file name; its own standard input is one.
         script = ["/dev/stdin", *script_args] if script_args else []
-        return ["sbatch", "--parsable", *options, *script]
+        return [self._bin + "sbatch", "--parsable", *options, *script]
 
-    def _ask(self, argv: Sequence[str], *, stdin: str | None = None) -> Completed:
+    def _ask(self, argv: Sequence[str]) -> Completed:
+        return self._run([self._bin + argv[0], *argv[1:]])
+
+    def _run(self, argv: Sequence[str], *, stdin: str | None = None) -> Completed:
         env = {**_squeue.QUERY_ENVIRONMENT, **self._conf}
-        argv = [self._bin + argv[0], *argv[1:]]
         return self.transport.run(argv, stdin=stdin, env=env, timeout_s=self._timeout_s)
 
     def _require(self, argv: Sequence[str]) -> Completed:

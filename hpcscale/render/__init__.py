@@ -8,8 +8,6 @@ import hashlib
 from dataclasses import dataclass, field
 
 from hpcscale.errors import UsageError
-from hpcscale.render.burstable import burst_blockers
-from hpcscale.render.foreign import foreign_text
 from hpcscale.render.job import job_context
 from hpcscale.render.places import code_in_place, staged_paths
 from hpcscale.render.templating import fill
@@ -62,6 +60,8 @@ def render(spec: JobSpec, site: Site) -> RenderedJob:
     notices: list[str] = []
     options: list[str] = []
     if spec.script is not None:
+        from hpcscale.render.foreign import foreign_text
+
         script = foreign_text(spec, spec.script, site, options, notices)
     elif spec.command:
         script = fill("job.sh.j2", job_context(spec, site, options, notices))
@@ -80,3 +80,16 @@ def render(spec: JobSpec, site: Site) -> RenderedJob:
         home=code_in_place(spec, site),
         notices=tuple(notices),
     )
+
+
+def burst_blockers(spec: JobSpec, site: Site) -> list[str]:
+    """Reasons why a job cannot run at another site than it was written for; none: it can.
+
+    Args:
+        spec: the job.
+        site: the other site.
+    """
+    # `submit` renders one job and leaves: it does not load what it does not need
+    from hpcscale.render.burstable import blockers
+
+    return blockers(spec, site)

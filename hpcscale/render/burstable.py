@@ -13,7 +13,7 @@ from hpcscale.spec import JobSpec, Script
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh"})
 
 
-def burst_blockers(spec: JobSpec, site: Site) -> list[str]:
+def blockers(spec: JobSpec, site: Site) -> list[str]:
     """Reasons why the job cannot run at ``site``, another than it was written for; none: it can.
 
     Args:

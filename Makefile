@@ -39,6 +39,7 @@ setup: .make/system .make/venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --group dev --editable '.[demo]'
+	$(BIN)/python -m compileall -q hpcscale
 	@mkdir -p $(@D) && touch $@
 
 demo: setup

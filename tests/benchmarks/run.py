@@ -8,6 +8,7 @@
 Name some to run only those. Medians; results go to tests/benchmarks/results/, dated.
 """
 
+import compileall
 import datetime as dt
 import json
 import os
@@ -191,6 +192,8 @@ def main() -> int:
     env = dict(os.environ)
     # Slurm's own variables of whoever calls must not steer either side
     env = {k: v for k, v in env.items() if not k.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))}
+    # an installed package is compiled, as submitit's and click's here are
+    compileall.compile_dir(HERE.parents[1] / "hpcscale", quiet=1)
     try:
         if set(wanted) & {"submit", "status"}:
             from hpcscale.lab import Lab

@@ -1,6 +1,5 @@
 """`hpcscale lab`: real Slurm on one machine, an on-prem and a cloud site."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -8,12 +7,14 @@ import click
 from hpcscale.cli._output import emit_json, emit_table, json_option, notice, printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hpcscale.lab import Lab
 
 dir_option = click.option(
     "--dir",
     "directory",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     help="The lab's directory.  [default: $HPCSCALE_LAB_DIR or /tmp/hpcscale-lab-UID]",
 )
 
@@ -23,10 +24,16 @@ def command() -> None:
     """Real Slurm on this machine: lab-onprem and lab-cloud, no shared file system."""
 
 
-def _open(directory: Path | None) -> "Lab":
+def _path(text: str | None) -> "Path | None":
+    from pathlib import Path
+
+    return Path(text) if text else None
+
+
+def _open(directory: str | None) -> "Lab":
     from hpcscale.lab import Lab
 
-    return Lab.open(directory)
+    return Lab.open(_path(directory))
 
 
 def _show(lab: "Lab", *, as_json: bool) -> None:
@@ -63,7 +70,7 @@ def _show(lab: "Lab", *, as_json: bool) -> None:
 @click.option("--fast", default=1, metavar="N", help="Controllers' clocks run N times faster.")
 @click.option(
     "--software",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     help="Directory shared read-only with both sites.  [default: this Python's environment]",
 )
 @click.option(
@@ -82,41 +89,43 @@ def _show(lab: "Lab", *, as_json: bool) -> None:
 @click.option(
     "--cover",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     help="A further directory that the sites must not see (repeatable).",
 )
 @click.option("--no-isolation", is_flag=True, help="Make no namespaces.")
 @json_option
 def up(  # noqa: PLR0917  # click passes them by keyword
-    directory: Path | None,
+    directory: str | None,
     nodes: int,
     gpus: int,
     accounting: bool,
     fast: int,
-    software: Path | None,
+    software: str | None,
     boot_delay: float,
     suspend_time: int,
     grace_time: int,
-    cover: tuple[Path, ...],
+    cover: tuple[str, ...],
     no_isolation: bool,
     as_json: bool,
 ) -> None:
     """Start a lab; returns when every node can be used."""
+    from pathlib import Path
+
     from hpcscale.lab import Lab, LabOptions
 
     lab = Lab.up(
-        directory,
+        _path(directory),
         LabOptions(
             nodes=nodes,
             gpus=gpus,
             accounting=accounting,
             fast=fast,
-            software=software,
+            software=_path(software),
             boot_delay_s=boot_delay,
             suspend_time_s=suspend_time,
             grace_time_s=grace_time,
             isolate=not no_isolation,
-            cover=cover,
+            cover=tuple(Path(each) for each in cover),
         ),
     )
     _show(lab, as_json=as_json)
@@ -128,7 +137,7 @@ def up(  # noqa: PLR0917  # click passes them by keyword
 @command.command()
 @dir_option
 @json_option
-def status(directory: Path | None, as_json: bool) -> None:
+def status(directory: str | None, as_json: bool) -> None:
     """Sites, daemons, nodes and what isolation holds."""
     _show(_open(directory), as_json=as_json)
 
@@ -136,7 +145,7 @@ def status(directory: Path | None, as_json: bool) -> None:
 @command.command()
 @dir_option
 @json_option
-def env(directory: Path | None, as_json: bool) -> None:
+def env(directory: str | None, as_json: bool) -> None:
     """Print the exports that point hpcscale and Slurm's commands at the lab.
 
     Use as: eval "$(hpcscale lab env)"
@@ -158,7 +167,7 @@ def env(directory: Path | None, as_json: bool) -> None:
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD...")
 @click.pass_context
 def exec_command(
-    ctx: click.Context, directory: Path | None, as_json: bool, site: str, argv: tuple[str, ...]
+    ctx: click.Context, directory: str | None, as_json: bool, site: str, argv: tuple[str, ...]
 ) -> None:
     """Run a command on a site's login node; its exit code is passed through."""
     place = _open(directory).site(site)
@@ -177,7 +186,7 @@ def exec_command(
 @click.option("-n", "--lines", default=20, show_default=True, help="Lines of each log.")
 @json_option
 def logs(  # noqa: PLR0917  # click passes them by keyword
-    directory: Path | None,
+    directory: str | None,
     site: str | None,
     follow: bool,
     daemon: str | None,
@@ -208,11 +217,11 @@ def logs(  # noqa: PLR0917  # click passes them by keyword
 @dir_option
 @click.option("--keep", is_flag=True, help="Leave the directory: logs and state.")
 @json_option
-def down(directory: Path | None, keep: bool, as_json: bool) -> None:
+def down(directory: str | None, keep: bool, as_json: bool) -> None:
     """End every process of the lab and remove its directory."""
     from hpcscale.lab import Lab
 
-    removed = Lab.remove(directory, keep=keep)
+    removed = Lab.remove(_path(directory), keep=keep)
     if as_json:
         emit_json({"dir": str(removed), "kept": keep})
     else:
@@ -236,7 +245,7 @@ def _done(text: str, *, as_json: bool, lab: "Lab") -> None:
 @fault.command("list")
 @dir_option
 @json_option
-def fault_list(directory: Path | None, as_json: bool) -> None:
+def fault_list(directory: str | None, as_json: bool) -> None:
     """The faults that hold now."""
     from hpcscale.lab import faults
 
@@ -252,7 +261,7 @@ def fault_list(directory: Path | None, as_json: bool) -> None:
 @fault.command()
 @dir_option
 @json_option
-def clear(directory: Path | None, as_json: bool) -> None:
+def clear(directory: str | None, as_json: bool) -> None:
     """End every fault; returns when all nodes can be used again."""
     from hpcscale.lab import faults
 
@@ -266,7 +275,7 @@ def clear(directory: Path | None, as_json: bool) -> None:
 @click.argument("node")
 @click.option("--keep-stepd", is_flag=True, help="Only slurmd dies; the job's processes live on.")
 @json_option
-def node_crash(directory: Path | None, node: str, keep_stepd: bool, as_json: bool) -> None:
+def node_crash(directory: str | None, node: str, keep_stepd: bool, as_json: bool) -> None:
     """Kill a node with kill -9."""
     from hpcscale.lab import faults
 
@@ -279,7 +288,7 @@ def node_crash(directory: Path | None, node: str, keep_stepd: bool, as_json: boo
 @dir_option
 @click.argument("node")
 @json_option
-def node_restart(directory: Path | None, node: str, as_json: bool) -> None:
+def node_restart(directory: str | None, node: str, as_json: bool) -> None:
     """Start a crashed node again."""
     from hpcscale.lab import faults
 
@@ -292,7 +301,7 @@ def node_restart(directory: Path | None, node: str, as_json: bool) -> None:
 @dir_option
 @click.argument("which", nargs=-1, required=True, metavar="K|NODE...")
 @json_option
-def no_boot(directory: Path | None, which: tuple[str, ...], as_json: bool) -> None:
+def no_boot(directory: str | None, which: tuple[str, ...], as_json: bool) -> None:
     """The last K nodes of each boot request, or the named nodes, never come up."""
     from hpcscale.lab import faults
 
@@ -307,9 +316,7 @@ def no_boot(directory: Path | None, which: tuple[str, ...], as_json: bool) -> No
 @click.argument("seconds", type=float)
 @click.argument("nodes", nargs=-1)
 @json_option
-def slow_boot(
-    directory: Path | None, seconds: float, nodes: tuple[str, ...], as_json: bool
-) -> None:
+def slow_boot(directory: str | None, seconds: float, nodes: tuple[str, ...], as_json: bool) -> None:
     """Cloud nodes (all, or the named ones) boot SECONDS later."""
     from hpcscale.lab import faults
 
@@ -323,7 +330,7 @@ def slow_boot(
 @click.argument("site")
 @click.argument("act", type=click.Choice(["stop", "continue", "kill", "restart"]))
 @json_option
-def controller(directory: Path | None, site: str, act: str, as_json: bool) -> None:
+def controller(directory: str | None, site: str, act: str, as_json: bool) -> None:
     """Stop, continue, kill -9 or restart a site's slurmctld."""
     from typing import cast
 
@@ -339,7 +346,7 @@ def controller(directory: Path | None, site: str, act: str, as_json: bool) -> No
 @click.argument("act", type=click.Choice(["stop", "start"]))
 @click.argument("site", required=False)
 @json_option
-def slurmdbd(directory: Path | None, act: str, site: str | None, as_json: bool) -> None:
+def slurmdbd(directory: str | None, act: str, site: str | None, as_json: bool) -> None:
     """Stop or start slurmdbd, of one site or of both."""
     from hpcscale.lab import faults
 
@@ -354,7 +361,7 @@ def slurmdbd(directory: Path | None, act: str, site: str | None, as_json: bool) 
 @click.option("--count", default=1, show_default=True, help="Commands that are hit.")
 @click.option("--match", default="", help="Only commands that contain this text, such as sbatch.")
 @json_option
-def ssh_cut(directory: Path | None, mode: str, count: int, match: str, as_json: bool) -> None:
+def ssh_cut(directory: str | None, mode: str, count: int, match: str, as_json: bool) -> None:
     r"""Break SSH to lab-cloud.
 
     \b
@@ -376,12 +383,12 @@ def ssh_cut(directory: Path | None, mode: str, count: int, match: str, as_json: 
 @fault.command("disk-full")
 @dir_option
 @click.argument("site")
-@click.option("--path", type=click.Path(path_type=Path), help="[default: the scratch directory]")
+@click.option("--path", type=click.Path(), help="[default: the scratch directory]")
 @click.option("--size", default="0", show_default=True, help="Space that stays free, such as 64k.")
 @click.option("--undo", is_flag=True, help="Give the space back.")
 @json_option
 def disk_full(  # noqa: PLR0917  # click passes them by keyword
-    directory: Path | None, site: str, path: Path | None, size: str, undo: bool, as_json: bool
+    directory: str | None, site: str, path: str | None, size: str, undo: bool, as_json: bool
 ) -> None:
     """Fill a directory, as the site's nodes and logins see it."""
     from hpcscale.lab import faults
@@ -391,7 +398,7 @@ def disk_full(  # noqa: PLR0917  # click passes them by keyword
         faults.disk_free(lab, site)
         _done(f"{site} has space again", as_json=as_json, lab=lab)
         return
-    where = faults.disk_full(lab, site, path=path, free_bytes=faults.size_bytes(size))
+    where = faults.disk_full(lab, site, path=_path(path), free_bytes=faults.size_bytes(size))
     _done(f"{where} on {site} has {size} bytes free", as_json=as_json, lab=lab)
 
 
@@ -400,7 +407,7 @@ def disk_full(  # noqa: PLR0917  # click passes them by keyword
 @click.argument("site")
 @click.argument("seconds", type=int)
 @json_option
-def clock_skew(directory: Path | None, site: str, seconds: int, as_json: bool) -> None:
+def clock_skew(directory: str | None, site: str, seconds: int, as_json: bool) -> None:
     """Set a controller's clock off by SECONDS (it is restarted); 0 ends it."""
     from hpcscale.lab import faults
 

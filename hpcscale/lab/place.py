@@ -72,7 +72,7 @@ def _site_lives(state: LabState, site: SiteState) -> bool:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Let one ``up`` or ``down`` work at a time. The lock lies on the directory: no file is left."""
+    """Let one ``up`` or ``down`` work at a time. The lock is on the directory: no file stays."""
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(directory, os.O_RDONLY)

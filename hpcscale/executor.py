@@ -376,6 +376,23 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
         submission = submit(render(spec, site), site, self.connection, self._book())
         return self._job(submission, rendered=False)
 
+    def _start_in(self) -> Path:
+        """The current directory where the nodes see it, else submitit's folder, which they must."""
+        shared = [Path(root) for root in self.connection.site.shared_dirs]
+
+        def seen(path: Path) -> bool:
+            return any(path.is_relative_to(root) for root in shared)
+
+        if not seen(self.folder):
+            raise UsageError(
+                f"submitit's folder {self.folder} is not seen by the nodes of {self.site}",
+                hint="choose one below "
+                + (" or ".join(map(str, shared)) or "a shared directory")
+                + "; the site's `shared_dirs` names what the nodes see",
+            )
+        here = Path.cwd()
+        return here if seen(here) else self.folder
+
     def _spec(self, command: str) -> JobSpec:
         asked = dict(self.parameters)
         nodes, tasks = int(asked.get("nodes", 1)), int(asked.get("ntasks_per_node", 1) or 1)
@@ -388,7 +405,7 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
         return JobSpec(
             name=asked.get("job_name", "submitit"),
             command=tuple(shlex.split(command)),
-            workdir=str(Path.cwd()),
+            workdir=str(self._start_in()),
             env={"SUBMITIT_EXECUTOR": self.name(), "PYTHONPATH": os.pathsep.join(_import_path())},
             partition=asked.get("partition"),
             account=asked.get("account"),
@@ -421,8 +438,13 @@ def _days_ago(days: int) -> tp.Any:
 
 
 def _import_path() -> list[str]:
-    """Where this process imports from: a function's modules are found there again."""
-    return [path for path in sys.path if path and Path(path).is_dir()]
+    """Where this process imports from besides its interpreter's own directories.
+
+    A function's modules are found there again.
+    """
+    own = (sys.prefix, sys.base_prefix)
+    paths = [path for path in sys.path if path and Path(path).is_dir()]
+    return [path for path in paths if not path.startswith(own)]
 
 
 def _gigabytes(text: str) -> float:

@@ -1,6 +1,7 @@
 """The submitit plugin on a faked site."""
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import submitit
@@ -35,7 +36,9 @@ def slurm():
 @pytest.fixture
 def executor(tmp_path, slurm):
     connection = Connection(
-        site=load_site("lab-onprem", [f"state_dir={tmp_path / 'site'}"]).site,
+        site=load_site(
+            "lab-onprem", [f"state_dir={tmp_path / 'site'}", f'shared_dirs=["{tmp_path}/jobs"]']
+        ).site,
         transport=slurm,
         client=CliClient(slurm),
         clock=slurm.clock,
@@ -61,13 +64,21 @@ def report_end(executor, job, code):
     executor.connection.transport.put_bytes(text.encode(), path)
 
 
-def test_submitit_finds_us_and_never_prefers_us(tmp_path):
+def test_submitit_finds_us_and_never_prefers_us(tmp_path, monkeypatch):
     assert plugins.get_executors()["hpcscale"] is HpcscaleExecutor
     assert HpcscaleExecutor.affinity() == 1
     auto = submitit.AutoExecutor(tmp_path, cluster="hpcscale", hpcscale_site="lab-onprem")
     assert auto._executor.site == "lab-onprem"
     auto.update_parameters(timeout_min=7, nodes=1, mem_gb=2, hpcscale_partition="gpu")
+    site = load_site("lab-onprem", ['shared_dirs=["/nowhere"]']).site
+    monkeypatch.setattr(module, "connect", lambda _: SimpleNamespace(site=site))
+    with pytest.raises(UsageError, match="not seen by the nodes"):
+        auto._executor._spec("python -m x")
+    shared = load_site("lab-onprem", [f'shared_dirs=["{tmp_path}"]']).site
+    monkeypatch.setattr(module, "connect", lambda _: SimpleNamespace(site=shared))
+    module._WATCHERS["lab-onprem"].use(None)
     spec = auto._executor._spec("python -m x")
+    assert spec.workdir == str(tmp_path), "not the current directory, which no node sees"
     assert spec.resources.time_limit_s == 420
     assert (spec.resources.mem_gb, spec.partition) == (2.0, "gpu")
     assert submitit.AutoExecutor.which() != "hpcscale"

@@ -300,6 +300,10 @@ class SshTransport(RemoteShell):
                     target.set_pipelined(True)
                     target.chmod(mode)
                     yield target
+                    written = target.tell()
+                # paramiko drops the server's refusals of pipelined writes: the size is the proof
+                if sftp.stat(temporary).st_size != written:
+                    raise OSError(errno.ENOSPC, "only a part was written: no space left there?")
                 sftp.posix_rename(temporary, remote)
             except BaseException:
                 with contextlib.suppress(Exception):

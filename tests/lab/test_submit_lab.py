@@ -12,7 +12,13 @@ from job_helpers import attempts, data, hpcscale, start
 from lab_helpers import job, until
 
 from hpcscale.cli._output import printable
-from hpcscale.errors import NotSentError, RefusedError, SubmitUnknownError, UnreachableError
+from hpcscale.errors import (
+    HpcscaleError,
+    NotSentError,
+    RefusedError,
+    SubmitUnknownError,
+    UnreachableError,
+)
 from hpcscale.lab import faults
 from hpcscale.ledger import Ledger
 from hpcscale.slurm.types import JobState
@@ -23,8 +29,8 @@ SITES = ("lab-onprem", "lab-cloud")
 
 
 def jobs_there(site):
-    """Ids of every job that Slurm knows."""
-    return site.exec(["squeue", "-h", "--states=all", "-o", "%A"], check=True).stdout.split()
+    """Ids of every job that may run. (Of what it refuses Slurm keeps a FAILED record.)"""
+    return site.exec(["squeue", "-h", "-o", "%A"], check=True).stdout.split()
 
 
 def runs_there(site):
@@ -112,14 +118,18 @@ def test_a_dead_controller_leaves_nothing_open(lab_env):
         assert ledger.open_attempts() == []
 
 
-def test_a_full_disk_is_said_and_nothing_is_submitted(lab_env):
-    from hpcscale.errors import HpcscaleError
-
+@pytest.mark.parametrize("tree", [False, True])
+def test_a_full_disk_is_said_and_nothing_is_submitted(lab_env, tmp_path, tree):
     site = lab_env.site("lab-cloud")
     jobs = jobs_there(site)
-    faults.disk_full(lab_env, "lab-cloud")
-    with pytest.raises(HpcscaleError, match=r"(?i)space|room|made|copied"):
-        start("lab-cloud", "true")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "big").write_bytes(bytes(1 << 20))
+    faults.disk_full(lab_env, "lab-cloud", free_bytes=1 << 16)
+    with pytest.raises(HpcscaleError, match=r"[Ss]pace"):
+        start("lab-cloud", "true", inputs={"d": str(data if tree else data / "big")})
+    with Ledger.open() as ledger:
+        assert [a.state for a in ledger.all_attempts()] == [JobState.REFUSED]
     faults.disk_free(lab_env, "lab-cloud")
     assert jobs_there(site) == jobs
 

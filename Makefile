@@ -21,7 +21,7 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 PYTEST := HPCSCALE_STRICT_SLURM=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
-.PHONY: help setup demo test test-all lint format docs bench wheel-check clean
+.PHONY: help setup demo demo-output test test-all lint format docs bench wheel-check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -44,6 +44,11 @@ setup: .make/system .make/venv
 
 demo: setup
 	$(BIN)/python docs/demo/run_demo.py
+
+# keeps the output: `make docs` takes it into the README
+demo-output: setup
+	$(BIN)/python docs/demo/run_demo.py --save
+	$(MAKE) docs
 
 test: setup
 	$(PYTEST) -m 'not slow and not traces' $(PYTEST_ARGS)

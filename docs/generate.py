@@ -84,12 +84,25 @@ def between(text: str, name: str, body: str) -> str:
     return f"{head}{begin}\n{body}\n{end}{tail}"
 
 
+def shortened(output: str) -> str:
+    """The demo's output with the middle of the script left out; the whole is in the file."""
+    lines = output.splitlines()
+    begin = lines.index("#!/bin/bash")
+    first = next(i for i in range(begin, len(lines)) if lines[i].startswith("unset SLURM_EXPORT"))
+    last = lines.index('exit "$rc"')
+    step = next(i for i in range(begin, last) if lines[i].startswith("srun "))
+    gap, rest = step - first - 1, last - step - 6
+    lines[step + 6 : last] = [f"[{rest} lines: wait, stop flag, requeue]"]
+    lines[first + 1 : step] = [f"[{gap} lines: paths, reports, software, rendezvous, traps]"]
+    return "\n".join(lines)
+
+
 def readme() -> str:
     """README.md with the demo's stored output in its place."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     if DEMO_OUTPUT.is_file():
         output = DEMO_OUTPUT.read_text(encoding="utf-8").rstrip()
-        text = between(text, "demo output", f"```text\n{output}\n```")
+        text = between(text, "demo output", f"```text\n{shortened(output)}\n```")
     return text
 
 

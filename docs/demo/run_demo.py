@@ -75,7 +75,8 @@ class Demo:
     def say(self, text: str = "") -> None:
         """A line of the story."""
         # paths of this one run mean nothing to a reader
-        for path, name in ((self.project, "~/digits"), (self.lab, "/tmp/lab")):  # noqa: S108
+        names = ((self.project, "~/digits"), (self.lab, "/tmp/lab"), (ROOT, "~/hpcscale"))  # noqa: S108
+        for path, name in names:
             text = text.replace(str(path), name)
         self.shown.append(text)
         print(text, flush=True)
@@ -92,16 +93,18 @@ class Demo:
             [str(BIN / "hpcscale"), *argv],
             cwd=self.project,
             env=self.env,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            # as on a terminal, where notices stand between the results
+            stderr=subprocess.STDOUT if show else subprocess.PIPE,
             text=True,
             timeout=TIMEOUT_S,
             check=False,
         )
         if show:
-            for line in (done.stdout + done.stderr).rstrip().splitlines():
+            for line in done.stdout.rstrip().splitlines():
                 self.say(line)
         if done.returncode not in ok:
-            self.say(done.stdout + done.stderr if not show else "")
+            self.say(done.stderr or "")
             raise SystemExit(f"demo: hpcscale {shlex.join(argv)} ended with {done.returncode}")
         return done.stdout
 
@@ -158,11 +161,12 @@ def story(demo: Demo) -> None:
     demo.chapter("The same job as the cloud site will get it: what differs from the script above")
     show_difference(demo)
 
-    demo.chapter("The move. A cron line would call this without --wait, every few minutes")
-    demo.run("burst", "run", "--policy", "policy.toml", "--wait")
+    demo.chapter("The move. A cron line would call this every few minutes, without --wait")
+    demo.run("burst", "run", "--policy", "policy.toml")
     demo.run("status")
+    demo.run("burst", "run", "--policy", "policy.toml", "--wait")
 
-    demo.chapter("It trains there, from the same code and data, and its results come back")
+    demo.chapter("It trained there, from the same code and data, and its results come back")
     demo.run("wait", run_id)
     demo.run("logs", run_id)
     demo.run("status")

@@ -6,7 +6,6 @@ from hpcscale.errors import NotSentError, SubmitUnknownError, UnreachableError
 from hpcscale.lab import faults
 from hpcscale.slurm.cli import CliClient
 from hpcscale.testing import FakeSlurm
-from hpcscale.units import JobId
 
 SCRIPT = "#!/bin/sh\nsleep 60\n"
 OPTIONS = ["--output=/dev/null", "--partition=gpu", "--hold"]
@@ -79,5 +78,3 @@ def test_a_dead_controller_is_no_answer_and_nothing_was_submitted(controller):
     with pytest.raises(NotSentError) as caught:
         controller.slow.sbatch(SCRIPT, OPTIONS)
     assert not isinstance(caught.value, SubmitUnknownError)
-    with pytest.raises(UnreachableError):
-        controller.slow.requeue(JobId(1))

@@ -53,7 +53,7 @@ def test_the_table(raw, state):
 
 
 def test_every_word_of_ours_is_slurms_or_declared_ours():
-    ours = {S.SUBMITTING, S.SUBMIT_UNKNOWN, S.UNKNOWN}
+    ours = {S.SUBMITTING, S.SUBMIT_UNKNOWN, S.REFUSED, S.UNKNOWN}
     for state in S:
         assert job_state(state.value) is (S.UNKNOWN if state in ours else state)
 

@@ -1,6 +1,5 @@
 """``hpcscale burst``: what would move, move it, see and undo moves."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +19,7 @@ policy_option = click.option(
     "policy_file",
     required=True,
     metavar="P.toml",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     help="The burst policy.",
 )
 
@@ -33,13 +32,15 @@ def command() -> None:
 @command.command()
 @policy_option
 @json_option
-def plan(policy_file: Path, as_json: bool) -> None:
+def plan(policy_file: str, as_json: bool) -> None:
     """Say which waiting jobs would move, where, when, why and at what cost. Acts on nothing."""
+    from pathlib import Path
+
     from hpcscale.burst.policy import load_policy
     from hpcscale.burst.run import Connections, make_plan
     from hpcscale.ledger import Ledger
 
-    policy = load_policy(policy_file)
+    policy = load_policy(Path(policy_file))
     connections = Connections()
     try:
         with Ledger.open() as ledger:
@@ -57,13 +58,14 @@ def plan(policy_file: Path, as_json: bool) -> None:
 @click.option("--once", is_flag=True, help="One tick, which is the default: for cron lines.")
 @click.option("--wait", "until_settled", is_flag=True, help="Go on until all moves are settled.")
 @json_option
-def run(policy_file: Path, once: bool, until_settled: bool, as_json: bool) -> None:
+def run(policy_file: str, once: bool, until_settled: bool, as_json: bool) -> None:
     """Move the jobs that the policy moves, and take moves under way further.
 
     Run it from cron; each call goes on where the last one stood, wherever it was stopped. When
     another `hpcscale burst run` is at work, this one says so and exits with 0.
     """
     import time
+    from pathlib import Path
 
     from hpcscale.burst.lock import LockHeldError, RunLock
     from hpcscale.burst.moves import Moves
@@ -74,7 +76,7 @@ def run(policy_file: Path, once: bool, until_settled: bool, as_json: bool) -> No
 
     if once and until_settled:
         raise UsageError("--once and --wait exclude each other", hint="leave one out")
-    policy = load_policy(policy_file)
+    policy = load_policy(Path(policy_file))
     connections = Connections()
     done = Tick()
     seen: set[int] = set()

@@ -255,11 +255,14 @@ def test_only_the_text_client_spells_the_sbatch_command():
         if module.startswith("slurm.") or room(module) in {"lab", "testing"}:
             continue  # the lab looks for the program to say what is not installed
         for node in ast.walk(parse(module)):
-            if isinstance(node, (ast.List, ast.Tuple)) and node.elts:
-                first = node.elts[0]
-                assert not (isinstance(first, ast.Constant) and first.value == "sbatch"), (
-                    f"{path}:{node.lineno}: {module} builds an sbatch command line"
-                )
+            # lists anywhere; tuples where they are passed on (elsewhere they are words of a table)
+            sequences = node.args if isinstance(node, ast.Call) else [node]
+            for sequence in sequences:
+                kinds = (ast.List, ast.Tuple) if isinstance(node, ast.Call) else (ast.List,)
+                if isinstance(sequence, kinds) and sequence.elts:
+                    assert ast.unparse(sequence.elts[0]) != "'sbatch'", (
+                        f"{path}:{sequence.lineno}: {module} builds an sbatch command line"
+                    )
 
 
 @pytest.mark.parametrize("module", [m for m in PURE if m in MODULES])

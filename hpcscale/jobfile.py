@@ -337,7 +337,8 @@ def _name_of(command: Sequence[str]) -> str:
         base = word.rpartition("/")[2]
         if word.startswith("-") or re.fullmatch(r"python[\d.]*|ba?sh|env|torchrun", base):
             continue
-        return re.sub(r"[^A-Za-z0-9_.-]+", "_", base.removesuffix(".py"))[:40] or "hpcscale"
+        if plain := re.match(r"[A-Za-z0-9_.-]+", base.removesuffix(".py")):
+            return plain[0][:40]
     return "hpcscale"
 
 

@@ -62,11 +62,15 @@ def find_software(spec: JobSpec, site: Site) -> Software | None:
 
 def mounts_word(site: Site, places: list[Place]) -> str:
     """Shell word of ``source:target`` pairs that a container needs."""
-    shared = [f"${p.variable}" for p in places if p.in_place]
+    # an output file need not exist yet: its directory does
+    shared = [
+        f"${{{p.variable}%/*}}" if p.kind == "output" and not p.directory else f"${p.variable}"
+        for p in places
+        if p.in_place
+    ]
     own = ["$HPCSCALE_RUN_DIR", "$HPCSCALE_CODE_DIR", *shared]
     pairs = [f"{path}:{path}" for path in dict.fromkeys(own)]
-    extra = "".join("," + site_path(mount) for mount in site.container.mounts)
-    return '"' + ",".join(pairs) + '"' + extra
+    return '"' + ",".join(pairs) + '"' + "".join("','" + site_path(m) for m in site.container.mounts)
 
 
 def launch(
@@ -94,7 +98,7 @@ def launch(
                 (), (), " ".join([*inside, shell_words(spec.command, found)]), rendezvous=False
             )
         return Launch(
-            ("--nodes=1", "--ntasks=1", *_pyxis(container_env)),
+            ("--nodes=1 --ntasks=1", *_pyxis(container_env)),
             (),
             shell_words(spec.command, found),
             rendezvous=False,

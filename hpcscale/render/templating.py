@@ -27,8 +27,14 @@ def _environment() -> "SandboxedEnvironment":
         auto_reload=True,
     )
     environment.filters["sh"] = shlex.quote
+    environment.filters["quoted"] = _quoted
     environment.filters["line"] = _one_line
     return environment
+
+
+def _quoted(text: str) -> str:
+    """A value in single quotes, whatever it is: what a reviewer expects behind ``export K=``."""
+    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def _one_line(text: str) -> str:

@@ -1,0 +1,111 @@
+#!/bin/bash
+# Made by hpcscale 0.1.0 from spec 195a1ba45a23ea16 for site onprem
+# (profile of 2026-11-22, fabric loopback).
+# Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
+# Exit code: the command's own; 97 set-up failed; 99 stopped before the command was done.
+#SBATCH --export=NONE
+#SBATCH --job-name=golden
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=hpcscale-%j.log
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@60
+#SBATCH --time=00:10:00
+
+# shellcheck disable=SC2016,SC2317  # values are literal; some functions run in traps alone
+unset SLURM_EXPORT_ENV  # else srun would give its tasks no more environment than --export says
+set -u -o pipefail
+
+say() { printf 'hpcscale: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 97; }
+
+# --- where things are
+case "${1-}" in
+  hs-*)  # submitted by hpcscale: <submission id> <run directory>
+    HPCSCALE_SUBMISSION_ID=$1
+    HPCSCALE_RUN_DIR=$2
+    shift 2
+    HPCSCALE_CODE_DIR=$HPCSCALE_RUN_DIR/code
+    HPCSCALE_CHECKPOINT_DIR=$HPCSCALE_RUN_DIR/checkpoint
+    ;;
+  *)  # plain sbatch
+    HPCSCALE_SUBMISSION_ID=plain-$SLURM_JOB_ID
+    HPCSCALE_RUN_DIR=$SLURM_SUBMIT_DIR/hpcscale-$SLURM_JOB_ID
+    HPCSCALE_CODE_DIR=/home/ada/project
+    HPCSCALE_CHECKPOINT_DIR=/home/ada/ckpt
+    ;;
+esac
+job=$SLURM_JOB_ID
+HPCSCALE_STOP_FILE=$HPCSCALE_RUN_DIR/stop.$HPCSCALE_SUBMISSION_ID
+HPCSCALE_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}
+HPCSCALE_SITE=onprem
+export HPCSCALE_SITE HPCSCALE_SUBMISSION_ID HPCSCALE_RUN_DIR HPCSCALE_RESTART_COUNT \
+  HPCSCALE_CODE_DIR \
+  HPCSCALE_CHECKPOINT_DIR HPCSCALE_STOP_FILE
+
+# --- reports: one small file an event, complete or absent; `hpcscale status` reads them
+report() {
+  local to=$HPCSCALE_RUN_DIR/events/$HPCSCALE_SUBMISSION_ID.$HPCSCALE_RESTART_COUNT.$1
+  { mkdir -p "${to%/*}" \
+    && printf '{"event":"%s","job":"%s","restart":%d,"nodes":"%s","time":%d%s}\n' "$1" "$job" \
+      "$HPCSCALE_RESTART_COUNT" "$SLURM_JOB_NODELIST" "$(date +%s)" "${2-}" > "$to.tmp" \
+    && mv -- "$to.tmp" "$to"; } || say "event '$1' could not be written: $to"
+}
+requeued=false
+finish() {
+  local rc=$?
+  report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
+}
+trap finish EXIT
+
+# --- what the command needs
+mkdir -p -- "$HPCSCALE_RUN_DIR" "$HPCSCALE_CHECKPOINT_DIR" || fail "a directory cannot be made"
+cd -- "$HPCSCALE_CODE_DIR" || fail "the code's directory cannot be entered"
+
+# --- environment
+# fabric loopback, as the profile of onprem has it
+export GLOO_SOCKET_IFNAME='lo'  # documented, not run
+
+# --- signals: only flags are set here; what follows from them stands at the end
+signal=
+rm -f -- "$HPCSCALE_STOP_FILE"
+trap 'signal=USR1; : > "$HPCSCALE_STOP_FILE"' USR1
+trap 'signal=${signal:-TERM}; : > "$HPCSCALE_STOP_FILE"' TERM
+
+report started
+./train.sh &
+step=$!
+
+# --- wait for the command; a signal cuts bash's wait short
+wait "$step"
+rc=$?
+if [ -n "$signal" ]; then
+  say "$signal: stop flag raised, the command has 20 s to save and end"
+  patience=$((SECONDS + 20))
+  while kill -0 "$step" 2>/dev/null && [ "$SECONDS" -lt "$patience" ]; do sleep 0.2; done
+  if kill -0 "$step" 2>/dev/null; then
+    say "the command goes on: it is ended"
+    kill -TERM "$step"
+    for _ in {1..25}; do kill -0 "$step" 2>/dev/null || break; sleep 0.2; done
+    kill -KILL "$step" 2>/dev/null
+  fi
+  wait "$step"
+  rc=$?
+fi
+
+# --- will it run again? Only Slurm knows whether the job was preempted, requeued or cancelled
+facts=$(timeout 20 scontrol --oneliner show job "$job")
+fact() { case $facts in *" $1="*) set -- "${facts#* "$1"=}"; printf '%s' "${1%% *}" ;; esac; }
+restarts=$(fact Restarts)
+if [ "${restarts:-0}" -gt "$HPCSCALE_RESTART_COUNT" ]; then
+  requeued=true  # by Slurm's preemption or by hand
+elif [[ $signal == USR1 || $(fact PreemptTime) == [0-9]* ]] && [[ $(fact JobState) =~ ^(RUNNING)?$ ]]; then
+  # stopped before it was done, and nobody else runs it again
+  [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] \
+    || { say "stopped for good: 20 restarts are allowed"; exit 99; }
+  timeout 60 scontrol requeue "$job" || { say "stopped, and Slurm does not requeue the job"; exit 99; }
+  requeued=true
+fi
+exit "$rc"

@@ -1,0 +1,117 @@
+#!/bin/bash
+# Made by hpcscale 0.1.0 from spec 796a066143ccc00f for site onprem
+# (profile of 2026-11-22, fabric loopback).
+# Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
+# Exit code: the command's own; 97 set-up failed; 99 stopped before the command was done.
+# hpcscale gives sbatch besides, exact: --job-name
+#SBATCH --account=physics
+#SBATCH --constraint=h100
+#SBATCH --export=LANG,TERM
+#SBATCH --hint=nomultithread
+#SBATCH --job-name=job_x_id_
+#SBATCH --licenses=none
+#SBATCH --no-kill
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=hpcscale-%j.log
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --time=00:10:00
+
+# shellcheck disable=SC2016,SC2317  # values are literal; some functions run in traps alone
+unset SLURM_EXPORT_ENV  # else srun would give its tasks no more environment than --export says
+set -u -o pipefail
+
+say() { printf 'hpcscale: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 97; }
+
+# --- where things are
+case "${1-}" in
+  hs-*)  # submitted by hpcscale: <submission id> <run directory>
+    HPCSCALE_SUBMISSION_ID=$1
+    HPCSCALE_RUN_DIR=$2
+    shift 2
+    HPCSCALE_CODE_DIR=$HPCSCALE_RUN_DIR/code
+    HPCSCALE_INPUT_NOTE=$HPCSCALE_RUN_DIR/inputs/note
+    HPCSCALE_INPUT_TRAIN_SET=$HPCSCALE_RUN_DIR/inputs/train-set
+    HPCSCALE_OUTPUT_PLOTS=$HPCSCALE_RUN_DIR/outputs/plots
+    HPCSCALE_OUTPUT_TABLE=$HPCSCALE_RUN_DIR/outputs/table
+    ;;
+  *)  # plain sbatch
+    HPCSCALE_SUBMISSION_ID=plain-$SLURM_JOB_ID
+    HPCSCALE_RUN_DIR=$SLURM_SUBMIT_DIR/hpcscale-$SLURM_JOB_ID
+    HPCSCALE_CODE_DIR=/home/ada/project
+    HPCSCALE_INPUT_NOTE=/home/ada/note.txt
+    HPCSCALE_INPUT_TRAIN_SET=/data/sets/train
+    HPCSCALE_OUTPUT_PLOTS=/home/ada/out/plots
+    HPCSCALE_OUTPUT_TABLE=/home/ada/out/table.csv
+    ;;
+esac
+job=$SLURM_JOB_ID
+HPCSCALE_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}
+HPCSCALE_SITE=onprem
+export HPCSCALE_SITE HPCSCALE_SUBMISSION_ID HPCSCALE_RUN_DIR HPCSCALE_RESTART_COUNT \
+  HPCSCALE_CODE_DIR HPCSCALE_INPUT_NOTE HPCSCALE_INPUT_TRAIN_SET HPCSCALE_OUTPUT_PLOTS HPCSCALE_OUTPUT_TABLE
+
+# --- reports: one small file an event, complete or absent; `hpcscale status` reads them
+report() {
+  local to=$HPCSCALE_RUN_DIR/events/$HPCSCALE_SUBMISSION_ID.$HPCSCALE_RESTART_COUNT.$1
+  { mkdir -p "${to%/*}" \
+    && printf '{"event":"%s","job":"%s","restart":%d,"nodes":"%s","time":%d%s}\n' "$1" "$job" \
+      "$HPCSCALE_RESTART_COUNT" "$SLURM_JOB_NODELIST" "$(date +%s)" "${2-}" > "$to.tmp" \
+    && mv -- "$to.tmp" "$to"; } || say "event '$1' could not be written: $to"
+}
+requeued=false
+finish() {
+  local rc=$?
+  report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
+  [ "$requeued" = true ] || rm -rf -- "$HPCSCALE_RUN_DIR/secrets/$HPCSCALE_SUBMISSION_ID"
+}
+trap finish EXIT
+
+# --- what the command needs
+[ -e "$HPCSCALE_INPUT_NOTE" ] || fail "input note is not at $HPCSCALE_INPUT_NOTE"
+[ -e "$HPCSCALE_INPUT_TRAIN_SET" ] || fail "input train-set is not at $HPCSCALE_INPUT_TRAIN_SET"
+mkdir -p -- "$HPCSCALE_RUN_DIR" "$HPCSCALE_OUTPUT_PLOTS" "${HPCSCALE_OUTPUT_TABLE%/*}" || fail "a directory cannot be made"
+cd -- "$HPCSCALE_CODE_DIR" || fail "the code's directory cannot be entered"
+
+# --- environment
+# fabric loopback, as the profile of onprem has it
+export GLOO_SOCKET_IFNAME='lo'  # documented, not run
+# the job's own
+export EMPTY=''
+export ODD='it'\''s "odd"; $(touch /tmp/injected) `id` \ # 
+#SBATCH --partition=urgent, a,b'
+
+# --- secrets: files that only this user can read, gone when the job is over
+API_TOKEN=$(cat -- "$HPCSCALE_RUN_DIR/secrets/$HPCSCALE_SUBMISSION_ID/API_TOKEN") \
+  || { echo "hpcscale: secret API_TOKEN is not in $HPCSCALE_RUN_DIR/secrets" >&2; exit 97; }
+export API_TOKEN
+
+# --- signals: only flags are set here; what follows from them stands at the end
+signal=
+trap 'signal=TERM' TERM
+
+report started
+bash -c 'cat "$HPCSCALE_INPUT_TRAIN_SET"/part; cat "$HPCSCALE_INPUT_NOTE"; echo result > "$HPCSCALE_OUTPUT_TABLE"; echo more > "$HPCSCALE_OUTPUT_PLOTS/one"; echo "$ODD"; echo "token $API_TOKEN"; echo "in $PWD"; cat here.txt; echo "$HPCSCALE_SITE $HPCSCALE_RESTART_COUNT ${SECRETLY-unset}"; exit 5' --data="$HPCSCALE_INPUT_TRAIN_SET"/part "$HPCSCALE_CODE_DIR"/x &
+step=$!
+
+# --- wait for the command; a signal cuts bash's wait short
+wait "$step"
+rc=$?
+if [ -n "$signal" ]; then
+  kill -TERM "$step" 2>/dev/null  # it had the signal from Slurm; Slurm's KILL follows
+  wait "$step"
+  rc=$?
+fi
+
+# --- will it run again? Only Slurm knows whether the job was preempted, requeued or cancelled
+facts=
+[ -z "$signal" ] || facts=$(timeout 20 scontrol --oneliner show job "$job")
+fact() { case $facts in *" $1="*) set -- "${facts#* "$1"=}"; printf '%s' "${1%% *}" ;; esac; }
+restarts=$(fact Restarts)
+if [ "${restarts:-0}" -gt "$HPCSCALE_RESTART_COUNT" ]; then
+  requeued=true  # by Slurm's preemption or by hand
+fi
+exit "$rc"

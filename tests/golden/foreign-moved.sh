@@ -1,0 +1,59 @@
+#!/bin/bash
+#SBATCH -N 2 --ntasks-per-node=2   # two by two
+# of another site: #SBATCH --partition=gpu --time=00:10:00
+#SBATCH --time=00:10:00
+# of another site: #SBATCH --account=physics
+# a comment of the author's
+
+# >>> hpcscale: the lines up to the closing mark were added; all others are the script's own
+# Made by hpcscale 0.1.0 from spec c364241dd526459e for site onprem
+# (profile of 2026-11-22, fabric loopback).
+# Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
+# Exit code: the command's own; 97 set-up failed; 99 stopped before the command was done.
+#SBATCH --export=NONE
+#SBATCH --job-name=foreign.sbatch
+#SBATCH --partition=gpu
+unset SLURM_EXPORT_ENV
+hpcscale_task=${SLURM_ARRAY_TASK_ID:+.task$SLURM_ARRAY_TASK_ID}
+hpcscale_job=$SLURM_JOB_ID
+[ -z "$hpcscale_task" ] || hpcscale_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+HPCSCALE_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}
+HPCSCALE_SITE=onprem
+case "${1-}" in
+  hs-*)  # submitted by hpcscale: <submission id> <run directory>
+    HPCSCALE_SUBMISSION_ID=$1
+    HPCSCALE_RUN_DIR=$2
+    shift 2
+    HPCSCALE_CODE_DIR=$HPCSCALE_RUN_DIR/code
+    set -- one
+    cd -- "$HPCSCALE_CODE_DIR" || exit 97
+    SLURM_SUBMIT_DIR=$PWD  # scripts like to return to where they were submitted
+    ;;
+  *)  # plain sbatch
+    HPCSCALE_SUBMISSION_ID=plain-$SLURM_JOB_ID
+    HPCSCALE_RUN_DIR=$SLURM_SUBMIT_DIR/hpcscale-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}
+    HPCSCALE_CODE_DIR=/home/ada/project
+    ;;
+esac
+export HPCSCALE_SITE HPCSCALE_SUBMISSION_ID HPCSCALE_RUN_DIR HPCSCALE_RESTART_COUNT \
+  HPCSCALE_CODE_DIR
+hpcscale_report() {  # one small file an event, complete or absent; `hpcscale status` reads them
+  hpcscale_to=$HPCSCALE_RUN_DIR/events/$HPCSCALE_SUBMISSION_ID$hpcscale_task.$HPCSCALE_RESTART_COUNT.$1
+  mkdir -p "${hpcscale_to%/*}" \
+    && printf '{"event":"%s","job":"%s","restart":%d,"nodes":"%s","time":%d%s}\n' "$1" \
+      "$hpcscale_job" "$HPCSCALE_RESTART_COUNT" "$SLURM_JOB_NODELIST" "$(date +%s)" "${2-}" \
+      > "$hpcscale_to.tmp" \
+    && mv -- "$hpcscale_to.tmp" "$hpcscale_to"
+}
+mkdir -p -- "$HPCSCALE_RUN_DIR" || exit 97
+trap 'hpcscale_report ended ",\"exit_code\":$?,\"requeued\":false"' EXIT
+hpcscale_report started || echo "hpcscale: the start could not be reported" >&2
+# --- environment
+# fabric loopback, as the profile of onprem has it
+export GLOO_SOCKET_IFNAME='lo'  # documented, not run
+# the job's own
+export MORE='x'
+# <<< hpcscale
+echo "foreign $1 of $#"; export MINE="it's mine"
+srun bash -c 'echo "rank $SLURM_PROCID $MINE $GLOO_SOCKET_IFNAME"'
+exit 3

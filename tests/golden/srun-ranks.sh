@@ -1,0 +1,106 @@
+#!/bin/bash
+# Made by hpcscale 0.1.0 from spec 0f377845d9a06b36 for site ib
+# (profile of 2026-11-22, fabric infiniband).
+# Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
+# Exit code: the command's own; 97 set-up failed; 99 stopped before the command was done.
+#SBATCH --cpus-per-task=2
+#SBATCH --export=NONE
+#SBATCH --gpus-per-node=2
+#SBATCH --job-name=golden
+#SBATCH --mem=4096M
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=hpcscale-%j.log
+#SBATCH --partition=gpu
+#SBATCH --time=00:10:00
+
+# shellcheck disable=SC2016,SC2317  # values are literal; some functions run in traps alone
+unset SLURM_EXPORT_ENV  # else srun would give its tasks no more environment than --export says
+set -u -o pipefail
+
+say() { printf 'hpcscale: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 97; }
+
+# --- where things are
+case "${1-}" in
+  hs-*)  # submitted by hpcscale: <submission id> <run directory>
+    HPCSCALE_SUBMISSION_ID=$1
+    HPCSCALE_RUN_DIR=$2
+    shift 2
+    HPCSCALE_CODE_DIR=$HPCSCALE_RUN_DIR/code
+    ;;
+  *)  # plain sbatch
+    HPCSCALE_SUBMISSION_ID=plain-$SLURM_JOB_ID
+    HPCSCALE_RUN_DIR=$SLURM_SUBMIT_DIR/hpcscale-$SLURM_JOB_ID
+    HPCSCALE_CODE_DIR=/home/ada/project
+    ;;
+esac
+job=$SLURM_JOB_ID
+HPCSCALE_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}
+HPCSCALE_SITE=ib
+export HPCSCALE_SITE HPCSCALE_SUBMISSION_ID HPCSCALE_RUN_DIR HPCSCALE_RESTART_COUNT \
+  HPCSCALE_CODE_DIR
+
+# --- reports: one small file an event, complete or absent; `hpcscale status` reads them
+report() {
+  local to=$HPCSCALE_RUN_DIR/events/$HPCSCALE_SUBMISSION_ID.$HPCSCALE_RESTART_COUNT.$1
+  { mkdir -p "${to%/*}" \
+    && printf '{"event":"%s","job":"%s","restart":%d,"nodes":"%s","time":%d%s}\n' "$1" "$job" \
+      "$HPCSCALE_RESTART_COUNT" "$SLURM_JOB_NODELIST" "$(date +%s)" "${2-}" > "$to.tmp" \
+    && mv -- "$to.tmp" "$to"; } || say "event '$1' could not be written: $to"
+}
+requeued=false
+finish() {
+  local rc=$?
+  report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
+}
+trap finish EXIT
+
+# --- what the command needs
+mkdir -p -- "$HPCSCALE_RUN_DIR" || fail "a directory cannot be made"
+cd -- "$HPCSCALE_CODE_DIR" || fail "the code's directory cannot be entered"
+
+# --- environment
+# fabric infiniband, as the profile of ib has it
+export NCCL_IB_HCA='=mlx5_0,mlx5_1'  # documented, not run
+export NCCL_SOCKET_IFNAME='eth0'  # documented, not run
+
+# --- where the ranks meet: the first node, a port of this job's own
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MASTER_ADDR=${hosts%%$'\n'*}
+[ -n "$MASTER_ADDR" ] || fail "scontrol does not tell the job's nodes"
+MASTER_PORT=$((20000 + (SLURM_JOB_ID + 8581) % 10000))
+export MASTER_ADDR MASTER_PORT
+
+# --- signals: only flags are set here; what follows from them stands at the end
+signal=
+trap 'signal=TERM' TERM
+
+report started
+srun --nodes=2 --ntasks=4 --ntasks-per-node=2 --cpus-per-task=2 \
+  --kill-on-bad-exit=1 --wait=60 --cpu-bind=none \
+  bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS NODE_RANK=$SLURM_NODEID
+    export LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE=2
+    exec "$@"' \
+  bash bash -c 'echo "rank $RANK of $WORLD_SIZE, local $LOCAL_RANK of $LOCAL_WORLD_SIZE, node $NODE_RANK"' &
+step=$!
+
+# --- wait for the command; a signal cuts bash's wait short
+wait "$step"
+rc=$?
+if [ -n "$signal" ]; then
+  kill -TERM "$step" 2>/dev/null  # it had the signal from Slurm; Slurm's KILL follows
+  wait "$step"
+  rc=$?
+fi
+
+# --- will it run again? Only Slurm knows whether the job was preempted, requeued or cancelled
+facts=
+[ -z "$signal" ] || facts=$(timeout 20 scontrol --oneliner show job "$job")
+fact() { case $facts in *" $1="*) set -- "${facts#* "$1"=}"; printf '%s' "${1%% *}" ;; esac; }
+restarts=$(fact Restarts)
+if [ "${restarts:-0}" -gt "$HPCSCALE_RESTART_COUNT" ]; then
+  requeued=true  # by Slurm's preemption or by hand
+fi
+exit "$rc"

@@ -22,9 +22,6 @@ from hpcscale.burst.policy import Policy
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode
 
-_HELD = ("JobHeldUser", "JobHeldAdmin")
-_NOT_YET = ("Dependency", "BeginTime")
-
 
 def decide(candidates: Sequence[Candidate], policy: Policy, now: dt.datetime) -> BurstPlan:
     """Decide for all candidates at once.
@@ -107,9 +104,13 @@ def _decide_one(job: Candidate, policy: Policy, now: dt.datetime) -> Decision:
         return stay(f"{policy.from_site} gave no word of it: nothing is done on a guess")
     if job.state is not JobState.PENDING:
         return stay(f"it is {job.state.value} on {policy.from_site}")
-    if job.reason in _HELD:
+    if "held" in job.reason.lower():  # JobHeldUser, launch failed requeued held, …
         return stay(f"it is held ({job.reason}): release it first")
-    if job.reason in _NOT_YET or job.waiting_since is None or job.waiting_since > now:
+    if (
+        job.reason.startswith(("Dependency", "BeginTime"))
+        or job.waiting_since is None
+        or job.waiting_since > now
+    ):
         return stay(f"it is not yet allowed to start ({job.reason or 'BeginTime'})")
     if job.blockers:
         return refuse(f"it cannot leave {policy.from_site}: {job.blockers[0]}", job.blockers)

@@ -72,15 +72,14 @@ class Handover:
     def advance(self, move: Move) -> Move:
         """Take a move as far as it goes now.
 
-        A moved job's end is read from the ledger, which ``observe`` keeps up to date. No answer
-        from a site leaves the move where it is; the next call tries again.
+        A moved job's end is read from the ledger, which ``observe`` keeps up to date.
+
+        Raises:
+            UnreachableError: no answer from a site; the move stands where the ledger says, and the
+                next call tries again.
         """
         while not move.step.settled:
-            try:
-                after = self._steps[move.step](move)
-            except UnreachableError as exc:
-                self._say(f"{move.run_id}: {move.step.value}: no answer, tried again later: {exc}")
-                return self.moves.get(move.move_id)
+            after = self._steps[move.step](move)
             if after is None:  # another process took the step
                 return self.moves.get(move.move_id)
             if after.step is move.step:
@@ -209,9 +208,15 @@ class Handover:
             if not seen.pending and not seen.gone:
                 return self._origin_changed(move, seen)
         target, connection = self._target(move)
-        there = look(connection, target, self.ledger)
+        there = look(connection, target, self.ledger, any_start=True)
         if there.reported is not None:
-            if there.over or (there.status is not None and nodes_up(connection, there.status)):
+            # it asked for --wait-all-nodes, so a start that is past was one on all nodes
+            if (
+                there.status is None
+                or there.over
+                or there.status.restarts
+                or nodes_up(connection, there.status)
+            ):
                 return self.moves.save(move, step=Step.CANCELLING)
         elif there.status is not None and there.status.state is JobState.CANCELLED:
             return self._end(

@@ -45,6 +45,9 @@ def spec_for(spec: JobSpec, time_limit_s: int | None, site: Site) -> JobSpec:
     own. A limit that the origin's partition set goes along, so that the job means the same. What it
     was to wait for has happened when it moves, and is known at the origin alone.
     """
+    directives = {k: v for k, v in spec.directives.items() if k != "dependency"}
+    # the script's report is then proof that all nodes are up, not the first alone (sbatch(1))
+    directives.setdefault("wait-all-nodes", "1")
     resources = spec.resources
     if resources.time_limit_s is None and time_limit_s is not None:
         resources = msgspec.structs.replace(resources, time_limit_s=time_limit_s)
@@ -56,7 +59,7 @@ def spec_for(spec: JobSpec, time_limit_s: int | None, site: Site) -> JobSpec:
         qos=None,
         constraint=None,
         after=(),
-        directives={k: v for k, v in spec.directives.items() if k != "dependency"},
+        directives=directives,
         resources=resources,
     )
 
@@ -167,14 +170,19 @@ def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: S
     found: list[str] = []
     if spec.array is not None:
         found.append("it is an array, and arrays do not move yet")
+    found += [
+        f"{spec.script.path}:{line}: --{option} names jobs of {origin.name}"
+        for line, option, _ in (spec.script.directives if spec.script else ())
+        if option in {"dependency", "d"}
+    ]
     if status is None or attempt.job_id is None:
         return found
     if status.job_id.het_offset is not None:
         found.append("it is a heterogeneous job, and these do not move")
     if status.restarts and not _local_checkpoint(spec, origin):
         found.append(f"it has run here before, and what it left stays on {origin.name}")
-    if "singleton" in status.dependency:
-        found.append("it is one of a singleton chain, which would go on without it")
+    if status.dependency not in {"", "(null)"}:
+        found.append(f"it waits for other jobs ({status.dependency}), which are known here alone")
     waits = [
         str(other.job_id)
         for other in answer.jobs.values()

@@ -66,10 +66,21 @@ class Sight:
         return self.status.state.value + (f" ({reason})" if reason not in {"", "None"} else "")
 
 
-def look(connection: Connection, attempt: Attempt, ledger: Ledger | None = None) -> Sight:
+def look(
+    connection: Connection,
+    attempt: Attempt,
+    ledger: Ledger | None = None,
+    *,
+    any_start: bool = False,
+) -> Sight:
     """Ask the site about one attempt: the controller's word, and the script's own report.
 
-    With a ledger, what Slurm said is recorded there.
+    Args:
+        connection: to its site.
+        attempt: which one.
+        ledger: what Slurm said is recorded there.
+        any_start: whether a report of an earlier start counts (the job was requeued since);
+            otherwise such a job waits again, and has not started.
 
     Raises:
         UnreachableError: no answer.
@@ -84,6 +95,8 @@ def look(connection: Connection, attempt: Attempt, ledger: Ledger | None = None)
     if status is not None and ledger is not None:
         ledger.record_status(attempt, status)
     starts = status.restarts if status is not None else attempt.restarts
+    if any_start:
+        starts = 0
     reports = reports_of(connection, attempt, starts)
     end = next((r for r in reversed(reports) if r.final), None)
     return Sight(

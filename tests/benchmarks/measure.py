@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -33,7 +34,9 @@ class Series:
         }
 
 
-def once(argv: Sequence[str], env: Mapping[str, str] | None = None) -> tuple[float, float, str]:
+def once(
+    argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> tuple[float, float, str]:
     """Run to the end: (CPU seconds, wall seconds, standard output); exits when the program fails.
 
     wait4 counts the descendants that the program itself has waited for, which both sides of each
@@ -43,7 +46,7 @@ def once(argv: Sequence[str], env: Mapping[str, str] | None = None) -> tuple[flo
         read, write = os.pipe()
         begin = time.perf_counter()
         process = subprocess.Popen(  # reaped below by wait4, which Popen cannot do
-            argv, stdin=nothing, stdout=write, stderr=subprocess.STDOUT, env=env
+            argv, stdin=nothing, stdout=write, stderr=subprocess.STDOUT, env=env, cwd=cwd
         )
         os.close(write)
         with os.fdopen(read, encoding="utf-8", errors="replace") as stream:
@@ -61,6 +64,7 @@ def alternate(
     rounds: int,
     *,
     env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
     after: Callable[[str, str], None] | None = None,
 ) -> dict[str, Series]:
     """Run the programs in turn, ``rounds`` times; a first round warms caches and is not counted.
@@ -69,12 +73,13 @@ def alternate(
         programs: name -> argv.
         rounds: measured runs of each.
         env: environment of all.
+        cwd: where all of them start.
         after: called with (name, output) after each run, outside the measured time.
     """
     series = {name: Series() for name in programs}
     for number in range(rounds + 1):
         for name, argv in programs.items():
-            cpu, wall, output = once(argv, env)
+            cpu, wall, output = once(argv, env, cwd)
             if number:
                 series[name].cpu_s.append(cpu)
                 series[name].wall_s.append(wall)

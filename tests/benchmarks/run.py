@@ -80,6 +80,9 @@ def bench_submit(work: Path, env: dict[str, str]) -> dict[str, Any]:
     """`hpcscale submit` against submitit's AutoExecutor, both on the lab's on-prem site."""
     script = work / "with_submitit.py"
     script.write_text(SUBMITIT)
+    # where people stand on a login node: on the cluster's own file system
+    here = work / "lab" / "lab-onprem" / "scratch" / "here"
+    here.mkdir()
 
     def cancel(_: str, __: str) -> None:
         # a full queue would slow down whoever comes second
@@ -95,6 +98,7 @@ def bench_submit(work: Path, env: dict[str, str]) -> dict[str, Any]:
         },
         15,
         env=env,
+        cwd=here,
         after=cancel,
     )  # fmt: skip
     ratio = series["hpcscale"].cpu / series["submitit"].cpu

@@ -170,11 +170,12 @@ def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: S
     found: list[str] = []
     if spec.array is not None:
         found.append("it is an array, and arrays do not move yet")
-    found += [
-        f"{spec.script.path}:{line}: --{option} names jobs of {origin.name}"
-        for line, option, _ in (spec.script.directives if spec.script else ())
-        if option in {"dependency", "d"}
-    ]
+    if (script := spec.script) is not None:
+        found += [
+            f"{script.path}:{line}: --{option} names jobs of {origin.name}"
+            for line, option, _ in script.directives
+            if option in {"dependency", "d"}
+        ]
     if status is None or attempt.job_id is None:
         return found
     if status.job_id.het_offset is not None:

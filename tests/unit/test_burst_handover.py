@@ -1,5 +1,6 @@
 """The handover on two faked sites: what real Slurm does too seldom to wait for."""
 
+import dataclasses
 import datetime as dt
 import json
 
@@ -7,6 +8,8 @@ import pytest
 
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
+from hpcscale.burst.offer import spec_for
+from hpcscale.burst.plan import Action
 from hpcscale.burst.policy import Policy
 from hpcscale.burst.run import tick
 from hpcscale.connect import Connection
@@ -17,7 +20,7 @@ from hpcscale.render import render
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
 from hpcscale.slurm.types import JobState
-from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
+from hpcscale.spec import BurstMode, BurstTerms, Checkpoint, JobSpec, Resources
 from hpcscale.submit import submit
 from hpcscale.testing import FakeSlurm
 from hpcscale.units import JobId
@@ -299,37 +302,88 @@ def test_one_broken_move_does_not_stop_the_others(sites, monkeypatch):
     assert sites.move(fine).step is Step.SUBMITTED
 
 
-@pytest.mark.parametrize(
-    ("dependency", "says"),
-    [("afterany:{}", "depends on it"), ("singleton", "depends on it")],
-)
-def test_a_job_that_others_wait_for_does_not_move(sites, dependency, says):
-    job = sites.submit()
-    other = sites.submit()
-    real = sites.connections["lab-onprem"].client
-    text = dependency.format(job.ref.job_id)
+class Patched:
+    """A client whose answers say more of one job: FakeSlurm knows no dependencies."""
 
-    class WithDependency:
-        """FakeSlurm knows no dependencies."""
+    def __init__(self, real, job_id, **changes):
+        self.real, self.job_id, self.changes = real, str(job_id), changes
 
-        def __getattr__(self, name):
-            return getattr(real, name)
+    def __getattr__(self, name):
+        return getattr(self.real, name)
 
-        def jobs(self, *args, **kw):
-            import dataclasses
+    def jobs(self, *args, **kw):
+        answer = self.real.jobs(*args, **kw)
+        answer.jobs[self.job_id] = dataclasses.replace(answer.jobs[self.job_id], **self.changes)
+        return answer
 
-            answer = real.jobs(*args, **kw)
-            key = str(other.ref.job_id)
-            answer.jobs[key] = dataclasses.replace(
-                answer.jobs[key], dependency=text, reason="Dependency"
-            )
-            return answer
 
-    sites.connections["lab-onprem"].client = WithDependency()
+def decision_on(sites, job, patched_job, **changes):
+    connection = sites.connections["lab-onprem"]
+    connection.client = Patched(connection.client, patched_job.ref.job_id, **changes)
     plan = sites.tick().plan
-    decision = next(d for d in plan.decisions if d.run_id == job.run_id)
+    assert not [m for m in Moves(sites.ledger).all() if m.run_id == job.run_id]
+    return next(d for d in plan.decisions if d.run_id == job.run_id)
+
+
+@pytest.mark.parametrize(
+    "dependency", ["afterany:{}(unfulfilled)", "afterok:7:{},after:9", "singleton"]
+)
+def test_a_job_that_others_wait_for_does_not_move(sites, dependency):
+    job, other = sites.submit(), sites.submit()
+    text = dependency.format(job.ref.job_id)
+    decision = decision_on(sites, job, other, dependency=text, reason="Dependency")
+    assert decision.action is Action.REFUSE
+    assert f"{other.ref.job_id} on lab-onprem depends on it" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "action", "says"),
+    [
+        ({"dependency": "afterok:7(failed)"}, Action.REFUSE, "waits for other jobs"),
+        ({"reason": "DependencyNeverSatisfied"}, Action.STAY, "not yet allowed"),
+        ({"reason": "launch failed requeued held"}, Action.STAY, "held"),
+        ({"comment": "hpcscale=hs-0000000000000000"}, Action.STAY, "gave no word"),
+    ],
+)
+def test_what_keeps_a_job_at_its_site(sites, changes, action, says):
+    job = sites.submit()
+    decision = decision_on(sites, job, job, **changes)
+    assert decision.action is action
     assert says in decision.reason
+
+
+def test_arrays_and_jobs_with_a_past_do_not_move(sites):
+    array = sites.submit(array="0-3")
+    checkpointed = sites.submit(checkpoint=Checkpoint(dir="elsewhere"))
+    sites.onprem.jobs[checkpointed.ref.job_id.base].restarts = 1
+    plan = sites.tick().plan
+    reasons = {d.run_id: d.reason for d in plan.decisions}
+    assert "arrays do not move yet" in reasons[array.run_id]
+    assert "it has run here before" in reasons[checkpointed.run_id]
     assert Moves(sites.ledger).all() == []
+
+
+def test_the_cloud_gets_its_own_words_and_the_same_limit():
+    spec = JobSpec(
+        command=("true",),
+        site="lab-onprem",
+        partition="gpu",
+        account="physics",
+        qos="high",
+        constraint="h100",
+        after=("afterok:lab-onprem:7",),
+        directives={"dependency": "afterok:7", "requeue": None},
+    )
+    moved = spec_for(spec, 5400, load_site("lab-cloud").site)
+    assert (moved.site, moved.partition, moved.account, moved.qos) == (
+        "lab-cloud",
+        None,
+        None,
+        None,
+    )
+    assert (moved.constraint, moved.after) == (None, ())
+    assert moved.resources.time_limit_s == 5400
+    assert moved.directives == {"requeue": None, "wait-all-nodes": "1"}
 
 
 def test_executor_gives_a_submitit_job(sites, tmp_path):

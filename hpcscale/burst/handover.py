@@ -17,9 +17,9 @@ from hpcscale.burst.decide import show_s
 from hpcscale.burst.fence import fence_nodes, restored, same_nodes, stands
 from hpcscale.burst.moves import Move, Moves, Step, target_attempt
 from hpcscale.burst.offer import spec_for
+from hpcscale.burst.results import bring_home, settle_cost
 from hpcscale.burst.sight import Sight, end, look, nodes_up, words
 from hpcscale.connect import Connection
-from hpcscale.cost import held_s, spent_usd
 from hpcscale.errors import (
     BurstRefusedError,
     HpcscaleError,
@@ -28,7 +28,6 @@ from hpcscale.errors import (
 )
 from hpcscale.ledger import Attempt, Ledger, Role, utc_now
 from hpcscale.observe import observe
-from hpcscale.settings import state_dir
 from hpcscale.slurm.types import JobState
 
 SETTLE_S = 12.0  # a cancelled job is usually terminal by then; else the next tick looks again
@@ -114,7 +113,9 @@ class Handover:
                 hint="hpcscale burst status",
             )
         changed = self.moves.save(move, step=step, message=message, ends_as=Step.FAILED)
-        return self.advance(changed or self.moves.get(move.move_id))
+        if changed is None:  # it went on meanwhile: perhaps it is too late now
+            return self.undo(self.moves.get(move.move_id))
+        return self.advance(changed)
 
     # --- the steps -------------------------------------------------------------------------
 
@@ -279,7 +280,7 @@ class Handover:
             return self.moves.save(move, step=Step.DONE, message=message)
         message = move.message
         try:
-            message = self._bring_home(target, connection) or message
+            message = bring_home(self.ledger, target, connection) or message
         except UnreachableError:
             raise
         except HpcscaleError as exc:
@@ -301,7 +302,7 @@ class Handover:
                     seen = self._until_over(connection, target)
                 if not seen.over:
                     return move
-                self._settle_cost(target)
+                settle_cost(self.ledger, target)
         if move.ends_as is Step.FAILED:
             return self.moves.save(move, step=Step.UNFENCING)
         if move.ends_as is Step.CANCELLED:
@@ -423,31 +424,6 @@ class Handover:
             )
             end(connection, origin)
 
-    def _bring_home(self, target: Attempt, connection: Connection) -> str:
-        """Costs and results of an ended cloud attempt; a sentence on them."""
-        from hpcscale.staging import fetch_results
-
-        self._settle_cost(target)
-        target = self.ledger.attempt(target.submission_id)
-        text = f"{target.ref} ended {target.last_state.value}"
-        if not target.fetched:
-            fetched = fetch_results(
-                connection.transport, target.run_dir, target.staged, results_dir(target)
-            )
-            self.ledger.set_fetched(target, [str(path) for path in fetched.files])
-            if fetched.skipped:
-                text += f"; not fetched: {'; '.join(fetched.skipped[:3])}"
-        return text
-
-    def _settle_cost(self, target: Attempt) -> None:
-        """Dollars from the allocation's start, boot included, to its end."""
-        target = self.ledger.attempt(target.submission_id)
-        if target.ended and target.cost_usd is None and target.start_time and target.end_time:
-            seconds = held_s(target.start_time, target.end_time, target.end_time)
-            cost = spent_usd(target.gpus, seconds, target.gpu_hour_usd)
-            if cost is not None:
-                self.ledger.set_cost(target, cost)
-
     def _until_over(self, connection: Connection, attempt: Attempt) -> Sight:
         """Look until the job is terminal, for a short time."""
         deadline = time.monotonic() + SETTLE_S
@@ -468,11 +444,6 @@ class Handover:
         if move.step in {Step.SUBMITTING, Step.SUBMITTED, Step.MOVED}:
             text += f" to {move.to_site}"
         self._say(text + (f": {move.message}" if move.message else ""))
-
-
-def results_dir(attempt: Attempt) -> Path:
-    """Where an attempt's logs are brought to on this machine."""
-    return state_dir() / "runs" / attempt.run_id / "logs" / attempt.site
 
 
 def _age_s(since: dt.datetime | None) -> float:

@@ -56,7 +56,7 @@ class LockHeldError(StateError):
         super().__init__(
             f"another `hpcscale burst run` is at work ({holder})",
             where=str(path),
-            hint="nothing: it does the same work; `hpcscale burst status` shows it",
+            hint="it does the same work; `hpcscale burst status` shows it. Stop it to go first",
         )
         self.holder = holder
 
@@ -64,20 +64,33 @@ class LockHeldError(StateError):
 class RunLock:
     """Context manager that holds the lock.
 
+    Args:
+        path: of the lock file.
+        patience_s: how long to wait for another holder to be done.
+
     Raises:
         LockHeldError: on entry, when a live process holds it.
         StateError: on entry, when the directory cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience_s: float = 0.0) -> None:
         self.path = path
+        self._patience_s = patience_s
         self._me = _myself()
         self._stop = threading.Event()
 
     def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._acquire()
+            deadline = time.monotonic() + self._patience_s
+            while True:
+                try:
+                    self._acquire()
+                    break
+                except LockHeldError:
+                    if time.monotonic() >= deadline:
+                        raise
+                time.sleep(0.2)
         except OSError as exc:
             raise StateError(
                 f"the lock cannot be written: {exc.strerror}",

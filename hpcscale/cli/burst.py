@@ -157,7 +157,8 @@ def undo(job: str, as_json: bool) -> None:
 
     connections = Connections()
     try:
-        with RunLock(lock_path()), Ledger.open() as ledger:
+        # a cron's tick is over soon; a `run --wait` is not
+        with RunLock(lock_path(), patience_s=15.0), Ledger.open() as ledger:
             run_id = ledger.resolve(job).run.run_id
             handover = Handover(ledger, connections, jobs_folder(), notice)
             mine = handover.moves.of_run(run_id)

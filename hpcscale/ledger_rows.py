@@ -2,6 +2,7 @@
 
 import datetime as dt
 import enum
+import functools
 import json
 import sqlite3
 from collections.abc import Mapping
@@ -168,11 +169,13 @@ def utc_now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
+@functools.lru_cache(maxsize=4096)  # jobs of one campaign share most of their times
 def stamp(when: dt.datetime | None) -> str | None:
     """A time as stored: ISO 8601, UTC, microseconds, so that text sorts as time."""
     return when.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if when else None
 
 
+@functools.lru_cache(maxsize=4096)
 def read_time(text: str | None) -> dt.datetime | None:
     """Inverse of ``stamp``."""
     return dt.datetime.fromisoformat(text) if text else None

@@ -12,7 +12,6 @@ refused submission had just made.
 import contextlib
 import os
 import secrets as random
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -170,6 +169,7 @@ def _put_tree(
 ) -> None:
     """Copy a directory as one tar file: a single transfer, however many files it has."""
     import tarfile
+    import tempfile
 
     archive = f"{target}.{random.token_hex(4)}.tar"
     try:

@@ -75,8 +75,11 @@ def emit_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         max(len(column), *(len(row[i]) for row in clean)) if clean else len(column)
         for i, column in enumerate(columns)
     ]
-    for line in [list(columns), *clean]:
-        click.echo("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+    lines = [
+        "  ".join([c.ljust(w) for c, w in zip(line, widths, strict=True)]).rstrip()
+        for line in [list(columns), *clean]
+    ]
+    click.echo("\n".join(lines))
 
 
 def notice(text: str) -> None:

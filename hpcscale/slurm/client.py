@@ -55,9 +55,10 @@ class SlurmClient(Protocol):
         """
 
     def history(self, ids: Sequence[JobId], *, since: dt.datetime) -> Answer:
-        """Ended jobs, by one sacct call; without slurmdbd by scontrol's memory (MinJobAge).
+        """Ended jobs, by one sacct call; without slurmdbd what squeue still has (MinJobAge).
 
-        ``complete`` is False where there is no accounting: absence says nothing then.
+        sacct shows a double quote in names as a backquote. ``complete`` is False where there is no
+        accounting: absence says nothing then.
         """
 
     def show(self, job_id: JobId) -> JobStatus | None:

@@ -1,8 +1,9 @@
 """Foreign sbatch scripts: what their ``#SBATCH`` lines ask for. The body is never changed.
 
 sbatch(1) reads options from lines that begin with ``#SBATCH`` up to the first line that is neither
-a comment nor blank; later options win over earlier ones. Words are split at blanks, may be quoted
-with ``'`` or ``"``, a backslash takes the next character as it is, and ``#`` begins a comment.
+a comment nor blank; later options win over earlier ones. Words are split at blanks and may be quoted
+with ``'`` or ``"``; a backslash takes the next character as it is, but for a blank outside quotes; an
+unquoted ``#`` begins a comment (tried on 22.05).
 """
 
 import re
@@ -109,10 +110,10 @@ def split_words(text: str) -> list[str]:
     quote = ""
     escaped = False
     for char in text:
-        if escaped:
+        if escaped and (quote or not char.isspace()):
             word, escaped = (word or "") + char, False
-        elif char == "\\" and quote != "'":
-            escaped = True
+        elif char == "\\":
+            escaped = True  # in single quotes as well, unlike in a shell
         elif quote:
             if char == quote:
                 quote = ""
@@ -123,9 +124,9 @@ def split_words(text: str) -> list[str]:
         elif char.isspace():
             if word is not None:
                 words.append(word)
-            word = None
-        elif char == "#" and word is None:
-            break
+            word, escaped = None, False
+        elif char == "#":
+            break  # within a word as well
         else:
             word = (word or "") + char
     if quote:

@@ -24,7 +24,7 @@ from hpcscale.spec import Checkpoint, JobSpec, Launcher, Resources, SecretSource
 
 AS_OF = dt.date(2026, 11, 22)
 WORKDIR = "/home/ada/project"
-ODD = "it's \"odd\"; $(touch /tmp/injected) `id` \\ # \n#SBATCH --partition=urgent, a,b"
+ODD = 'it\'s "odd"; $(touch /tmp/injected) `id` \\ # \n#SBATCH --partition=urgent, a,b'
 
 
 def variable(value: str) -> FabricVariable:
@@ -37,7 +37,7 @@ def site(name: str = "onprem", **fields) -> Site:
     return Site(name=name, as_of=AS_OF, **fields)
 
 
-ONPREM = site()
+ONPREM = site(env={"OMP_NUM_THREADS": "1"})
 IB = site(
     "ib",
     fabric=Fabric(
@@ -103,7 +103,9 @@ class Case:
         return render(self.spec, self.site)
 
 
-def job(*command: str, nodes: int = 1, gpus: int = 0, tasks: int | None = None, **fields) -> JobSpec:
+def job(
+    *command: str, nodes: int = 1, gpus: int = 0, tasks: int | None = None, **fields
+) -> JobSpec:
     fields.setdefault("workdir", WORKDIR)
     fields.setdefault("name", "golden")
     resources = Resources(
@@ -119,14 +121,15 @@ def says(text: str) -> tuple[str, ...]:
 
 RANKS = 'echo "rank $RANK of $WORLD_SIZE, local $LOCAL_RANK of $LOCAL_WORLD_SIZE, node $NODE_RANK"'
 PROBE = """import os
-print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], "node", os.environ["GROUP_RANK"],
-      os.environ["MASTER_ADDR"], flush=True)
+e = os.environ
+line = f"rank {e['RANK']} of {e['WORLD_SIZE']} node {e['GROUP_RANK']} {e['MASTER_ADDR']}\\n"
+os.write(1, line.encode())  # in one piece: ranks share a pipe
 """
 WHERE = (
     'cat "$HPCSCALE_INPUT_TRAIN_SET"/part; cat "$HPCSCALE_INPUT_NOTE"; '
     'echo result > "$HPCSCALE_OUTPUT_TABLE"; echo more > "$HPCSCALE_OUTPUT_PLOTS/one"; '
     'echo "$ODD"; echo "token $API_TOKEN"; echo "in $PWD"; cat here.txt; '
-    "echo \"$HPCSCALE_SITE $HPCSCALE_RESTART_COUNT ${SECRETLY-unset}\"; exit 5"
+    'echo "$HPCSCALE_SITE $HPCSCALE_RESTART_COUNT ${SECRETLY-unset}"; exit 5'
 )
 
 CASES: dict[str, Case] = {
@@ -161,7 +164,7 @@ CASES: dict[str, Case] = {
             account="physics", qos="normal", constraint="h100",
             directives={"hint": "nomultithread", "no-kill": None, "comment": "mine"},
         ),
-        site(account="others", directives={"licenses": "none"}, keep_env=("LANG", "TERM")),
+        site(account="others", directives={"nice": "10"}, keep_env=("LANG", "TERM")),
         ["train", "note", *ODD.split("\n"), "token s3cret", "in RUN_DIR/code", "here",
          "onprem 0 unset"],
         exit_code=5,

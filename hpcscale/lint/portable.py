@@ -16,7 +16,9 @@ FABRIC_VARIABLE = re.compile(
 SYSTEM_PATHS = ("/bin", "/sbin", "/usr/bin", "/usr/sbin", "/dev", "/tmp", "/var/tmp", "/proc",  # noqa: S108  # names, not files we open
                 "/sys", "/etc/profile.d", "/etc/os-release", "/usr/lib/locale")  # fmt: skip
 # not after a word, nor after the quote that closes one: "$DIR"/x is a path below DIR
-_ABSOLUTE = re.compile(r"(?<![\w./~$}{)*\]-])(?<![\w})][\"'])/(?=[A-Za-z_0-9])[^\s'\"`;|&<>(){}$,:=]*")
+_ABSOLUTE = re.compile(
+    r"(?<![\w./~$}{)*\]-])(?<![\w})][\"'])/(?=[A-Za-z_0-9])[^\s'\"`;|&<>(){}$,:=]*"
+)
 _HOME = re.compile(r"(?<![\w/.-])(?:~|\$HOME|\$\{HOME\})/[^\s'\"`;|&<>(){}$,:=]*")
 _PATTERN_COMMANDS = re.compile(r"\b(?:awk|gawk|sed|grep|egrep|perl|rg)\b")
 _ASSIGNED = re.compile(

@@ -70,7 +70,9 @@ def mounts_word(site: Site, places: list[Place]) -> str:
     ]
     own = ["$HPCSCALE_RUN_DIR", "$HPCSCALE_CODE_DIR", *shared]
     pairs = [f"{path}:{path}" for path in dict.fromkeys(own)]
-    return '"' + ",".join(pairs) + '"' + "".join("','" + site_path(m) for m in site.container.mounts)
+    return (
+        '"' + ",".join(pairs) + '"' + "".join("','" + site_path(m) for m in site.container.mounts)
+    )
 
 
 def launch(

@@ -50,6 +50,7 @@ report() {
 requeued=false
 finish() {
   local rc=$?
+  trap '' TERM
   report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
 }
 trap finish EXIT
@@ -83,6 +84,8 @@ if [ -n "$signal" ]; then
   wait "$step"
   rc=$?
 fi
+
+trap '' TERM USR1  # Slurm's TERM is for all processes of the job: it must not cut short what follows
 
 # --- will it run again? Only Slurm knows whether the job was preempted, requeued or cancelled
 facts=

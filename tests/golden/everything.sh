@@ -9,7 +9,7 @@
 #SBATCH --export=LANG,TERM
 #SBATCH --hint=nomultithread
 #SBATCH --job-name=job_x_id_
-#SBATCH --licenses=none
+#SBATCH --nice=10
 #SBATCH --no-kill
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -65,6 +65,7 @@ report() {
 requeued=false
 finish() {
   local rc=$?
+  trap '' TERM
   report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
   [ "$requeued" = true ] || rm -rf -- "$HPCSCALE_RUN_DIR/secrets/$HPCSCALE_SUBMISSION_ID"
 }
@@ -105,6 +106,8 @@ if [ -n "$signal" ]; then
   wait "$step"
   rc=$?
 fi
+
+trap '' TERM USR1  # Slurm's TERM is for all processes of the job: it must not cut short what follows
 
 # --- will it run again? Only Slurm knows whether the job was preempted, requeued or cancelled
 facts=

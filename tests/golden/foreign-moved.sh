@@ -49,6 +49,7 @@ mkdir -p -- "$HPCSCALE_RUN_DIR" || exit 97
 trap 'hpcscale_report ended ",\"exit_code\":$?,\"requeued\":false"' EXIT
 hpcscale_report started || echo "hpcscale: the start could not be reported" >&2
 # --- environment
+export OMP_NUM_THREADS='1'
 # fabric loopback, as the profile of onprem has it
 export GLOO_SOCKET_IFNAME='lo'  # documented, not run
 # the job's own

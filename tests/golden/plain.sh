@@ -50,6 +50,7 @@ report() {
 requeued=false
 finish() {
   local rc=$?
+  trap '' TERM
   report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
 }
 trap finish EXIT
@@ -59,6 +60,7 @@ mkdir -p -- "$HPCSCALE_RUN_DIR" || fail "a directory cannot be made"
 cd -- "$HPCSCALE_CODE_DIR" || fail "the code's directory cannot be entered"
 
 # --- environment
+export OMP_NUM_THREADS='1'
 # fabric loopback, as the profile of onprem has it
 export GLOO_SOCKET_IFNAME='lo'  # documented, not run
 
@@ -78,6 +80,8 @@ if [ -n "$signal" ]; then
   wait "$step"
   rc=$?
 fi
+
+trap '' TERM USR1  # Slurm's TERM is for all processes of the job: it must not cut short what follows
 
 # --- will it run again? Only Slurm knows whether the job was preempted, requeued or cancelled
 facts=

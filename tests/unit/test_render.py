@@ -131,7 +131,8 @@ def test_fabric_variables_are_the_target_sites_own():
 
 def test_our_deadline_is_never_slurms():
     spec = msgspec.structs.replace(
-        job("a"), burst=msgspec.convert({"deadline": "2030-01-01T00:00:00Z"}, type=type(job().burst))
+        job("a"),
+        burst=msgspec.convert({"deadline": "2030-01-01T00:00:00Z"}, type=type(job().burst)),
     )
     assert "deadline" not in render(spec, ONPREM).script
 
@@ -182,7 +183,7 @@ def test_no_code_goes_along_when_none_is_wanted():
 @pytest.mark.parametrize(
     ("path", "word"),
     [
-        ("~/a b", '"$HOME"\'/a b\''),
+        ("~/a b", "\"$HOME\"'/a b'"),
         ("/x/$USER/y", '/x/"$USER"/y'),
         ("/x/$(id)", "'/x/$(id)'"),
         ("$HOMER/x", "'$HOMER/x'"),
@@ -330,7 +331,7 @@ def test_elsewhere_a_script_bound_to_its_site_is_refused_by_line(line, what):
         "/usr/bin/env python train.py > /dev/null 2>/tmp/x",
         "sed 's/a/b/' x; awk '/begin/ {print}' y",
         "echo $((8/2)) a/b ./c ../d x/y",
-        "cd $SLURM_SUBMIT_DIR/run && ls ${BASE}/x \"$HPCSCALE_INPUT_A/x\"",
+        'cd $SLURM_SUBMIT_DIR/run && ls ${BASE}/x "$HPCSCALE_INPUT_A/x"',
         "export NCCL_DEBUG=INFO OMP_NUM_THREADS=4",
         "echo 'NCCL_IB_HCA=x'",
         "curl https://example.org/a/b",
@@ -363,8 +364,12 @@ def test_what_sbatch_would_refuse_is_refused_with_its_line(text, message):
         (" -N 2 -p gpu", ["-N", "2", "-p", "gpu"]),
         (" --job-name='a b'", ["--job-name=a b"]),
         (' -J "a \\"b" # rest', ["-J", 'a "b']),
-        (" --x=a#b", ["--x=a#b"]),
-        (" --x=a\\ b", ["--x=a b"]),
+        (" --x=a#b", ["--x=a"]),
+        (" --x='a#b'", ["--x=a#b"]),
+        (" --x=a\\ b", ["--x=a", "b"]),
+        (' --x=a\\"b', ['--x=a"b']),
+        (" --x='a\\b'", ["--x=ab"]),
+        (" --x=a'b c'd", ["--x=ab cd"]),
         ("", []),
     ],
 )

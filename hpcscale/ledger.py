@@ -370,8 +370,7 @@ class Ledger:
             return
         with self._write():
             for attempt, fields in changes:
-                self._update(attempt.attempt_id, fields)
-                if "state" in fields:
+                if self._update(attempt.attempt_id, fields) and "state" in fields:
                     self._event(
                         attempt.run_id,
                         attempt.submission_id,
@@ -694,16 +693,23 @@ class Ledger:
             tuple(fields.values()),
         )
 
-    def _update(self, attempt_id: int, fields: Mapping[str, Any]) -> None:
+    def _update(self, attempt_id: int, fields: Mapping[str, Any], *, revive: bool = False) -> bool:
+        """Set columns; False when another process saw the attempt's end meanwhile.
+
+        An end is not taken back by an older sight of the job, unless ``revive`` says so.
+        """
         sets = ", ".join(f"{name} = ?" for name in fields)
-        self._db.execute(
-            f"UPDATE attempts SET {sets} WHERE attempt_id = ?",  # noqa: S608 # names are this module's own
+        goes_on = "state" in fields and not fields.get("ended")
+        guard = " AND ended = 0" if goes_on and not revive else ""
+        cursor = self._db.execute(
+            f"UPDATE attempts SET {sets} WHERE attempt_id = ?{guard}",  # noqa: S608 # names are this module's own
             (*fields.values(), attempt_id),
         )
+        return cursor.rowcount > 0
 
     def _set(self, attempt: Attempt, kind: str, data: Mapping[str, Any], **fields: Any) -> Attempt:
         with self._write():
-            self._update(attempt.attempt_id, fields)
+            self._update(attempt.attempt_id, fields, revive=True)
             self._event(attempt.run_id, attempt.submission_id, kind, data)
         return self.attempt(attempt.submission_id)
 

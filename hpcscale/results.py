@@ -26,9 +26,9 @@ def fetch(ledger: Ledger, connection: Connection, attempt: Attempt) -> Fetched:
     Raises:
         UnreachableError: the site went away; call again, it goes on from there.
     """
-    fetched = fetch_results(
-        connection.transport, attempt.run_dir, attempt.staged, logs_dir(attempt)
-    )
+    # a local site's logs are read where they are
+    logs_to = None if connection.transport.is_local else logs_dir(attempt)
+    fetched = fetch_results(connection.transport, attempt.run_dir, attempt.staged, logs_to)
     if not fetched.skipped and attempt.ended:
         ledger.set_fetched(attempt, [str(f) for f in fetched.files])
     return fetched

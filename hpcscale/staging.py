@@ -223,7 +223,7 @@ def _walk(root: Path, exclude: frozenset[str] | tuple[()] = CODE_EXCLUDED) -> It
 
 
 def fetch_results(
-    transport: Transport, run_dir: str, staged: Mapping[str, str], logs_to: Path
+    transport: Transport, run_dir: str, staged: Mapping[str, str], logs_to: Path | None
 ) -> Fetched:
     """Bring outputs, checkpoint and logs of a run back. Files that are here already are skipped.
 
@@ -231,14 +231,15 @@ def fetch_results(
         transport: of the site.
         run_dir: on the site.
         staged: name -> local path, as submitted.
-        logs_to: local directory of the logs; made as needed.
+        logs_to: local directory of the logs, made as needed; None leaves them there.
 
     Raises:
         UnreachableError: the site went away; call again, it goes on from there.
     """
     result = Fetched()
     wanted = {k: Path(v) for k, v in staged.items() if k.startswith("outputs/") or k == CHECKPOINT}
-    wanted["logs"] = logs_to
+    if logs_to is not None:
+        wanted["logs"] = logs_to
     for name, local in wanted.items():
         _get_tree(transport, f"{run_dir}/{name}", local, result)
     return result

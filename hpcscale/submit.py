@@ -160,7 +160,7 @@ def submit(
         run_id=run.run_id,
         run_dir=run_dir,
         attempt=attempt,
-        notices=(*rendered.notices, *notices),
+        notices=(*rendered.notices, *notices, *log_notices(spec, run_dir)),
     )
 
 
@@ -202,6 +202,18 @@ def sbatch_options(
     if dependency:
         options.append(f"--dependency={dependency}")
     return options
+
+
+def log_notices(spec: JobSpec, run_dir: str) -> tuple[str, ...]:
+    """Say so when a script names logs of its own: ours are where ``hpcscale logs`` reads them."""
+    own = [
+        f"--{'error' if option in {'e', 'error'} else 'output'}={value}"
+        for _, option, value in (spec.script.directives if spec.script else ())
+        if option in {"o", "output", "e", "error"}
+    ]
+    if not own:
+        return ()
+    return (f"the script's {' '.join(own)} is not used: output and errors go to {run_dir}/logs",)
 
 
 def user_comment(spec: JobSpec) -> str | None:

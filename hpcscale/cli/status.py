@@ -75,10 +75,15 @@ def command(jobs: tuple[str, ...], site_name: str | None, show_all: bool, as_jso
         report_sites(snapshot)
         view = _View(ledger, snapshot)
         if as_json:
-            emit_json(view.document(shown, runs))
+            emit_json(view.document(shown, runs, elements=bool(jobs)))
         elif shown:
             shown.sort(key=lambda a: (runs[a.run_id].created_at, a.number))
-            emit_table(COLUMNS, [view.row(a, runs[a.run_id]) for a in shown])
+            rows = []
+            for attempt in shown:
+                rows.append(view.row(attempt, runs[attempt.run_id]))
+                if jobs:
+                    rows += view.element_rows(attempt, runs[attempt.run_id])
+            emit_table(COLUMNS, rows)
         else:
             click.echo("no jobs" if show_all or jobs else "no jobs (older ones: --all)")
     if snapshot.failed and len(snapshot.failed) == len(snapshot.answers):
@@ -92,6 +97,7 @@ class _View:
     """Turns attempts into rows and documents."""
 
     def __init__(self, ledger: "Ledger", snapshot: "Snapshot") -> None:
+        self._ledger = ledger
         self._snapshot = snapshot
         self._counts = ledger.element_counts()
         self._seen = ledger.site_answers()
@@ -113,7 +119,32 @@ class _View:
             "unknown" if cost is None else f"${cost}",
         ]
 
-    def document(self, attempts: "list[Attempt]", runs: "dict[str, Run]") -> dict[str, Any]:
+    def element_rows(self, attempt: "Attempt", run: "Run") -> list[list[str]]:
+        """A row for each known element of an array that was asked for by name."""
+        from hpcscale.cli._jobs import local_time
+        from hpcscale.reasons import explain, explain_exit
+
+        return [
+            [
+                run.run_id,
+                f"{attempt.ref}_{task}",
+                run.name,
+                e.state.value,
+                explain_exit(e.exit_code, e.exit_signal) or explain(e.reason, e.state),
+                e.nodes,
+                "",
+                local_time(e.start_time),
+                f"{attempt.number} {attempt.role.value}",
+                "",
+            ]
+            for task, e in sorted(self._ledger.elements(attempt).items())
+        ]
+
+    def document(
+        self, attempts: "list[Attempt]", runs: "dict[str, Run]", *, elements: bool
+    ) -> dict[str, Any]:
+        import msgspec
+
         from hpcscale.cli._jobs import attempt_json
 
         by_run: dict[str, list[dict[str, Any]]] = {}
@@ -128,6 +159,16 @@ class _View:
                     "elements": {
                         s.value: n for s, n in self._counts.get(attempt.attempt_id, {}).items()
                     },
+                    **(
+                        {
+                            "tasks": [
+                                msgspec.structs.asdict(e)
+                                for _, e in sorted(self._ledger.elements(attempt).items())
+                            ]
+                        }
+                        if elements and attempt.array_size is not None
+                        else {}
+                    ),
                 }
             )
         return {

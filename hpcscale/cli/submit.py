@@ -126,7 +126,7 @@ def _dry_run(
     from hpcscale.cost import estimate
     from hpcscale.precheck import require_fit
     from hpcscale.staging import check_local
-    from hpcscale.submit import read_secrets, sbatch_options, user_comment
+    from hpcscale.submit import log_notices, read_secrets, sbatch_options, user_comment
     from hpcscale.verify import comment_with
 
     spec = rendered.spec
@@ -138,7 +138,7 @@ def _dry_run(
     options = sbatch_options(rendered, run_dir, comment, dependency)
     cost = estimate(spec, site)
     why = _why_here(job, site.name)
-    notices = [*rendered.notices, *waits]
+    notices = [*rendered.notices, *waits, *log_notices(spec, run_dir)]
     if as_json:
         emit_json(
             {

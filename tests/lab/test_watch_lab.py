@@ -164,7 +164,9 @@ def test_cancel_ends_one_element_of_an_array(lab_env):
         20,
         "one element is cancelled",
     )
-    assert "1 CANCELLED, 2 RUNNING" in hpcscale("status", got.run_id).stdout
+    table = hpcscale("status", got.run_id).stdout
+    assert "1 CANCELLED, 2 RUNNING" in table
+    assert f"{got.ref}_1 " in table
 
 
 def lose(lab, name):

@@ -433,3 +433,12 @@ def test_a_migration_that_fails_leaves_the_old_ledger(tmp_path, monkeypatch):
     with Ledger.open(path) as ledger:
         assert len(ledger.runs()) == 2
         assert not ledger.rows("SELECT 1 FROM sqlite_master WHERE name = 'new'")
+
+
+def test_an_end_is_not_taken_back_by_an_older_sight(ledger):
+    attempt = add(ledger, job="1")  # what a slower process still holds
+    ended = ledger.record_status(attempt, status(state=JobState.COMPLETED, exit_code=(0, 0)))
+    ledger.record([(attempt, status(state=JobState.RUNNING))])
+    assert ledger.attempt(attempt.submission_id) == ended
+    ledger.set_submitted(ended, JobId(1))  # a submit that was thought dead may take it up again
+    assert not ledger.attempt(attempt.submission_id).ended

@@ -1,0 +1,93 @@
+"""``hpcscale submit --dry-run``: everything is said and nothing is done."""
+
+import json
+
+import pytest
+from job_helpers import hpcscale
+
+JOB = ("--site", "lab-onprem", "--nodes", "2", "--gpus-per-node", "4", "--time", "60")
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """A directory to stand in; the state directory must not come to be."""
+    place = tmp_path / "project"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    yield place
+    assert not (tmp_path / "state").exists(), "a dry run changes nothing"
+    assert list(place.iterdir()) == []
+
+
+def dry(*args, **options):
+    return hpcscale("submit", "--dry-run", *args, **options)
+
+
+def test_it_says_where_why_and_for_how_much(nowhere):
+    out = dry(*JOB, "--", "true").stdout
+    assert "# site: lab-onprem, by --site" in out
+    assert "# cost: at most $16.80 (2 nodes x 4 GPUs x 1 h x $2.10/GPU-hour)" in out
+    assert "--comment=hpcscale=SUBMISSION_ID" in out
+    assert out.endswith('exit "$rc"\n')
+
+
+def test_the_script_is_the_one_that_render_prints(nowhere):
+    script = hpcscale("render", *JOB, "--", "true").stdout
+    assert dry(*JOB, "--", "true").stdout.endswith(script)
+    data = json.loads(dry(*JOB, "--json", "--", "true").stdout)["data"]
+    assert data["script"] == script
+    assert data["cost"]["usd"] == "16.80"
+
+
+def test_an_unknown_price_says_unknown(nowhere):
+    out = dry("--site", "lab-onprem", "--time", "10", "--", "true").stdout
+    assert "# cost: unknown: no GPUs" in out
+
+
+def test_a_default_site_is_named_with_who_said_it(nowhere):
+    out = dry("--time", "10", "--", "true", env={"HPCSCALE_DEFAULT_SITE": "lab-onprem"}).stdout
+    assert "# site: lab-onprem, by $HPCSCALE_DEFAULT_SITE" in out
+
+
+def test_it_says_where_the_job_may_burst_to_and_where_not(nowhere):
+    out = dry(*JOB, "--burst", "auto", "--max-cost", "60", "--", "true").stdout
+    assert "# burst: may burst to lab-cloud, expected cost at most $" in out
+    assert "over --max-cost $60" in out  # aws-p5
+    out = dry(*JOB, "--burst", "auto", "--", "python", "/data/train.py").stdout
+    assert "cannot burst to lab-cloud: the command names the absolute path /data/train.py" in out
+
+
+def test_only_elsewhere_and_nowhere_to_go_is_refused(nowhere):
+    done = dry(*JOB, "--burst", "only", "--", "python", "/data/train.py", code=7)
+    assert "/data/train.py" in done.stderr
+
+
+def test_a_missing_secret_is_said(nowhere):
+    assert "TOKEN" in dry(*JOB, "--secret", "TOKEN", "--", "true", code=8).stderr
+
+
+def test_a_secrets_value_is_not_shown(nowhere):
+    done = dry(*JOB, "--secret", "TOKEN", "--", "true", env={"TOKEN": "s3cr3t-value"})
+    assert "s3cr3t-value" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "word"),
+    [
+        ((), 2, "nothing to run"),
+        (("--site", "nosuch", "--", "true"), 8, "nosuch"),
+        (("--nodes", "x", "--", "true"), 2, "--nodes"),
+        (("--nodes", "-1", "--", "true"), None, "nodes"),
+        (("--time", "soon", "--", "true"), None, "soon"),
+        (("--deadline", "2001-01-01", "--", "true"), None, "passed"),
+        (("--after", "afterok:nosuch", "--", "true"), 2, "nosuch"),
+        (("--after", "cloud:5", "--", "true"), 2, "cloud"),
+        (("--input", "d=/no/such/file", "--", "true"), 8, "/no/such/file"),
+        (("nosuch.toml",), 8, "nosuch.toml"),
+    ],
+)
+def test_bad_input_is_one_clear_message(nowhere, args, code, word):
+    site = () if "--site" in args else ("--site", "lab-onprem")
+    done = dry(*site, *args, code=code)
+    assert done.returncode not in {0, 1, 70}, done.stderr
+    assert word in done.stderr

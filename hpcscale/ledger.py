@@ -12,15 +12,13 @@ import datetime as dt
 import json
 import os
 import pwd
-import sqlite3
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any
 
-from hpcscale.errors import NotFoundError, StateError, UsageError
+from hpcscale.errors import NotFoundError, UsageError
+from hpcscale.ledger_file import FILE_NAME, LedgerFile, ledger_path
 from hpcscale.ledger_rows import (
     Attempt,
     Decision,
@@ -40,13 +38,12 @@ from hpcscale.ledger_rows import (
     stamp,
     utc_now,
 )
-from hpcscale.ledger_schema import APPLICATION_ID, MIGRATIONS
-from hpcscale.settings import state_dir
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.spec import JobSpec, to_json
 from hpcscale.units import JobId
 
 __all__ = [
+    "FILE_NAME",
     "Attempt",
     "Decision",
     "Element",
@@ -62,10 +59,6 @@ __all__ = [
     "utc_now",
 ]
 
-FILE_NAME = "ledger.sqlite3"
-BUSY_TIMEOUT_S = 30.0
-MIN_FILE_BYTES = 512  # the smallest page, and so the smallest file, of SQLite
-
 
 def new_run_id() -> str:
     """``r`` and 10 random base32 characters."""
@@ -77,118 +70,8 @@ def new_submission_id() -> str:
     return "hs-" + os.urandom(8).hex()
 
 
-def ledger_path() -> Path:
-    """Where this user's ledger stands."""
-    return state_dir() / FILE_NAME
-
-
-class Ledger:
-    """Reads and writes the ledger file. ``Ledger.open`` makes one; several processes may."""
-
-    def __init__(self, path: Path, db: sqlite3.Connection) -> None:
-        self.path = path
-        self._db = db
-        self._lock = threading.RLock()
-
-    # --- opening -----------------------------------------------------------------------------
-
-    @classmethod
-    def open(cls, path: Path | None = None, *, create: bool = True) -> Self:
-        """Open the ledger, creating or migrating it as needed.
-
-        Args:
-            path: default ``ledger_path()``.
-            create: whether a missing file is made.
-
-        Raises:
-            NotFoundError: it does not exist and ``create`` is False.
-            StateError: it cannot be used; the file is left as it is.
-        """
-        path = path or ledger_path()
-        try:
-            if not create and not path.exists():
-                raise NotFoundError(
-                    "no ledger yet: nothing was submitted from here",
-                    where=str(path),
-                    hint="hpcscale submit --help",
-                )
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not path.exists():
-                # the scripts in it are the user's own: nobody else reads them
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            fragment = 0 < path.stat().st_size < MIN_FILE_BYTES
-        except OSError as exc:
-            raise StateError(
-                f"the ledger's directory cannot be used: {exc.strerror}",
-                where=str(path.parent),
-                hint="export HPCSCALE_STATE_DIR=a directory of yours",
-            ) from exc
-        if fragment:  # SQLite would take it for an empty database, and begin anew
-            _refuse(path, sqlite3.DatabaseError("file is not a database: cut short"))
-        try:
-            db = sqlite3.connect(
-                path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-        except sqlite3.Error as exc:
-            _refuse(path, exc)
-        ledger = cls(path, db)
-        try:
-            ledger._prepare()
-        except BaseException:
-            db.close()
-            raise
-        return ledger
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _prepare(self) -> None:
-        with self._errors():
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA foreign_keys = ON")
-            version = self._check_file()
-            if self._one("PRAGMA journal_mode")[0] != "delete":
-                self._db.execute("PRAGMA journal_mode = DELETE")
-            if version == len(MIGRATIONS):
-                return
-        with self._write():
-            # read again under the lock: another process may have been faster
-            for step in MIGRATIONS[self._one("PRAGMA user_version")[0] :]:
-                for statement in step:
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-
-    def _check_file(self) -> int:
-        """Refuse a file that is foreign or newer than we are; its version otherwise.
-
-        A file that is cut short or damaged is noticed by SQLite itself.
-        """
-        tables = self._one("SELECT count(*) FROM sqlite_master")[0]
-        version: int = self._one("PRAGMA user_version")[0]
-        owner = self._one("PRAGMA application_id")[0]
-        aside = _aside(self.path)
-        if tables and owner != APPLICATION_ID:
-            raise StateError(
-                "this SQLite file is not hpcscale's ledger",
-                where=str(self.path),
-                hint=f"export HPCSCALE_STATE_DIR=another directory, or set it aside: {aside}",
-            )
-        if version > len(MIGRATIONS):
-            raise StateError(
-                f"the ledger was written by a newer hpcscale (format {version}; "
-                f"this one knows {len(MIGRATIONS)})",
-                where=str(self.path),
-                hint="use that newer hpcscale: pip install --upgrade hpcscale",
-            )
-        return version
+class Ledger(LedgerFile):
+    """Reads and writes the ledger. ``Ledger.open`` makes one; several processes may at once."""
 
     # --- writing -----------------------------------------------------------------------------
 
@@ -645,53 +528,7 @@ class Ledger:
         current = next((a for a in reversed(attempts) if not a.ended), attempts[-1])
         return Found(run=run, attempt=current)
 
-    # --- the database ------------------------------------------------------------------------
-
-    @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """One write transaction, for modules that keep a table of their own here."""
-        with self._write():
-            yield self._db
-
-    def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        """All rows of a query, for modules that keep a table of their own here."""
-        return self._all(sql, *values)
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Every failure of SQLite as a StateError with the next step."""
-        with self._lock:
-            try:
-                yield
-            except sqlite3.Error as exc:
-                _refuse(self.path, exc)
-
-    @contextmanager
-    def _write(self) -> Iterator[None]:
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                if self._db.in_transaction:  # SQLite ends it itself after a disk error
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        with self._errors():
-            rows: list[sqlite3.Row] = self._db.execute(sql, values).fetchall()
-            return rows
-
-    def _one(self, sql: str, *values: Any) -> sqlite3.Row:
-        row: sqlite3.Row = self._db.execute(sql, values).fetchone()
-        return row
-
-    def _insert(self, table: str, **fields: Any) -> sqlite3.Cursor:
-        return self._db.execute(
-            f"INSERT INTO {table} ({', '.join(fields)}) VALUES ({', '.join('?' * len(fields))})",  # noqa: S608 # names are this module's own
-            tuple(fields.values()),
-        )
+    # --- helpers
 
     def _update(self, attempt_id: int, fields: Mapping[str, Any], *, revive: bool = False) -> bool:
         """Set columns; False when another process saw the attempt's end meanwhile.
@@ -729,39 +566,6 @@ class Ledger:
 _ATTEMPTS = (
     "SELECT attempts.*, scripts.text AS script FROM attempts JOIN scripts ON sha256 = script_sha256"
 )
-
-
-def _aside(path: Path) -> str:
-    return f"mv {path} {path}.old  # jobs at the sites are not touched by that"
-
-
-def _refuse(path: Path, exc: sqlite3.Error) -> NoReturn:
-    """SQLite's error in words, with what to do; nothing on disk is changed."""
-    text = str(exc)
-    aside = _aside(path)
-    if "not a database" in text or "malformed" in text or "unsupported file format" in text:
-        what, hint = (
-            f"the ledger is damaged ({text})",
-            f"restore it from a backup, or set it aside: {aside}",
-        )
-    elif "locked" in text:
-        what, hint = (
-            f"the ledger was busy for {BUSY_TIMEOUT_S:.0f} s ({text})",
-            "another hpcscale is writing: try again",
-        )
-    elif "readonly" in text or "unable to open" in text:
-        what, hint = (
-            f"the ledger cannot be written ({text})",
-            "check its owner and mode, or export HPCSCALE_STATE_DIR=a directory of yours",
-        )
-    elif "full" in text:
-        what, hint = f"no room to write the ledger ({text})", "free some space, then try again"
-    else:
-        what, hint = (
-            f"the ledger cannot be used ({text})",
-            "export HPCSCALE_STATE_DIR=a directory on a file system with working locks",
-        )
-    raise StateError(what, where=str(path), hint=hint) from exc
 
 
 def _whoami() -> str:

@@ -48,10 +48,12 @@ ALLOWED: dict[str, set[str]] = {
     # memory, then acts
     "ledger_schema": {"errors"},
     "ledger_rows": {"errors", "units", "spec", "slurm.types", "ledger_schema"},
-    "ledger": _DECIDING | {"settings", "ledger_schema", "ledger_rows"},
+    "ledger_file": {"errors", "settings", "ledger_schema"},
+    "ledger": _DECIDING | {"settings", "ledger_schema", "ledger_rows", "ledger_file"},
     "verify": _DECIDING | {"slurm", "ledger"},
     "submit": _OWNING,
-    "observe": _OWNING | {"ledger_rows"},
+    "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify"},
+    "observe": _OWNING | {"ledger_rows", "judge"},
     "results": _OWNING,
     # the submitit plugin knows nothing of bursting
     "executor": _OWNING | {"submit", "observe", "results"},

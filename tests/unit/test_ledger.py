@@ -389,7 +389,7 @@ def test_many_processes_write_at_once(tmp_path):
 
 
 def test_a_busy_ledger_is_said_in_the_end(ledger, monkeypatch):
-    monkeypatch.setattr("hpcscale.ledger.BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("hpcscale.ledger_file.BUSY_TIMEOUT_S", 0.05)
     blocker = sqlite3.connect(ledger.path, isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")
     with pytest.raises(StateError, match="busy") as caught, Ledger.open(ledger.path) as second:
@@ -416,7 +416,7 @@ def test_an_older_ledger_is_brought_up_to_date_without_loss(tmp_path, monkeypatc
     path = tmp_path / "ledger.sqlite3"
     full(path, 2)
     more = (*ledger_schema.MIGRATIONS, ("ALTER TABLE runs ADD COLUMN note TEXT",))
-    monkeypatch.setattr("hpcscale.ledger.MIGRATIONS", more)
+    monkeypatch.setattr("hpcscale.ledger_file.MIGRATIONS", more)
     with Ledger.open(path) as ledger:
         assert len(ledger.runs()) == 2
         assert ledger.rows("PRAGMA user_version")[0][0] == len(more)
@@ -427,7 +427,7 @@ def test_a_migration_that_fails_leaves_the_old_ledger(tmp_path, monkeypatch):
     full(path, 2)
     bad = (*ledger_schema.MIGRATIONS, ("CREATE TABLE new (x)", "CREATE TABLE runs (x)"))
     with monkeypatch.context() as patch:
-        patch.setattr("hpcscale.ledger.MIGRATIONS", bad)
+        patch.setattr("hpcscale.ledger_file.MIGRATIONS", bad)
         with pytest.raises(StateError):
             Ledger.open(path)
     with Ledger.open(path) as ledger:

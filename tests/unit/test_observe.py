@@ -229,7 +229,7 @@ def never(site, monkeypatch):
 
 def age(monkeypatch, seconds):
     later = utc_now() + dt.timedelta(seconds=seconds)
-    monkeypatch.setattr("hpcscale.observe.utc_now", lambda: later)
+    monkeypatch.setattr("hpcscale.judge.utc_now", lambda: later)
 
 
 def test_what_never_arrived_is_said_only_after_its_bound(site, monkeypatch):
@@ -278,7 +278,7 @@ def test_a_process_that_still_copies_is_left_alone(site, monkeypatch):
     age(monkeypatch, 5000)
     site.observe()  # this very process is the submitter, and it lives
     assert site.ledger.attempt(attempt.submission_id).state is JobState.SUBMITTING
-    monkeypatch.setattr("hpcscale.observe._still_submitting", lambda *_: False)
+    monkeypatch.setattr("hpcscale.judge._still_submitting", lambda *_: False)
     site.observe()
     assert site.ledger.attempt(attempt.submission_id).state is JobState.REFUSED
 

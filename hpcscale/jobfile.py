@@ -244,7 +244,9 @@ def _build(
             "there is nothing to run",
             hint="hpcscale submit … -- COMMAND, a JOB.toml with `command = …`, or an sbatch script",
         )
-    name = keys.name or (Path(script_path).name if script_path else _name_of(command))
+    name = keys.name
+    if name is None:
+        name = Path(script_path).name if script_path else _name_of(command)
     if "\0" in name or not name.strip() or len(name) > 512:
         raise reader.error("name", "a job's name holds 1 to 512 characters and no NUL")
     workdir = _absolute(keys.workdir, cwd) if keys.workdir else str(cwd)

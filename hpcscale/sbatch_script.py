@@ -1,9 +1,9 @@
 """Foreign sbatch scripts: what their ``#SBATCH`` lines ask for. The body is never changed.
 
 sbatch(1) reads options from lines that begin with ``#SBATCH`` up to the first line that is neither
-a comment nor blank; later options win over earlier ones. Words are split at blanks and may be quoted
-with ``'`` or ``"``; a backslash takes the next character as it is, but for a blank outside quotes; an
-unquoted ``#`` begins a comment (tried on 22.05).
+comment nor blank; later options win over earlier ones. Words are split at blanks and may be quoted
+with ``'`` or ``"``; a backslash takes the next character as it is, but for a blank outside quotes;
+an unquoted ``#`` begins a comment (tried on 22.05).
 """
 
 import re

@@ -51,7 +51,7 @@ def export_with_commas(script: Script) -> Found:
             yield (
                 line,
                 (
-                    f"the list is cut at commas: {name} gets {broken[0][0].partition('=')[2]!r}, and "
+                    f"it is cut at commas: {name} gets {broken[0][0].partition('=')[2]!r}, and "
                     f"{broken[0][1]!r} is taken for a variable's name"
                 ),
                 f"export {name}='…'  in the script, and no {name} in --export",
@@ -127,7 +127,7 @@ def signal_misses_shell(script: Script) -> Found:
             yield (
                 signal[0],
                 (
-                    f"line {number} traps {match[1]} in the batch shell, and without `B:` Slurm sends "
+                    f"line {number} traps {match[1]} in the batch shell; without `B:` Slurm sends "
                     "it to the steps alone"
                 ),
                 f"#SBATCH --signal=B:{match[1]}{match[2] or '@60'}",

@@ -59,7 +59,7 @@ class Started:
 
     def over(self, timeout_s=60):
         """Wait for the end; the exit code."""
-        until(lambda: self._all_ended(), timeout_s, f"job {self.id} ends: {self.log}")
+        until(self._all_ended, timeout_s, f"job {self.id} ends: {self.log}")
         return int(job(self.site, self.id)["ExitCode"].split(":")[0])
 
     def _all_ended(self):
@@ -212,7 +212,7 @@ def test_before_the_time_limit_it_saves_and_goes_on(start, launcher):
 def test_scontrol_requeue_goes_on(start, launcher):
     job_ = start(render(stepping(launcher), ONPREM))
     job_.running("begin at")
-    until(lambda: (job_.run_dir / "checkpoint/n").exists(), 10, "a step")
+    until((job_.run_dir / "checkpoint/n").exists, 10, "a step")
     job_.site.exec(["scontrol", "requeue", job_.id], check=True)
     goes_on(job_, saved=False)
 
@@ -229,7 +229,7 @@ def preempt(lab, job_):
 def test_preemption_without_grace_goes_on(lab, start, launcher):
     job_ = start(render(stepping(launcher), ONPREM), None, "--partition=spot")
     job_.running("begin at")
-    until(lambda: (job_.run_dir / "checkpoint/n").exists(), 10, "a step")
+    until((job_.run_dir / "checkpoint/n").exists, 10, "a step")
     preempt(lab, job_)
     goes_on(job_, saved=False)
 
@@ -237,12 +237,20 @@ def test_preemption_without_grace_goes_on(lab, start, launcher):
 @pytest.mark.parametrize("user_signal", [True, False])
 def test_preemption_with_grace_goes_on(lab_factory, user_signal):
     """Without preempt_send_user_signal only the step gets TERM, and ends well: COMPLETED, once."""
-    extra = {} if user_signal else {"lab-onprem": ("SlurmctldParameters=",)}
-    lab = lab_factory(nodes=4, grace_time_s=8, extra_conf=extra)
+    lab = lab_factory(nodes=4, grace_time_s=8)
+    site = lab.site("lab-onprem")
+    if not user_signal:
+        conf = site.paths.slurm_conf
+        conf.write_text(
+            conf.read_text().replace("preempt_send_user_signal", "idle_on_node_suspend")
+        )
+        site.exec(["scontrol", "reconfigure"], check=True)
+        config = ["scontrol", "show", "config"]
+        until(lambda: "idle_on_node" in site.exec(config).stdout, 10, "reconfigured")
     text = "trap 'echo term; exit 0' TERM\n" + STEPS
     job_ = Started(lab, render(stepping(text=text), ONPREM), {}, "--partition=spot")
     job_.running("begin at")
-    until(lambda: (job_.run_dir / "checkpoint/n").exists(), 10, "a step")
+    until((job_.run_dir / "checkpoint/n").exists, 10, "a step")
     preempt(lab, job_)
     goes_on(job_, saved=False)
 
@@ -301,7 +309,7 @@ def test_secrets_stay_for_the_next_run_and_go_with_the_last(start):
     )
     job_ = start(render(spec, ONPREM), {"secrets/SUBMISSION/TOKEN_X": "s3cret"})
     job_.running("begin at")
-    until(lambda: (job_.run_dir / "checkpoint/n").exists(), 10, "a step")
+    until((job_.run_dir / "checkpoint/n").exists, 10, "a step")
     job_.site.exec(["scontrol", "requeue", job_.id], check=True)
     goes_on(job_, saved=False)
     assert job_.log.count("token s3cret") == 2

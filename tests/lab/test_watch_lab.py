@@ -75,6 +75,20 @@ def test_a_job_that_slurm_forgot_is_told_by_its_own_report(lab_factory, use_lab)
     assert (row["state"], row["exit_code"]) == ("FAILED", 4)
 
 
+def test_with_accounting_history_tells_what_slurm_forgot(lab_factory, use_lab):
+    lab = use_lab(
+        lab_factory(nodes=1, accounting=True, extra_conf={"lab-onprem": ("MinJobAge=2",)})
+    )
+    got = start("lab-onprem", "sleep 100", name="long")
+    running("long")
+    site = lab.site("lab-onprem")
+    site.exec(["scancel", str(got.ref.job_id)], check=True)
+    until(lambda: not site.exec(["squeue", "-h", "-a", "-t", "all"]).stdout, 90, "Slurm forgets")
+    row = attempts("long")["lab-onprem"]
+    assert (row["state"], row["ended"]) == ("CANCELLED", True)
+    assert row["cost_usd"] is not None
+
+
 # --- logs
 
 

@@ -52,7 +52,7 @@ DEAD_VARIABLES = {
 }
 
 
-@rule("HS010", Severity.WARNING, "variable that nothing reads any more",
+@rule("HS010", Severity.WARNING, "deprecated name of a variable",
        "https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html")  # fmt: skip
 def dead_variable(script: Script) -> Found:
     """Old names are deprecated in favour of new ones."""
@@ -148,7 +148,7 @@ def scontrol_in_container(script: Script) -> Found:
 
 
 @rule("HS014", Severity.ERROR, "the exit code is lost after srun",
-       "slurm: the job's exit code is the batch script's")  # fmt: skip
+       "sbatch(1): the job ends with the exit code of its script")  # fmt: skip
 def exit_code_lost(script: Script) -> Found:
     """When something runs after srun, its exit code becomes the job's."""
     text = script.source.text

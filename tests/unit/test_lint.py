@@ -17,7 +17,7 @@ SMALL = site(partitions={"gpu": Partition(max_time="1-00:00:00"), "debug": Parti
 # rule -> (site, bad script, number of the line it must name, what the fix must hold)
 BAD = {
     "HS001": (None, "#SBATCH -N 1\nmodule load x\n#SBATCH --time=10\n", 4, "#SBATCH --time=10"),
-    "HS002": (None, "#SBATCH --export=ALL,NCCL_IB_HCA=mlx5_0,mlx5_1:1\ntrue\n", 2, "export NCCL_IB_HCA="),
+    "HS002": (None, "#SBATCH --export=ALL,NCCL_IB_HCA=mlx5_0,mlx5_1\ntrue\n", 2, "export NCCL_IB_HCA="),
     "HS003": (None, "set -x\nexport WANDB_API_KEY=abc\n", 2, "remove"),
     "HS004": (None, "export MASTER_PORT=29500\nsrun ./a\n", 2, "SLURM_JOB_ID % 10000"),
     "HS005": (None, "#SBATCH --gres=gpu:4\n#SBATCH --gpus-per-node=4\ntrue\n", 2, "--gpus-per-node=4"),
@@ -48,6 +48,7 @@ GOOD = {
     "HS002": [
         "#SBATCH --export=NONE\ntrue\n",
         "#SBATCH --export=ALL,A=1,B=2,HOME\nsrun --export=ALL,X=y ./a\n",
+        "#SBATCH --export=NODE=node0,http_proxy,NODE1\ntrue\n",
         "grep --export=A=1,2.5 x\n",
         "# srun --export=A=1,2.5 ./a\ntrue\n",
     ],

@@ -100,10 +100,10 @@ if [ -n "$signal" ]; then
   rc=$?
 fi
 
-trap '' TERM USR1  # Slurm's TERM is for all processes of the job: it must not cut short what follows
+trap '' TERM USR1  # Slurm's TERM is for all processes of the job; what follows must not be cut short
 
 # --- will it run again? Only Slurm knows whether the job was preempted, requeued or cancelled
-facts=$(timeout 20 scontrol --oneliner show job "$job")
+facts=$(scontrol --oneliner show job "$job")
 fact() { case $facts in *" $1="*) set -- "${facts#* "$1"=}"; printf '%s' "${1%% *}" ;; esac; }
 restarts=$(fact Restarts)
 if [ "${restarts:-0}" -gt "$HPCSCALE_RESTART_COUNT" ]; then
@@ -112,7 +112,7 @@ elif [[ $signal == USR1 || $(fact PreemptTime) == [0-9]* ]] && [[ $(fact JobStat
   # stopped before it was done, and nobody else runs it again
   [ "$HPCSCALE_RESTART_COUNT" -lt 3 ] \
     || { say "stopped for good: 3 restarts are allowed"; exit 99; }
-  timeout 60 scontrol requeue "$job" || { say "stopped, and Slurm does not requeue the job"; exit 99; }
+  scontrol requeue "$job" || { say "stopped, and Slurm does not requeue the job"; exit 99; }
   requeued=true
 fi
 exit "$rc"

@@ -19,6 +19,8 @@ from hpcscale.submit import sbatch_options
 
 SID = "hs-0123456789abcdef"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+# the second way takes the same time again: `make test-all`
+BOTH = [Launcher.SRUN, pytest.param(Launcher.PLAIN, marks=pytest.mark.slow)]
 RUNNABLE = [name for name, case in CASES.items() if case.lines is not None]
 
 
@@ -199,7 +201,7 @@ def begin(job_, nth):
     return int(re.findall(r"begin at (\d+)", job_.log)[nth - 1])
 
 
-@pytest.mark.parametrize("launcher", [Launcher.SRUN, Launcher.PLAIN])
+@pytest.mark.parametrize("launcher", BOTH)
 def test_before_the_time_limit_it_saves_and_goes_on(start, launcher):
     # the signal comes up to 60 s early: with 60 s of lead, at once
     job_ = start(render(stepping(launcher, lead_s=45, time_limit_s=60), ONPREM))
@@ -208,7 +210,7 @@ def test_before_the_time_limit_it_saves_and_goes_on(start, launcher):
     goes_on(job_)
 
 
-@pytest.mark.parametrize("launcher", [Launcher.SRUN, Launcher.PLAIN])
+@pytest.mark.parametrize("launcher", BOTH)
 def test_scontrol_requeue_goes_on(start, launcher):
     job_ = start(render(stepping(launcher), ONPREM))
     job_.running("begin at")
@@ -225,7 +227,7 @@ def preempt(lab, job_):
     )
 
 
-@pytest.mark.parametrize("launcher", [Launcher.SRUN, Launcher.PLAIN])
+@pytest.mark.parametrize("launcher", BOTH)
 def test_preemption_without_grace_goes_on(lab, start, launcher):
     job_ = start(render(stepping(launcher), ONPREM), None, "--partition=spot")
     job_.running("begin at")
@@ -255,7 +257,7 @@ def test_preemption_with_grace_goes_on(lab_factory, user_signal):
     goes_on(job_, saved=False)
 
 
-@pytest.mark.parametrize("launcher", [Launcher.SRUN, Launcher.PLAIN])
+@pytest.mark.parametrize("launcher", BOTH)
 def test_a_cancelled_job_does_not_come_back(start, launcher):
     job_ = start(render(stepping(launcher), ONPREM))
     job_.running("begin at")
@@ -272,6 +274,7 @@ def test_restarts_are_bounded(start):
     assert job_.events("ended")["0"]["requeued"] is False
 
 
+@pytest.mark.slow
 def test_a_command_that_does_not_stop_is_ended(start):
     text = "trap '' TERM; echo begin at 0; while :; do sleep 0.1; done"
     spec = stepping(Launcher.PLAIN, lead_s=45, time_limit_s=60, max_restarts=0, text=text)

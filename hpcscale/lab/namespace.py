@@ -115,9 +115,12 @@ def mount_plan(
     if shadow.exists():
         steps.append({"source": str(shadow), "target": "/etc/shadow", "optional": True})
     steps += [{"source": str(path), "target": str(path), "read_only": True} for path in shared]
+    # what of hpcscale lies in the shared software: the nodes must do without it. An editable
+    # installation leaves its data files there, and Python takes their directory for a package
+    installed = set(software.glob("lib*/python*/site-packages/hpcscale"))
     if package_dir().is_relative_to(software):
-        # an installed hpcscale lies in the shared software: the nodes must do without it
-        steps.append({"source": str(paths.etc / "absent"), "target": str(package_dir())})
+        installed.add(package_dir())
+    steps += [{"source": str(paths.etc / "absent"), "target": str(p)} for p in sorted(installed)]
     resolv = Path("/etc/resolv.conf").resolve()
     if resolv.is_relative_to("/run") and resolv.exists():
         steps.append({"source": str(resolv.parent), "target": str(resolv.parent)})

@@ -64,7 +64,7 @@ def snapshot():
 def others(names):
     """Without what other tests put there at the same time."""
     return {
-        place: [n for n in found or [] if not n.startswith(("hpcscale-lab-", "pytest-", "tmp"))]
+        place: [n for n in found or [] if not n.startswith(("hpcscale-", "pytest-", "tmp"))]
         for place, found in names.items()
     }
 

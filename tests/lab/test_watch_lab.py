@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from job_helpers import attempts, data, hpcscale, start
@@ -253,8 +254,12 @@ def test_wait_gives_up_in_time_and_can_be_interrupted(lab_env):
 
 
 def test_wait_outlives_a_controller_that_is_away(lab_env):
-    got = start("lab-onprem", "sleep 2")
+    got = start("lab-onprem", "sleep 15")
     running(got.run_id)
+    # a controller that dies before it saved would start the job again, on a node that still has it
+    saved = lab_env.site("lab-onprem").paths.state / "ctld" / "job_state"
+    since = time.time()
+    until(lambda: saved.exists() and saved.stat().st_mtime > since, 30, "the job is saved")
     faults.controller(lab_env, "lab-onprem", "kill")
     process = subprocess.Popen(
         [sys.executable, "-m", "hpcscale", "wait", got.run_id],

@@ -16,10 +16,11 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-JOBS ?= 2
+# more than the cores: tests on real Slurm mostly wait
+JOBS ?= 4
 PYTEST_ARGS ?=
 BIN := .venv/bin
-PYTEST := HPCSCALE_STRICT_SLURM=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+PYTEST := HPCSCALE_STRICT_SLURM=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 .PHONY: help setup demo demo-output test test-all lint format docs bench wheel-check clean
 

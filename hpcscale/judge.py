@@ -7,7 +7,7 @@ report tells its end. Each function gives the ledger columns to change; empty wh
 import datetime as dt
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +312,7 @@ def _whole_array(
     worst = next((c for c in codes if c != (0, 0)), codes[0] if codes else None)
     some = next((s for s in current if s.state is state), current[0] if current else None)
     base = some or JobStatus(job_id=attempt.job_id or JobId(1), state=state, raw_state="")
-    return replace(
+    return msgspec.structs.replace(
         base,
         state=state,
         start_time=min(starts) if starts else None,

@@ -7,11 +7,12 @@ before its act, each act may be repeated, and none is done on a missing answer: 
 killed anywhere goes on with the next one.
 """
 
-import dataclasses
 import datetime as dt
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import msgspec
 
 from hpcscale.burst.decide import show_s
 from hpcscale.burst.fence import fence_nodes, restored, same_nodes, stands
@@ -258,7 +259,7 @@ class Handover:
                 submission_id=origin.submission_id,
             )
             if seen.status is not None:
-                told = dataclasses.replace(seen.status, reason=f"moved to {target.ref}")
+                told = msgspec.structs.replace(seen.status, reason=f"moved to {target.ref}")
                 self.ledger.record_status(origin, told)
             return self.moves.save(move, step=Step.MOVED, message=message)
         if seen.started:

@@ -87,7 +87,7 @@ def parse(
 
 def _newer(old: JobStatus | None, new: JobStatus) -> JobStatus:
     """Of two rows of one id: the later run, with the count of the runs that were requeued."""
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     if old is None:
         return new

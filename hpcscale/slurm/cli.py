@@ -7,7 +7,8 @@ jobs. See ``hpcscale.slurm.client.SlurmClient`` for the contract of each method.
 import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+
+import msgspec
 
 from hpcscale.errors import (
     HpcscaleError,
@@ -171,7 +172,7 @@ class CliClient:
         if not records:
             return None
         first = min(records, key=_least_done)
-        return replace(first, job_id=job_id, exc_nodes=self._excluded(first.job_id))
+        return msgspec.structs.replace(first, job_id=job_id, exc_nodes=self._excluded(first.job_id))
 
     def node_states(self, nodes: str) -> dict[str, str]:
         """Slurm's state word of each node, all flags: ``IDLE+CLOUD+POWERED_DOWN``."""

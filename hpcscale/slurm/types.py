@@ -2,7 +2,8 @@
 
 import datetime as dt
 import enum
-from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from hpcscale.units import JobId
 
@@ -61,8 +62,7 @@ ACTIVE_STATES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class JobStatus:
+class JobStatus(msgspec.Struct, frozen=True):
     """One job (or array element) as Slurm told it.
 
     Attributes:
@@ -104,8 +104,7 @@ class JobStatus:
     observed_at: dt.datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionFacts:
+class PartitionFacts(msgspec.Struct, frozen=True):
     """One partition as the controller has it (scontrol show partition, sinfo)."""
 
     name: str
@@ -124,8 +123,7 @@ class PartitionFacts:
     node_list: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SiteFacts:
+class SiteFacts(msgspec.Struct, frozen=True):
     """What a site's controller says of itself; cached at most 10 minutes for checks at submit.
 
     Attributes:
@@ -145,12 +143,11 @@ class SiteFacts:
     qos: tuple[str, ...] | None = None
     max_array_size: int = 1001
     has_accounting: bool = False
-    config: dict[str, str] = field(default_factory=dict)
+    config: dict[str, str] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What one batched query gave.
 
     Attributes:
@@ -172,7 +169,7 @@ class Answer:
         if job_id.array_task is not None:
             rest = self.jobs.get(str(job_id.base))
             if rest is not None and in_array(rest.array_pending, job_id.array_task):
-                return [replace(rest, job_id=job_id, array_pending="")]
+                return [msgspec.structs.replace(rest, job_id=job_id, array_pending="")]
             return []
         if job_id.het_offset is not None:
             return []

@@ -1,9 +1,9 @@
 """The handover on two faked sites: what real Slurm does too seldom to wait for."""
 
-import dataclasses
 import datetime as dt
 import json
 
+import msgspec
 import pytest
 
 from hpcscale.burst.handover import Handover
@@ -313,7 +313,7 @@ class Patched:
 
     def jobs(self, *args, **kw):
         answer = self.real.jobs(*args, **kw)
-        answer.jobs[self.job_id] = dataclasses.replace(answer.jobs[self.job_id], **self.changes)
+        answer.jobs[self.job_id] = msgspec.structs.replace(answer.jobs[self.job_id], **self.changes)
         return answer
 
 

@@ -1,9 +1,9 @@
 """What facts rule out is refused before sbatch, with what would fit; what they leave open is not."""
 
 import datetime as dt
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from hpcscale.errors import RefusedError, UnreachableError
 from hpcscale.precheck import (

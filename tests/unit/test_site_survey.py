@@ -1,7 +1,8 @@
 """What ``site check`` says of a profile, given the controller's facts."""
 
 import datetime as dt
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from hpcscale.site import load_site
 from hpcscale.slurm.types import PartitionFacts, SiteFacts

@@ -73,6 +73,8 @@ def test_the_controller_notices_a_crashed_node(lab_factory):
 def test_unknown_and_dead_nodes_are_named(lab):
     with pytest.raises(LabError, match="no node is called 'onprem9'"):
         faults.node_crash(lab, "onprem9")
+    # an earlier test's nodes may still be up, or on their way down
+    until(lambda: lab.site("lab-cloud").node_states()["cloud4"] == "idle~", 60, "cloud4 is off")
     with pytest.raises(LabError, match="cloud4 is not up"):
         faults.node_crash(lab, "cloud4")
 

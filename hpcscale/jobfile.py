@@ -33,6 +33,7 @@ from hpcscale.spec import (
     Launcher,
     Script,
 )
+from hpcscale.textfile import read_text
 from hpcscale.tomlfile import (
     bad_key,
     convert_toml,
@@ -45,8 +46,6 @@ from hpcscale.tomlfile import (
 from hpcscale.units import (
     parse_array,
 )
-
-MAX_SCRIPT_BYTES = 4 * 1024**2  # slurm.conf(5) max_script_size
 
 
 class _Layers:
@@ -152,14 +151,7 @@ def _require_file(path: Path, source: str) -> None:
 
 def _read_text(path: Path, source: str) -> str:
     _require_file(path, source)
-    try:
-        if path.stat().st_size > MAX_SCRIPT_BYTES:
-            raise InvalidFileError("larger than 4 MB: Slurm takes no such script", where=source)
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as exc:
-        raise InvalidFileError("not UTF-8 text: no script", where=source) from exc
-    except OSError as exc:
-        raise InvalidFileError(f"cannot be read: {exc.strerror}", where=source) from exc
+    return read_text(path, source)
 
 
 def _check_keys(data: Mapping[str, Any], type_: Any, path: str) -> None:
@@ -231,7 +223,7 @@ def _build(
 ) -> JobSpec:
     reader = Reader(layers.where)
     command = () if script else command_words(keys.command)
-    if not command and script is None:
+    if not any(command[:1]) and script is None:
         raise UsageError(
             "there is nothing to run",
             hint="hpcscale submit … -- COMMAND, a JOB.toml with `command = …`, or an sbatch script",

@@ -203,7 +203,7 @@ def secrets_of(secrets: Mapping[str, str], reader: Reader) -> dict[str, SecretSo
         if not colon or kind not in {"file", "env"} or not value:
             raise reader.error(
                 key,
-                f"secret {name}: says neither where it is read",
+                f"secret {name}: nothing says where its value is read",
                 hint=f"--secret {name}=file:PATH, or --secret {name}=env:VARIABLE",
             )
         if kind == "file":

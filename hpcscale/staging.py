@@ -117,7 +117,8 @@ def check_local(staged: Mapping[str, str]) -> None:
         if name == CODE:
             if not local.is_dir():
                 raise NotFoundError(
-                    f"the code directory {path} does not exist", hint="code = DIR in the job file"
+                    f"the code directory {path} does not exist",
+                    hint="--code DIR or --workdir DIR, of an existing directory",
                 )
             if _larger_than(local, MAX_CODE_BYTES):
                 raise InvalidFileError(
@@ -147,8 +148,21 @@ def _larger_than(root: Path, limit_bytes: int) -> bool:
     return False
 
 
-def stage_in(transport: Transport, run_dir: str, staged: Mapping[str, str]) -> None:
+def stage_in(
+    transport: Transport,
+    run_dir: str,
+    staged: Mapping[str, str],
+    *,
+    never: frozenset[Path] = frozenset(),
+) -> None:
     """Copy code, inputs and an existing checkpoint into the run's directory.
+
+    Args:
+        transport: to the site.
+        run_dir: the run's directory there.
+        staged: what ``render`` says must be copied.
+        never: files (resolved) that are left out of every directory: those that secrets are read
+            from, which would stay at the site otherwise.
 
     Raises:
         HpcscaleError: a file cannot be read here or written there.
@@ -159,13 +173,19 @@ def stage_in(transport: Transport, run_dir: str, staged: Mapping[str, str]) -> N
             continue  # these begin empty; the script makes them
         target = f"{run_dir}/{name}"
         if local.is_dir():
-            _put_tree(transport, local, target, exclude=CODE_EXCLUDED if name == CODE else ())
+            exclude = CODE_EXCLUDED if name == CODE else ()
+            _put_tree(transport, local, target, exclude=exclude, never=never)
         else:
             transport.put_file(local, target)
 
 
 def _put_tree(
-    transport: Transport, local: Path, target: str, exclude: frozenset[str] | tuple[()] = ()
+    transport: Transport,
+    local: Path,
+    target: str,
+    *,
+    exclude: frozenset[str] | tuple[()],
+    never: frozenset[Path],
 ) -> None:
     """Copy a directory as one tar file: a single transfer, however many files it has."""
     import tarfile
@@ -175,7 +195,7 @@ def _put_tree(
     try:
         with tempfile.NamedTemporaryFile(prefix="hpcscale-", suffix=".tar") as packed:
             with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                _pack(tar, local, exclude)
+                _pack(tar, local, exclude, never)
             packed.flush()
             transport.put_file(Path(packed.name), archive, mode=0o600)
     except OSError as exc:
@@ -197,9 +217,16 @@ def _put_tree(
             transport.run(["rm", "-f", "--", archive])
 
 
-def _pack(tar: "tarfile.TarFile", root: Path, exclude: frozenset[str] | tuple[()]) -> None:
+def _pack(
+    tar: "tarfile.TarFile",
+    root: Path,
+    exclude: frozenset[str] | tuple[()],
+    never: frozenset[Path],
+) -> None:
     real_root = root.resolve()
     for path in _walk(root, exclude):
+        if never and real_root / path.relative_to(root) in never:
+            continue
         if path.is_symlink():
             # Never followed out of the tree: a link in a cloned repository may point at a key.
             if not exclude and not path.resolve().is_relative_to(real_root):

@@ -123,10 +123,13 @@ def submit(
     try:
         staging.make_run_dir(connection.transport, run_dir)
         connection.transport.put_bytes(rendered.script.encode(), f"{run_dir}/script.sh", mode=0o700)
-        staging.stage_in(connection.transport, run_dir, rendered.staged)
+        staging.stage_in(
+            connection.transport, run_dir, rendered.staged, never=secret_files(spec.secrets)
+        )
         staging.put_secrets(connection.transport, run_dir, submission_id, secrets)
     except BaseException as exc:  # a Ctrl-C during a long copy as well: sbatch was not called
-        _undo(connection, ledger, attempt, f"not submitted: {exc or type(exc).__name__}")
+        why = "interrupted" if isinstance(exc, KeyboardInterrupt) else str(exc)
+        _undo(connection, ledger, attempt, f"not submitted: {why or type(exc).__name__}")
         raise
     try:
         job_id = connection.client.sbatch(
@@ -226,6 +229,13 @@ def user_comment(spec: JobSpec) -> str | None:
         if option == "comment" and value:
             return value
     return None
+
+
+def secret_files(sources: Mapping[str, SecretSource]) -> frozenset[Path]:
+    """Files that secrets are read from: they go nowhere, even where the code's directory does."""
+    return frozenset(
+        Path(s.name).expanduser().resolve() for s in sources.values() if s.kind == "file"
+    )
 
 
 def read_secrets(sources: Mapping[str, SecretSource]) -> dict[str, bytes]:

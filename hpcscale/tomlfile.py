@@ -13,16 +13,19 @@ from typing import Any
 import msgspec
 
 from hpcscale.errors import InvalidFileError
+from hpcscale.textfile import read_text
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; its floats come as Decimal, exact.
 
     Raises:
+        NotFoundError: no such file.
         InvalidFileError: unreadable, or no TOML (the place is in ``where``).
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+        # TOML forbids a lone CR, and takes CRLF for a line end
+        return tomllib.loads(read_text(path), parse_float=Decimal)
     except tomllib.TOMLDecodeError as exc:
         line = re.search(r"at line (\d+)", str(exc))
         raise InvalidFileError(
@@ -30,10 +33,6 @@ def read_toml(path: Path) -> dict[str, Any]:
             where=f"{path}:{line[1]}" if line else str(path),
             hint='text values want quotes: key = "value"; tables are written [name]',
         ) from exc
-    except UnicodeDecodeError as exc:
-        raise InvalidFileError("not UTF-8 text", where=str(path)) from exc
-    except OSError as exc:
-        raise InvalidFileError(f"cannot be read: {exc.strerror}", where=str(path)) from exc
 
 
 def convert_toml(data: Mapping[str, Any], type_: Any, where: str) -> Any:
@@ -102,12 +101,17 @@ def invalid_key(exc: msgspec.ValidationError, type_: Any, key: str, where: str) 
     text = str(exc).partition(" - at `")[0]
     if re.search(r"unknown field `", text):
         table, _, bad = key.rpartition(".")
-        known = list(getattr(type_at(type_, table), "__struct_fields__", ()))
+        known = list(getattr(type_at(type_, table), "__struct_encode_fields__", ()))
         close = difflib.get_close_matches(bad, known, n=1)
+        elsewhere = _tables_with(bad, type_)
+        if elsewhere:  # the right word in the wrong place is likelier than a wrong word
+            hint = f"it belongs below {' or '.join(f'[{name}]' for name in elsewhere)}"
+        elif close:
+            hint = f"did you mean {close[0]!r}?"
+        else:
+            hint = f"known keys: {', '.join(known)}"
         return InvalidFileError(
-            f"unknown key {bad!r}" + (f" in [{table}]" if table else ""),
-            where=where,
-            hint=f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}",
+            f"unknown key {bad!r}" + (f" in [{table}]" if table else ""), where=where, hint=hint
         )
     if missing := re.search(r"missing required field `([^`]+)`", text):
         return InvalidFileError(
@@ -130,6 +134,19 @@ _WORDS = {  # msgspec's words for types -> what a person writes in TOML
     "decimal": "a number",
     "date": "a date such as 2026-11-30",
 }
+
+
+def _tables_with(key: str, type_: Any, at: str = "") -> list[str]:
+    """Dotted names of the tables below a struct type that have such a key."""
+    found = []
+    for name, below in typing.get_type_hints(type_).items():
+        struct = _unwrap(below)
+        dotted = f"{at}.{name}" if at else name
+        if hasattr(struct, "__struct_fields__"):
+            if key in struct.__struct_fields__:
+                found.append(dotted)
+            found += _tables_with(key, struct, dotted)
+    return found
 
 
 def _in_words(types_: str) -> str:

@@ -90,6 +90,7 @@ def load_policy(path: Path) -> Policy:
     """Read and check a policy file.
 
     Raises:
+        NotFoundError: no such file.
         InvalidFileError: unreadable, no TOML, an unknown key, a wrong type or value.
     """
     return policy_from(read_toml(path), str(path))

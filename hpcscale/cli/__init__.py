@@ -5,6 +5,7 @@ everything heavier is imported inside the function. ``hpcscale --help`` therefor
 little else (``tests/unit/test_import_budget.py`` holds the allow-list).
 """
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import NoReturn
 import click
 
 from hpcscale import __version__
-from hpcscale.errors import EXIT_INTERRUPTED, HpcscaleError, InternalError
+from hpcscale.errors import EXIT_INTERRUPTED, HpcscaleError, InternalError, UsageError
 
 # verb -> module below hpcscale.cli; the attribute is always `command`
 COMMANDS: dict[str, str] = {
@@ -68,9 +69,34 @@ def report_error(error: HpcscaleError) -> None:
         click.echo(f"  try: {error.hint}", err=True)
 
 
+def _open_standard_streams() -> None:
+    """A stream that the caller closed (``>&-``) is None in Python: give it /dev/null instead."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+def _require_utf8(words: list[str]) -> None:
+    """Refuse arguments in another encoding: no script, comment or ledger row could hold them.
+
+    Raises:
+        UsageError: an argument is not UTF-8.
+    """
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"an argument is not UTF-8 text: {os.fsencode(word)!r}",
+                hint="write it in UTF-8; a file of another name can be linked: ln -s FILE NAME",
+            ) from None
+
+
 def run() -> NoReturn:
     """Console entry point. Exit codes are documented in ``hpcscale.errors``."""
+    _open_standard_streams()
     try:
+        _require_utf8(sys.argv[1:])
         code = main.main(standalone_mode=False, prog_name="hpcscale")
     except click.exceptions.Abort:
         click.echo("hpcscale: interrupted", err=True)
@@ -93,6 +119,15 @@ def run() -> NoReturn:
     except Exception as exc:  # the last line of defence: a bug shows no traceback unasked
         if os.environ.get("HPCSCALE_DEBUG"):
             raise
+        if isinstance(exc, OSError) and exc.errno == errno.ENOSPC and exc.filename is None:
+            error = HpcscaleError(
+                f"what there is to say cannot be written: {exc.strerror}",
+                where="standard output",
+                hint="hpcscale status  (what was asked for may have been done)",
+            )
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            report_error(error)
+            sys.exit(error.exit_code)
         report_error(
             InternalError(
                 f"internal error: {type(exc).__name__}: {exc}",

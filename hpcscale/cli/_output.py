@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 SCHEMA = 1
+MIN_FOLDED = 24  # characters of a column that is folded
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
@@ -56,25 +57,37 @@ def printable(text: str) -> str:
 
 
 def emit_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A rich table on a terminal; aligned plain text, uncut and uncoloured, in a pipe."""
+    """A rich table on a terminal that is wide enough; else aligned plain text, uncut, uncoloured.
+
+    On a terminal only the widest column is folded, and never below ``MIN_FOLDED``: ids and dates
+    cut into pieces of three letters are of no use to anybody.
+    """
     clean = [[printable(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+    widths = [
+        max(len(column), *(len(row[i]) for row in clean)) if clean else len(column)
+        for i, column in enumerate(columns)
+    ]
+    from shutil import get_terminal_size
+
+    widest = widths.index(max(widths))
+    needed = sum(widths) + 2 * len(widths) - widths[widest] + min(widths[widest], MIN_FOLDED)
+    if (
+        sys.stdout.isatty()
+        and "NO_COLOR" not in os.environ
+        and needed <= get_terminal_size().columns
+    ):
         from rich import box
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
+        for index, column in enumerate(columns):
+            table.add_column(column, overflow="fold", no_wrap=index != widest)
         for row in clean:
             table.add_row(*(Text(cell) for cell in row))
         Console().print(table)
         return
-    widths = [
-        max(len(column), *(len(row[i]) for row in clean)) if clean else len(column)
-        for i, column in enumerate(columns)
-    ]
     lines = [
         "  ".join([c.ljust(w) for c, w in zip(line, widths, strict=True)]).rstrip()
         for line in [list(columns), *clean]

@@ -7,6 +7,8 @@ import click
 from hpcscale.cli._output import emit_json, emit_table, json_option, notice
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from hpcscale.burst.moves import Move
     from hpcscale.burst.plan import BurstPlan
     from hpcscale.burst.run import Tick
@@ -41,6 +43,7 @@ def plan(policy_file: str, as_json: bool) -> None:
     from hpcscale.ledger import Ledger
 
     policy = load_policy(Path(policy_file))
+    _require_sites({"from": [policy.from_site], "to": policy.to}, policy_file)
     connections = Connections()
     try:
         with Ledger.open() as ledger:
@@ -77,6 +80,7 @@ def run(policy_file: str, once: bool, until_settled: bool, as_json: bool) -> Non
     if once and until_settled:
         raise UsageError("--once and --wait exclude each other", hint="leave one out")
     policy = load_policy(Path(policy_file))
+    _require_sites({"from": [policy.from_site], "to": policy.to}, policy_file)
     connections = Connections()
     done = Tick()
     seen: set[int] = set()
@@ -273,3 +277,18 @@ def _print_run(done: "Tick", rows: list[list[str]]) -> None:
         return
     stays = len(done.plan.decisions)
     click.echo(f"nothing to move ({stays} waiting)" if stays else "nothing to move")
+
+
+def _require_sites(keys: "Mapping[str, Sequence[str]]", policy_file: str) -> None:
+    """Name file, line and key of a site that nobody has heard of."""
+    from hpcscale.errors import NotFoundError
+    from hpcscale.site import load_site
+    from hpcscale.tomlfile import with_line
+
+    for key, names in keys.items():
+        for name in names:
+            try:
+                load_site(name)
+            except NotFoundError as exc:
+                exc.where = f"{with_line(policy_file, key)}: key {key!r}"
+                raise

@@ -362,7 +362,7 @@ def slurmdbd(directory: str | None, act: str, site: str | None, as_json: bool) -
 @click.option("--match", default="", help="Only commands that contain this text, such as sbatch.")
 @json_option
 def ssh_cut(directory: str | None, mode: str, count: int, match: str, as_json: bool) -> None:
-    r"""Break SSH to lab-cloud.
+    """Break SSH to lab-cloud.
 
     \b
     after    the next command is carried out, the connection breaks before the reply
@@ -370,7 +370,7 @@ def ssh_cut(directory: str | None, mode: str, count: int, match: str, as_json: b
     hang     the command is carried out, the reply never comes
     refuse   sshd and all its sessions end
     normal   no fault
-    """
+    """  # noqa: D301  # click's mark for text that is not rewrapped
     from typing import cast
 
     from hpcscale.lab import faults

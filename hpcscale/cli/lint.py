@@ -18,21 +18,24 @@ def command(files: tuple[str, ...], site_name: str | None, as_json: bool) -> Non
     import sys
     from pathlib import Path
 
-    from hpcscale.errors import InvalidFileError, NotFoundError
+    from hpcscale.errors import InvalidFileError
     from hpcscale.lint import Severity, lint
     from hpcscale.site import load_site
+    from hpcscale.textfile import MAX_BYTES, decode, read_text
 
     site = load_site(site_name).site if site_name else None
     found = []
     for name in files:
-        try:
-            text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise NotFoundError(f"no file {name!r}", hint="hpcscale lint FILE") from None
-        except UnicodeDecodeError:
-            raise InvalidFileError("not UTF-8 text: no script", where=name) from None
-        except OSError as exc:
-            raise InvalidFileError(f"cannot be read: {exc.strerror}", where=name) from None
+        if name == "-":
+            text = decode(sys.stdin.buffer.read(MAX_BYTES + 1), "stdin")
+        else:
+            text = read_text(Path(name), name, hint="hpcscale lint FILE")
+        if "\r\n" in text:
+            raise InvalidFileError(
+                "its lines end as on Windows: sbatch would refuse it",
+                where=name,
+                hint=f"sed -i 's/\\r$//' {name}",
+            )
         found += lint(text, "stdin" if name == "-" else name, site)
     errors = sum(f.severity is Severity.ERROR for f in found)
     if as_json:

@@ -56,6 +56,9 @@ def command(jobs: tuple[str, ...], site_name: str | None, show_all: bool, as_jso
             click.echo(exc.message)
         return
 
+    if site_name is not None:
+        _require_site(site_name, ledger)
+
     def chosen() -> "list[Attempt]":
         if jobs:
             some = [a for f in resolve_all(ledger, jobs) for a in attempts_of(ledger, f)]
@@ -91,6 +94,21 @@ def command(jobs: tuple[str, ...], site_name: str | None, show_all: bool, as_jso
             "no site gave an answer; what is shown is what was last seen",
             hint="hpcscale site check " + " ".join(sorted(snapshot.failed)[:1]),
         )
+
+
+def _require_site(name: str, ledger: "Ledger") -> None:
+    """A site that some layer or some job knows: a misspelt name must not look like no jobs."""
+    from hpcscale.errors import HpcscaleError, NotFoundError
+    from hpcscale.site import load_site
+
+    try:
+        load_site(name)
+    except NotFoundError:
+        if name not in {a.site for a in ledger.all_attempts()}:
+            ledger.close()
+            raise
+    except HpcscaleError:
+        return  # broken, but it exists: ``observe`` says so
 
 
 class _View:
@@ -254,10 +272,15 @@ class _View:
 
 def _start(attempt: "Attempt") -> str:
     from hpcscale.cli._jobs import local_time
+    from hpcscale.slurm.types import JobState
 
     if attempt.start_time is None:
         return "N/A"
-    if attempt.ended and attempt.start_time == attempt.end_time and attempt.array_size is None:
+    if (
+        attempt.state in {JobState.CANCELLED, JobState.DEADLINE, JobState.BOOT_FAIL}
+        and attempt.start_time == attempt.end_time
+        and attempt.array_size is None
+    ):
         return "never"  # cancelled while it waited: Slurm then says it began when it ended
     waiting = not attempt.ended and not attempt.last_state.active
     return ("~" if waiting else "") + local_time(attempt.start_time)

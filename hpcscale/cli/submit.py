@@ -114,7 +114,8 @@ def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
     if not free and spec.burst.mode is BurstMode.ONLY:
         raise BurstRefusedError(
             f"--burst only, and no site takes the job: {'; '.join(notes)}",
-            hint="declare its paths with --input and --output, or --burst never",
+            hint="mend what stands in the way (--input and --output declare paths, --max-cost"
+            " allows more), or say --burst never",
         )
     return notes
 

@@ -44,6 +44,13 @@ UNKNOWN = (
     "Broken pipe",
 )
 
+# sbatch ends with -1 when it cannot read its options, before it talks to anybody.
+_BAD_OPTIONS = re.compile(
+    r"^sbatch: (?:error: )?(?:unrecognized|unknown|invalid|ambiguous|option)\b"
+    r"|^Try \"sbatch --help\"|^sbatch: error: Invalid .* specification",
+    re.IGNORECASE | re.MULTILINE,
+)
+
 _PREFIX = re.compile(
     r"^(?:sbatch|squeue|scancel|scontrol|sinfo|sacct|sacctmgr|sdiag)?:? ?"
     r"(?:error|fatal)?:? ?(?:slurm_\w+ error: )?(?:Batch job submission failed: )?"
@@ -66,6 +73,11 @@ def command_name(argv: Sequence[str]) -> str:
     return argv[0].rpartition("/")[2]
 
 
+def bad_options(returncode: int, stderr: str) -> bool:
+    """Whether sbatch did not understand its own options: a refusal, nothing was sent."""
+    return returncode == 255 and _BAD_OPTIONS.search(stderr) is not None
+
+
 def no_answer(done: Completed, where: str) -> HpcscaleError | None:
     """The error when the controller gave no answer; None when it did answer."""
     command = command_name(done.argv)
@@ -82,6 +94,8 @@ def no_answer(done: Completed, where: str) -> HpcscaleError | None:
             where=where,
             hint="try again; on the site: scontrol ping",
         )
+    if bad_options(done.returncode, text):
+        return None
     if any(phrase in text for phrase in UNKNOWN) or done.returncode > 128:
         return UnreachableError(
             f"{command} got no answer from Slurm's controller ({message(done)})",

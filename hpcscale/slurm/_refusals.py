@@ -21,6 +21,7 @@ _KINDS = (
     ("feature", ("feature specification",)),
     ("shape", ("node configuration", "Node count", "Memory specification", "More processors",
                "CPU count", "gres", "Requested partition configuration")),
+    ("option", ("unrecognized", "invalid option", "specification", "sbatch --help")),
 )  # fmt: skip
 
 
@@ -55,6 +56,10 @@ def explain(
         return text, "a job named in --after does not exist any more: hpcscale status"
     if about == "policy":
         return text, "a limit of your account or QOS: sacctmgr show assoc where user=$USER"
+    if about == "feature":
+        return text, "features of the nodes there: sinfo --format='%N %f'"
+    if about == "option":
+        return text, "see sbatch(1); on the site: sbatch --help"
     if facts is None:
         return text, None
     asked = option_value("partition", "p", script, options)

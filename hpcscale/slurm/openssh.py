@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from hpcscale.errors import HostKeyError, NotSentError, UnreachableError
+from hpcscale.slurm._answers import bad_options
 from hpcscale.slurm._process import run_process
 from hpcscale.slurm._remote_shell import RawResult, RemoteShell
 from hpcscale.slurm.transport import slurm_environment
@@ -92,8 +93,10 @@ class OpensshTransport(RemoteShell):
             raise UnreachableError(
                 f"no answer within {timeout_s:g} s", where=self.name, hint="try again"
             )
-        if done.returncode == 255:
-            raise self._failure(done.stderr.decode("utf-8", "replace"))
+        if done.returncode == 255:  # of ssh itself, or of the command
+            text = done.stderr.decode("utf-8", "replace")
+            if not bad_options(done.returncode, text):
+                raise self._failure(text)
         return RawResult(done.returncode, done.stdout, done.stderr)
 
     def _ssh(self) -> list[str]:

@@ -135,7 +135,8 @@ class SshTransport(RemoteShell):
             raise _PermanentError(self._login_refused(text)) from exc
         except (OSError, EOFError) as exc:
             client.close()
-            raise self._no_connection(str(exc) or type(exc).__name__) from exc
+            reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+            raise self._no_connection(reason) from exc
         transport = client.get_transport()
         if transport is None:
             raise self._no_connection("closed at once")
@@ -147,7 +148,7 @@ class SshTransport(RemoteShell):
         return NotSentError(
             f"cannot connect: {reason}",
             where=self.name,
-            hint=f"try: ssh -p {self._port} {self._destination()} true",
+            hint=f"ssh -p {self._port} {self._destination()} true",
         )
 
     def _login_refused(self, reason: str) -> NotSentError:
@@ -155,7 +156,7 @@ class SshTransport(RemoteShell):
         return NotSentError(
             f"the login was refused: {reason}",
             where=self.name,
-            hint=f"try: ssh {key}-p {self._port} {self._destination()} true"
+            hint=f"ssh {key}-p {self._port} {self._destination()} true"
             " (identity_file and user stand in the site's [transport]; for a multi-factor login"
             ' set kind = "openssh")',
         )

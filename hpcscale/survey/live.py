@@ -75,7 +75,7 @@ def submit_tests(connection: Connection, facts: SiteFacts) -> Iterator[Check]:
                 exc.message,
                 "its nodes may all be taken or booting: try again"
                 if booting
-                else exc.hint or f"try: sbatch --test-only {' '.join(options)} --wrap true",
+                else exc.hint or f"sbatch --test-only {' '.join(options)} --wrap true",
             )
         except UnreachableError as exc:
             yield silent(what, exc)

@@ -67,7 +67,7 @@ def moved():
 def test_a_policy_is_needed_and_must_be_right(verb, tmp_path):
     assert burst(verb).returncode == 2
     missing = burst(verb, "--policy", str(tmp_path / "none.toml"))
-    assert missing.returncode == 3
+    assert missing.returncode == 8
     assert "none.toml" in missing.stderr
     (tmp_path / "bad.toml").write_text('from = "lab-onprem"\nto = ["lab-cloud"]\nmax_wiat = "1h"\n')
     bad = burst(verb, "--policy", str(tmp_path / "bad.toml"))
@@ -77,6 +77,7 @@ def test_a_policy_is_needed_and_must_be_right(verb, tmp_path):
     (tmp_path / "who.toml").write_text('from = "lab-onprem"\nto = ["lab-clod"]\n')
     unknown = burst(verb, "--policy", str(tmp_path / "who.toml"))
     assert unknown.returncode == 8
+    assert "who.toml:2: key 'to'" in unknown.stderr
     assert "lab-cloud" in unknown.stderr
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from hpcscale.burst.policy import load_policy
-from hpcscale.errors import InvalidFileError
+from hpcscale.errors import InvalidFileError, NotFoundError
 
 
 def write(tmp_path, text):
@@ -45,6 +45,7 @@ def test_a_full_policy_reads_back_in_seconds(tmp_path):
         ('from = "a"\nto = []', "P.toml:2", "no target"),
         ('from = "a"\nto = ["b", "b"]', "P.toml:2", "twice"),
         ('from = "a"', "P.toml", "'to' is missing"),
+        ('frm = "a"', "P.toml:1", "did you mean 'from'?"),
         ('from = "a"\nto = ["b"]\nmax_wait = 30', "P.toml:3", "a whole number"),
         ('from = "a"\nto = ["b"]\nmax_wait = "soon"', "P.toml:3", "no duration"),
         ('from = "a"\nto = ["b"]\nmax_wait = "UNLIMITED"', "P.toml:3", "no length of time"),
@@ -62,5 +63,5 @@ def test_a_wrong_policy_names_its_key_and_the_fix(tmp_path, text, where, says):
 
 
 def test_a_policy_that_is_not_there_is_one_clear_message(tmp_path):
-    with pytest.raises(InvalidFileError, match="cannot be read"):
+    with pytest.raises(NotFoundError, match="no file"):
         load_policy(tmp_path / "none.toml")

@@ -23,7 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "units": {"errors"},
     "assets": {"errors"},
-    "tomlfile": {"errors"},
+    "textfile": {"errors"},
+    "tomlfile": {"errors", "textfile"},
     "settings": {"errors", "units", "assets", "tomlfile"},
     # what and where
     "spec": {"errors", "units"},
@@ -31,8 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "sbatch_script": {"errors", "units", "spec"},
     "jobkeys": {"errors", "units", "tomlfile", "spec", "sbatch_script"},
     "jobvalues": {"errors", "units", "spec", "jobkeys"},
-    "jobfile": {"errors", "units", "tomlfile", "settings", "spec", "sbatch_script", "jobkeys"}
-    | {"jobvalues"},
+    "jobfile": {"errors", "units", "textfile", "tomlfile", "settings", "spec", "sbatch_script"}
+    | {"jobkeys", "jobvalues"},
     "cost": {"errors", "units", "spec", "site"},
     # (JobSpec, Site) -> text, pure
     "lint": {"errors", "units", "spec", "site", "sbatch_script"},

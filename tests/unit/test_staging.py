@@ -68,6 +68,20 @@ def test_a_link_out_of_the_tree_is_never_followed(tmp_path, transport, run_dir):
         staging.stage_in(transport, run_dir, {"inputs/d": str(tempting)})
 
 
+def test_a_secrets_own_file_stays_here(tmp_path, transport, run_dir):
+    code = tmp_path / "code"
+    (code / "sub").mkdir(parents=True)
+    (code / "a.py").write_text("1\n")
+    (code / "sub" / "key").write_text("s3cret\n")
+    (tmp_path / "linked").symlink_to(code)
+    never = frozenset({(code / "sub" / "key").resolve()})
+    staging.stage_in(
+        transport, run_dir, {"code": str(tmp_path / "linked"), "inputs/d": str(code)}, never=never
+    )
+    assert "s3cret" not in "".join(p.read_text() for p in Path(run_dir).rglob("*") if p.is_file())
+    assert (Path(run_dir) / "code" / "a.py").exists()
+
+
 def test_sockets_are_no_data(tmp_path, transport, run_dir):
     data = tmp_path / "d"
     data.mkdir()

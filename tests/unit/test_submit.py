@@ -110,6 +110,18 @@ def test_the_row_stands_before_sbatch_is_called(site, monkeypatch):
     assert site.ledger.open_attempts()[0].state is JobState.SUBMIT_UNKNOWN
 
 
+def test_an_interrupt_before_sbatch_leaves_nothing_and_says_so(site, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpcscale.staging.stage_in", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        site.submit()
+    (attempt,) = site.ledger.all_attempts()
+    assert (attempt.state, attempt.reason) == (JobState.REFUSED, "not submitted: interrupted")
+    assert list((site.state_dir / "runs").iterdir()) == []
+
+
 def test_a_refusal_leaves_nothing_but_a_row(site):
     with pytest.raises(RefusedError) as caught:
         site.submit(resources=Resources(nodes=1, gpus_per_node=99))

@@ -140,11 +140,15 @@ class JobTable(msgspec.Struct, frozen=True):
 
 
 def _require_file(path: Path, source: str) -> None:
-    if not path.exists():
+    try:
+        path.stat()
+    except FileNotFoundError:
         raise NotFoundError(
             f"no file {source!r}",
             hint="a command stands behind `--`: hpcscale submit … -- COMMAND",
-        )
+        ) from None
+    except (OSError, ValueError):
+        return  # reading it says why
     if path.is_dir():
         raise InvalidFileError("it is a directory", where=source)
 

@@ -19,7 +19,7 @@ from hpcscale.burst.fence import fence_nodes, restored, same_nodes, stands
 from hpcscale.burst.moves import Move, Moves, Step, target_attempt
 from hpcscale.burst.offer import spec_for
 from hpcscale.burst.results import bring_home, settle_cost
-from hpcscale.burst.sight import Sight, end, look, nodes_up, words
+from hpcscale.burst.sight import Sight, end, look, nodes_up, record, words
 from hpcscale.connect import Connection
 from hpcscale.errors import (
     BurstRefusedError,
@@ -260,7 +260,7 @@ class Handover:
             )
             if seen.status is not None:
                 told = msgspec.structs.replace(seen.status, reason=f"moved to {target.ref}")
-                self.ledger.record_status(origin, told)
+                record(self.ledger, connection, origin, told)
             return self.moves.save(move, step=Step.MOVED, message=message)
         if seen.started:
             return self._origin_changed(move, seen)

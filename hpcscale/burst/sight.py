@@ -12,6 +12,7 @@ from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger
 from hpcscale.reports import Report, read_reports
 from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.staging import remove_secrets
 from hpcscale.verify import mismatch
 
 
@@ -93,7 +94,7 @@ def look(
     if status is None:
         status = _remembered(connection, attempt)
     if status is not None and ledger is not None:
-        ledger.record_status(attempt, status)
+        record(ledger, connection, attempt, status)
     starts = status.restarts if status is not None else attempt.restarts
     if any_start:
         starts = 0
@@ -105,6 +106,13 @@ def look(
         exit_code=end.exit_code if end else None,
         ended_at=end.at if end else None,
     )
+
+
+def record(ledger: Ledger, connection: Connection, attempt: Attempt, status: JobStatus) -> None:
+    """Note what Slurm said; of a job that is over, remove the secrets that its script did not."""
+    recorded = ledger.record_status(attempt, status)
+    if recorded.ended and ledger.run(attempt.run_id).spec.secrets:
+        remove_secrets(connection.transport, attempt.run_dir, attempt.submission_id)
 
 
 def _remembered(connection: Connection, attempt: Attempt) -> JobStatus | None:

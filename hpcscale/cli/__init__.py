@@ -14,7 +14,13 @@ from typing import NoReturn
 import click
 
 from hpcscale import __version__
-from hpcscale.errors import EXIT_INTERRUPTED, HpcscaleError, InternalError, UsageError
+from hpcscale.errors import (
+    EXIT_INTERRUPTED,
+    HpcscaleError,
+    InternalError,
+    InvalidFileError,
+    UsageError,
+)
 
 # verb -> module below hpcscale.cli; the attribute is always `command`
 COMMANDS: dict[str, str] = {
@@ -119,7 +125,15 @@ def run() -> NoReturn:
     except Exception as exc:  # the last line of defence: a bug shows no traceback unasked
         if os.environ.get("HPCSCALE_DEBUG"):
             raise
-        if isinstance(exc, OSError) and exc.errno == errno.ENOSPC and exc.filename is None:
+        if isinstance(exc, OSError) and exc.filename is not None:
+            named = InvalidFileError(
+                f"cannot be used: {exc.strerror}",
+                where=os.fsdecode(exc.filename),
+                hint=f"look at it and at the directories above: namei -l {exc.filename!r}",
+            )
+            report_error(named)
+            sys.exit(named.exit_code)
+        if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
             error = HpcscaleError(
                 f"what there is to say cannot be written: {exc.strerror}",
                 where="standard output",

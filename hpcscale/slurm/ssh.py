@@ -100,8 +100,17 @@ class SshTransport(RemoteShell):
 
         client = paramiko.SSHClient()
         client.set_missing_host_key_policy(paramiko.RejectPolicy())
-        if self._known_hosts.is_file():
-            client.load_system_host_keys(str(self._known_hosts))
+        try:
+            if self._known_hosts.is_file():
+                client.load_system_host_keys(str(self._known_hosts))
+        except OSError as exc:
+            raise _PermanentError(
+                NotSentError(
+                    f"{self._known_hosts} cannot be read: {exc.strerror}",
+                    where=self.name,
+                    hint="known_hosts stands in the site's [transport]; it must be yours to read",
+                )
+            ) from exc
         timeout = self._connect_timeout_s
         try:
             client.connect(
@@ -135,6 +144,9 @@ class SshTransport(RemoteShell):
             raise _PermanentError(self._login_refused(text)) from exc
         except (OSError, EOFError) as exc:
             client.close()
+            if file := getattr(exc, "filename", None):
+                text = f"key file {file} cannot be read: {getattr(exc, 'strerror', exc)}"
+                raise _PermanentError(self._login_refused(text)) from exc
             reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
             raise self._no_connection(reason) from exc
         transport = client.get_transport()

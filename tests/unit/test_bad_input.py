@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hpcscale.cli import main
-from hpcscale.errors import InvalidFileError, NotFoundError
+from hpcscale.cli import main, run
+from hpcscale.errors import InvalidFileError, NotFoundError, NotSentError
 from hpcscale.jobkeys import JobKeys
 from hpcscale.ledger import Ledger
 from hpcscale.slurm import _answers, _refusals
+from hpcscale.slurm.ssh import SshTransport
 from hpcscale.slurm.transport import Completed
 from hpcscale.textfile import MAX_BYTES, read_text
 from hpcscale.tomlfile import convert_toml
@@ -163,3 +164,29 @@ def test_status_of_an_unknown_site_is_not_empty():
     assert isinstance(result.exception, NotFoundError)
     result = CliRunner().invoke(main, ["status", "--site", "generic-ib"])
     assert (result.exit_code, "no jobs" in result.output) == (0, True)
+
+
+def test_a_name_that_the_system_refuses_is_no_bug():
+    """Longer than any file's name may be: an OSError that no module foresaw."""
+    for arguments in (f"render {'a' * 5000}", f"lint {'a' * 5000}", "render --code a/b -- x"):
+        done = hpcscale(f"{arguments} </dev/null")
+        assert done.returncode in {2, 3, 8}, done.stderr
+        assert "internal error" not in done.stderr
+
+
+def test_an_unforeseen_oserror_names_its_file(monkeypatch, capsys):
+    def broken(**_):
+        raise PermissionError(13, "Permission denied", "/closed/file")
+
+    monkeypatch.setattr(sys, "argv", ["hpcscale"])
+    monkeypatch.setattr(main, "main", broken)
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 3
+    assert "/closed/file: cannot be used: Permission denied" in capsys.readouterr().err
+
+
+def test_a_known_hosts_file_that_cannot_be_read_is_no_bug(tmp_path):
+    transport = SshTransport(host="127.0.0.1", port=1, known_hosts=str(tmp_path / ("x" * 300)))
+    with pytest.raises(NotSentError, match="cannot be read: File name too long"):
+        transport.run(["true"])

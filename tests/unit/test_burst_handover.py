@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,7 +21,7 @@ from hpcscale.render import render
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
 from hpcscale.slurm.types import JobState
-from hpcscale.spec import BurstMode, BurstTerms, Checkpoint, JobSpec, Resources
+from hpcscale.spec import BurstMode, BurstTerms, Checkpoint, JobSpec, Resources, SecretSource
 from hpcscale.submit import submit
 from hpcscale.testing import FakeSlurm
 from hpcscale.units import JobId
@@ -135,6 +136,19 @@ def test_the_whole_way(sites):
     assert target.state is JobState.COMPLETED
     assert target.cost_usd is not None
     assert len(sites.cloud.jobs) == 1
+
+
+def test_the_secrets_of_the_on_prem_job_go_with_it(sites, monkeypatch):
+    monkeypatch.setenv("TOKEN", "s3cret")
+    job = sites.submit(secrets={"TOKEN": SecretSource(kind="env", name="TOKEN")})
+    kept = Path(job.run_dir, "secrets", job.submission_id)
+    assert kept.is_dir()
+    sites.tick()
+    sites.both(60)
+    sites.report(sites.target(job).submission_id)
+    sites.tick()
+    assert sites.move(job).step is Step.MOVED
+    assert not kept.exists()
 
 
 def test_a_report_without_all_nodes_up_does_not_cancel_the_on_prem_job(sites):

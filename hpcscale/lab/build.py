@@ -143,8 +143,14 @@ def write_configs(state: LabState, options: LabOptions, host_name: str) -> None:
         for file, content in files.items():
             if content:
                 (paths.etc / file).write_text(content)
+        _write_program("_taskprolog.sh", paths.etc / "task-prolog")
         if name == CLOUD:
             _write_cloud(state, site, options, text)
+
+
+def _write_program(source: str, program: Path) -> None:
+    program.write_text((Path(__file__).parent / source).read_text())
+    program.chmod(0o755)
 
 
 def _write_cloud(
@@ -158,9 +164,7 @@ def _write_cloud(
         config.sshd_config(text, path_env, Path(sftp) if sftp else None)
     )
     for source, name in (("_login.sh", "login"), ("_prolog.sh", "prolog-slurmctld")):
-        program = paths.etc / name
-        program.write_text((Path(__file__).parent / source).read_text())
-        program.chmod(0o755)
+        _write_program(source, paths.etc / name)
     (paths.run / "ssh-cut").mkdir()
     public = (paths.etc / "ssh_host_ed25519_key.pub").read_text().split()
     known = state.directory / "ssh" / "known_hosts"

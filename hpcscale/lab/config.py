@@ -4,6 +4,7 @@ Settings are those of slurm.conf(5), gres.conf(5), topology.conf(5), slurmdbd.co
 sshd_config(5). What is fast here (scheduler intervals, KillWait) is fast for tests.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,8 @@ def slurm_conf(config: SiteConfig) -> str:
         f"BatchStartTimeout={config.real_s(10, 5)}",
         "TCPTimeout=2",
     ]
+    if os.geteuid() != 0:
+        lines.append(f"TaskProlog={paths.etc}/task-prolog")
     lines += _accounting(config)
     lines += _onprem(config) if config.site == ONPREM else _cloud(config)
     lines += options.extra_conf.get(config.site, ())

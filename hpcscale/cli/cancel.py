@@ -10,6 +10,7 @@ from hpcscale.cli._output import emit_json, json_option, notice, printable
 if TYPE_CHECKING:
     from hpcscale.cli._jobs import SitePool
     from hpcscale.ledger import Attempt, Ledger
+    from hpcscale.slurm.types import JobState
 
 
 @click.command("cancel")
@@ -71,7 +72,7 @@ def _label(attempt: "Attempt", task: int | None) -> str:
 
 
 def _cancel(ledger: "Ledger", pool: "SitePool", attempt: "Attempt", task: int | None) -> str:
-    from hpcscale.errors import RefusedError, UnreachableError
+    from hpcscale.errors import NotFoundError, RefusedError, UnreachableError
     from hpcscale.observe import observe
     from hpcscale.units import JobId
     from hpcscale.verify import require_same
@@ -100,8 +101,14 @@ def _cancel(ledger: "Ledger", pool: "SitePool", attempt: "Attempt", task: int | 
     if status is None or status.state.terminal:
         observe(ledger, pool, [attempt])
         attempt = ledger.attempt(attempt.submission_id)
-        known = status.state if status is not None else attempt.state
-        return f"had already ended: {known.value}"
+        ended = _ending(ledger, attempt, task) if status is None else status.state
+        if ended is None:  # not listed is not ended: it may run where nobody looks
+            raise NotFoundError(
+                "Slurm lists no such job, and its end was not seen: nothing was cancelled",
+                where=f"{attempt.site}:{named}",
+                hint=f"hpcscale status {attempt.run_id}; when it is listed again, cancel again",
+            )
+        return f"had already ended: {ended.value}"
     ledger.event(
         attempt.run_id,
         "attempt.cancel",
@@ -116,3 +123,11 @@ def _cancel(ledger: "Ledger", pool: "SitePool", attempt: "Attempt", task: int | 
         )
     observe(ledger, pool, [attempt])
     return "cancelled"
+
+
+def _ending(ledger: "Ledger", attempt: "Attempt", task: int | None) -> "JobState | None":
+    """How a job, or an element of it, ended; None when nobody saw that."""
+    if attempt.ended:
+        return attempt.state
+    element = ledger.elements(attempt).get(task) if task is not None else None
+    return element.state if element is not None and element.state.terminal else None

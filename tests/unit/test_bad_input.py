@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fake_site import FakeSite
 
 from hpcscale.cli import main, run
+from hpcscale.cli.cancel import _cancel
 from hpcscale.errors import InvalidFileError, NotFoundError, NotSentError
 from hpcscale.jobkeys import JobKeys
 from hpcscale.ledger import Ledger
 from hpcscale.slurm import _answers, _refusals
 from hpcscale.slurm.ssh import SshTransport
 from hpcscale.slurm.transport import Completed
+from hpcscale.slurm.types import Answer
 from hpcscale.textfile import MAX_BYTES, read_text
 from hpcscale.tomlfile import convert_toml
 
@@ -190,3 +193,23 @@ def test_a_known_hosts_file_that_cannot_be_read_is_no_bug(tmp_path):
     transport = SshTransport(host="127.0.0.1", port=1, known_hosts=str(tmp_path / ("x" * 300)))
     with pytest.raises(NotSentError, match="cannot be read: File name too long"):
         transport.run(["true"])
+
+
+# ---- cancel ----
+
+
+def test_a_job_that_slurm_does_not_list_was_not_cancelled(tmp_path, monkeypatch):
+    site = FakeSite(tmp_path)
+    with site.ledger:
+        got = site.submit()
+        client = site.connection.client
+        with monkeypatch.context() as silent:
+            silent.setattr(client, "show", lambda _: None)
+            silent.setattr(client, "jobs", lambda *_, **__: Answer({}, complete=True))
+            silent.setattr(client, "history", lambda *_, **__: Answer({}, complete=False))
+            for task in (None, 3):
+                with pytest.raises(NotFoundError, match="nothing was cancelled"):
+                    _cancel(site.ledger, lambda _: site.connection, got.attempt, task)
+        assert not client.show(got.ref.job_id).state.terminal
+        again = site.ledger.attempt(got.submission_id)
+        assert _cancel(site.ledger, lambda _: site.connection, again, None) == "cancelled"

@@ -71,7 +71,6 @@ docs: setup
 	$(BIN)/python docs/site_config.py
 	$(BIN)/python docs/lint_rules.py
 	$(BIN)/python docs/generate.py
-	$(BIN)/python docs/site_config.py
 	$(BIN)/pytest -q tests/unit/test_docs.py
 
 bench: setup

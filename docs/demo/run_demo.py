@@ -7,7 +7,6 @@ output is kept in docs/demo/output.txt, from where `make docs` takes it into the
 """
 
 import argparse
-import datetime as dt
 import difflib
 import json
 import os
@@ -41,7 +40,7 @@ time = "10:00"
 digits = "digits.npz"   # reaches the program as $HPCSCALE_INPUT_DIGITS, on any site
 
 [outputs]
-result = "result"       # fetched back to here
+result = "result/"      # a directory, fetched back to here
 
 [checkpoint]
 dir = "checkpoints"
@@ -145,11 +144,9 @@ def story(demo: Demo) -> None:
     demo.say("\n$ cat job.toml")
     demo.say(JOB_TOML.rstrip())
 
-    deadline = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=12)
-    wanted = deadline.strftime("%Y-%m-%dT%H:%M:%SZ")
     demo.chapter("What would be submitted, where, and for how much")
-    demo.run("submit", "job.toml", "--site", "lab-onprem", "--deadline", wanted, "--dry-run")
-    demo.run("submit", "job.toml", "--site", "lab-onprem", "--deadline", wanted)
+    demo.run("submit", "job.toml", "--site", "lab-onprem", "--deadline", "+12m", "--dry-run")
+    demo.run("submit", "job.toml", "--site", "lab-onprem", "--deadline", "+12m")
     run_id = next(r["run_id"] for r in demo.ask("status")["runs"] if r["name"] == "digits")
     demo.run("status")
 

@@ -110,7 +110,6 @@ def main() -> None:
         say(f"done: step {step}, accuracy {accuracy:.4f} on {len(test_y)} unseen digits")
         output = os.environ.get("HPCSCALE_OUTPUT_RESULT")
         if rank == 0 and output:
-            Path(output).mkdir(parents=True, exist_ok=True)
             (Path(output) / "result.json").write_text(
                 json.dumps({"accuracy": accuracy, "step": step, "site": site, "restarts": restart})
             )

@@ -369,7 +369,8 @@ class Ledger(LedgerFile):
     def recent_attempts(self, since: dt.datetime) -> list[Attempt]:
         """All attempts of runs of which one has not ended, or ended after ``since``."""
         rows = self._all(
-            _ATTEMPTS + " WHERE run_id IN "  # noqa: S608 # constants alone
+            # the plus: not by the index on run_id, whose order would have to be sorted
+            _ATTEMPTS + " WHERE +run_id IN "  # noqa: S608 # constants alone
             "(SELECT run_id FROM attempts WHERE ended = 0 OR end_time >= ?) ORDER BY attempt_id",
             stamp(since),
         )
@@ -565,8 +566,11 @@ class Ledger(LedgerFile):
         )
 
 
+# CROSS JOIN: SQLite then walks the attempts in their order; otherwise it sorts the rows, script
+# texts included, in a temporary file
 _ATTEMPTS = (
-    "SELECT attempts.*, scripts.text AS script FROM attempts JOIN scripts ON sha256 = script_sha256"
+    "SELECT attempts.*, scripts.text AS script "
+    "FROM attempts CROSS JOIN scripts ON sha256 = script_sha256"
 )
 
 

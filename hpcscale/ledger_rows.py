@@ -207,6 +207,8 @@ def run_from_row(row: sqlite3.Row) -> Run:
     )
 
 
+_ROLES = {role.value: role for role in Role}
+_STATES = {state.value: state for state in JobState}
 _ATTEMPT_FIELDS = frozenset(Attempt.__struct_fields__)
 
 
@@ -221,9 +223,9 @@ def attempt_from_row(row: sqlite3.Row) -> Attempt:
     for name in ("gpu_hour_usd", "cost_usd"):
         values[name] = read_money(values[name])
     values["job_id"] = JobId.parse(values["job_id"]) if values["job_id"] else None
-    values["role"] = Role(values["role"])
-    values["state"] = JobState(values["state"])
-    values["last_state"] = JobState(values["last_state"])
+    values["role"] = _ROLES.get(values["role"]) or Role(values["role"])
+    for name in ("state", "last_state"):
+        values[name] = _STATES.get(values[name]) or JobState(values[name])
     values["ended"] = bool(values["ended"])
     values["fetched"] = bool(values["fetched"])
     values["staged"] = json.loads(values["staged"]) if values["staged"] != "{}" else {}

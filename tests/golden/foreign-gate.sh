@@ -53,17 +53,15 @@ hpcscale_gate() {
   hpcscale_report gated
   hpcscale_word=
   until { read -r hpcscale_word < "$hpcscale_decision"; } 2> /dev/null; do
-    sleep 1
-    hpcscale_left=$((hpcscale_left - 1))
+    hpcscale_left=$((hpcscale_left - 1)); sleep 1
     if [ "$hpcscale_left" -le 0 ]; then  # nobody came: the handover cannot open it any more
       echo expired > "$hpcscale_mine" \
         && ln -T -- "$hpcscale_mine" "$hpcscale_decision" 2> /dev/null
       rm -f -- "$hpcscale_mine"
     fi
   done
-  [ "$hpcscale_word" = opened ] && return
-  echo "hpcscale: the gate is $hpcscale_word: nothing is started here" >&2
-  exit 98
+  [ "$hpcscale_word" = opened ] \
+    || { echo "hpcscale: the gate is $hpcscale_word: nothing is started here" >&2; exit 98; }
 }
 case $HPCSCALE_SUBMISSION_ID in hs-*) hpcscale_gate ;; esac
 # --- the claim: a log of who has this attempt, each entry made once; requeued jobs add their own
@@ -97,8 +95,7 @@ hpcscale_lost() {
   esac
   # back into the queue, so that nothing is lost while the owner may still give the claim back
   [ "$1" = 1 ] || exit 98
-  [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] && timeout 60 scontrol requeue "$hpcscale_job"
-  exit 98
+  { [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] && timeout 60 scontrol requeue "$hpcscale_job"; }; exit 98
 }
 case $HPCSCALE_SUBMISSION_ID in
   hs-*)

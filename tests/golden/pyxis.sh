@@ -107,8 +107,8 @@ hpcscale_lost() {
     *) echo "hpcscale: no claim can be made in $hpcscale_claims" >&2; exit 97 ;;
   esac
   # back into the queue, so that nothing is lost while the owner may still give the claim back
-  [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] && timeout 60 scontrol requeue "$job" && requeued=true
-  exit 98
+  { [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] && timeout 60 scontrol requeue "$job"; } \
+    && requeued=true; exit 98
 }
 case $HPCSCALE_SUBMISSION_ID in
   hs-*)

@@ -209,6 +209,10 @@ class Handover(Acts):
                 move, f"its job on {move.to_site} was cancelled before it started", Step.CANCELLED
             )
         elif there.over:
+            if there.gated_at is not None and there.exit_code == 98:
+                return self._end(
+                    move, f"{target.ref}: its lease at the gate ran out ({there.word})"
+                )
             return self._end(move, f"its job on {move.to_site} ended unstarted: {there.word}")
         elif there.status is not None and (
             there.status.restarts or there.status.state is JobState.NODE_FAIL

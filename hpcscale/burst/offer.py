@@ -189,6 +189,8 @@ def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: S
             for line, option, _ in script.directives
             if option in {"dependency", "d"}
         ]
+    if "hpcscale_claim" not in attempt.script:
+        found.append("its script makes no claim (an older hpcscale submitted it): submit it again")
     if status is None or attempt.job_id is None:
         return found
     if status.job_id.het_offset is not None:

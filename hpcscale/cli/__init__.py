@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "site": "site",
     "status": "status",
     "submit": "submit",
+    "tend": "tend",
     "wait": "wait",
 }
 

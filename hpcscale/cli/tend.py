@@ -71,9 +71,10 @@ def command(as_json: bool) -> None:
         click.echo("nothing waits to be sent")
     else:
         for item in found:
+            over = ", the rest is given up" if item["dropped"] else ""
             click.echo(
                 f"{item['run_id']} at {item['site']}: {item['sent_now']} of {item['tasks']} tasks "
-                f"sent, {item['waiting']} wait" + (", the rest is given up" * item["dropped"])
+                f"sent, {item['waiting']} wait{over}"
             )
     if silent and silent == len(found):
         raise UnreachableError("no site gave an answer", hint="hpcscale site check")

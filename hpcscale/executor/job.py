@@ -149,7 +149,9 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
             job_id = JobId.parse(self.job_id)
             status = require_same(attempt, client, job_id)
             if status is not None and not status.state.terminal:
-                client.cancel(job_id, signal=signal)
+                taken = client.cancel(job_id, signal=signal)
+                if taken and signal is None:
+                    self.watcher.note_cancelled(self.job_id)
         except HpcscaleError:
             if check:
                 raise

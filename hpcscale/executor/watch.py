@@ -36,6 +36,7 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
         self.site = site
         self._connection: Connection | None = None
         self._origin: dict[str, tuple[str, str]] = {}
+        self._cancelled: set[str] = set()
         self._lock = threading.RLock()
 
     @property
@@ -56,8 +57,13 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
         if self._origin.get(job_id, ("", ""))[0] != submission_id:
             # a controller that lost its memory gave the id out again
             self._finished.discard(job_id)
+            self._cancelled.discard(job_id)
             self._info_dict.pop(job_id, None)
         self._origin[job_id] = (submission_id, run_dir)
+
+    def note_cancelled(self, job_id: str) -> None:
+        """Slurm has taken our scancel; of a waiting array element it keeps no record then."""
+        self._cancelled.add(job_id)
 
     def update(self) -> None:
         """Ask the site once about all jobs that are not final; no answer changes nothing."""
@@ -91,7 +97,10 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
                 self._info_dict[str(job_id)] = _info(found[job_id])
         for job_id in lost:
             said = reports.get(self._origin[str(job_id)][0], [])
-            self._info_dict[str(job_id)] = _reported(job_id, said)
+            info = _reported(job_id, said)
+            if info["State"] == JobState.UNKNOWN and str(job_id) in self._cancelled:
+                info["State"] = JobState.CANCELLED.value
+            self._info_dict[str(job_id)] = info
         self._finished |= {j for j in open_jobs if self.is_done(j, mode="cache")}
 
     def _own(self, job_id: JobId, found: list[JobStatus]) -> list[JobStatus]:

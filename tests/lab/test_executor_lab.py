@@ -177,6 +177,29 @@ def test_arrays_beyond_the_sites_limit_are_one_list_of_jobs(
     assert [job.result() for job in jobs] == [(k, 2 * k) for k in range(count)]
 
 
+def test_what_a_limit_keeps_back_is_sent_when_there_is_room(lab_factory, use_lab, tmp_path):
+    lab = use_lab(lab_factory(accounting=True))
+    site = lab.site("lab-onprem")
+    limit = ["sacctmgr", "-i", "modify", "user", lab.state.user, "set", "MaxSubmitJobs=8"]
+    site.exec(limit, check=True)
+    made = executor(tmp_path / "jobs", "lab-onprem")
+    made.update_parameters(hpcscale_array_parallelism=2)
+    jobs = made.map_array(nap, [2] * 8 + [0] * 12)
+    sent = [job for job in jobs if job.batch is None]
+    assert 0 < len(sent) <= 8
+    assert len({job.submission().args for job in sent}) == 1
+    (unsent,) = data("status")["unsent"]
+    assert unsent["waiting"] == 20 - len(sent)
+    assert f"{20 - len(sent)} of 20 tasks wait here" in hpcscale("status").stderr
+    until(lambda: all(job.done(force_check=True) for job in sent), 60, "the first part ends")
+    (tended,) = data("tend")["batches"]
+    assert tended["sent_now"] > 0
+    # the rest: by whoever waits for it
+    assert [job.result() for job in jobs] == [2] * 8 + [0] * 12
+    assert data("status")["unsent"] == []
+    assert hpcscale("tend").stdout == "nothing waits to be sent\n"
+
+
 # --- the rest of what a job can do
 
 

@@ -20,7 +20,7 @@ from hpcscale.site import (
     TransportConfig,
     TransportKind,
 )
-from hpcscale.spec import Checkpoint, JobSpec, Launcher, Resources, SecretSource
+from hpcscale.spec import Checkpoint, Function, JobSpec, Launcher, Resources, SecretSource
 
 AS_OF = dt.date(2026, 11, 22)
 WORKDIR = "/home/ada/project"
@@ -134,6 +134,16 @@ WHERE = (
 )
 
 CASES: dict[str, Case] = {
+    "function": Case(
+        job(
+            "python3", "-u", "-m", "submitit.core._submit", nodes=2, tasks=2, array="0-9%4", code="",
+            inputs={"submitit": "/home/ada/jobs/.hpcscale/0"},
+            outputs={"submitit": "/home/ada/jobs/"}, software="conda",
+            directives={"signal": "USR2@90", "requeue": None},
+            function=Function(setup=("module list",), teardown=("echo over",)),
+        ),
+        SOFTWARE,
+    ),
     "plain": Case(job(*says("echo hello; exit 7")), ONPREM, ["hello"], exit_code=7),
     "srun-ranks": Case(
         job(*says(RANKS), nodes=2, gpus=2, launcher=Launcher.SRUN,

@@ -144,11 +144,11 @@ if [ -n "$signal" ]; then
   rc=$?
 fi
 
-trap '' TERM USR1  # Slurm's TERM is for all processes of the job: it must not cut short what follows
+trap '' TERM USR1  # Slurm's TERM is for all processes of the job; what follows must not be cut short
 
 # --- will it run again? Only Slurm knows whether the job was preempted, requeued or cancelled
 facts=
-[ -z "$signal" ] || facts=$(timeout 20 scontrol --oneliner show job "$job")
+[ -z "$signal" ] || facts=$(scontrol --oneliner show job "$job")
 fact() { case $facts in *" $1="*) set -- "${facts#* "$1"=}"; printf '%s' "${1%% *}" ;; esac; }
 restarts=$(fact Restarts)
 if [ "${restarts:-0}" -gt "$HPCSCALE_RESTART_COUNT" ]; then

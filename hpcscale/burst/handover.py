@@ -338,7 +338,7 @@ class Handover(Acts):
                 target = self._ask_for(target)
                 if target.job_id is None and not target.ended:
                     return move  # whether it exists is not known yet
-            if target.job_id is not None and not target.ended:
+            if target.job_id is not None:
                 seen = look(connection, target, self.ledger)
                 if not seen.over:
                     end(connection, target)
@@ -347,12 +347,13 @@ class Handover(Acts):
                     return move
                 settle_cost(self.ledger, target)
                 if seen.begun_at is None and move.gate_idle_s is None:
-                    until = self.ledger.attempt(target.submission_id).end_time
+                    until = self.ledger.attempt(target.submission_id).end_time or seen.ended_at
                     idle_s = note_gate_idle(self.ledger, target, seen.gated_at, until)
-                    saved = self.moves.save(move, gate_idle_s=idle_s)
-                    if saved is None:
-                        return None
-                    move = saved
+                    if idle_s is not None:
+                        saved = self.moves.save(move, gate_idle_s=idle_s)
+                        if saved is None:
+                            return None
+                        move = saved
         if move.ends_as is Step.FAILED:
             if target is not None:
                 origin, from_connection = self._origin(move)

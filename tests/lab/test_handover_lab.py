@@ -163,8 +163,7 @@ def test_two_runs_with_separate_ledgers_share_the_claims_alone(world, tmp_path):
         "run",
         "--policy",
         str(policy),
-        "--for",
-        "45s",
+        "--wait",
     ]
     both = [
         subprocess.Popen(

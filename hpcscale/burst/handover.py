@@ -122,14 +122,15 @@ class Handover(Acts):
             fence = fence_nodes(seen.status, connection.client.facts())
             if not fence:
                 return self._fail(move, f"{move.from_site} names no nodes to fence with")
-            if stands(seen.status, fence):
+            old_exc = self._before_fence(move, seen.status.exc_nodes, fence)
+            if old_exc is None:
                 return self._fail(
                     move,
                     "all nodes are excluded already: another `hpcscale burst run` moves it, or its "
                     f"user excluded them (ExcNodeList on {move.from_site})",
                 )
             # the old value is on disk before the act that overwrites it
-            saved = self.moves.save(move, old_exc=seen.status.exc_nodes, fence=fence)
+            saved = self.moves.save(move, old_exc=old_exc, fence=fence)
             if saved is None:
                 return None
             move = saved
@@ -239,6 +240,9 @@ class Handover(Acts):
         claim = take(connection.transport, origin, target.submission_id, restarts)
         if claim.owner == target.submission_id:
             return self.moves.save(move, step=Step.OPENING)
+        if claim.started and seen.pending:
+            # its controller has forgotten the start, and will start it again: without our fence
+            return self._end(move, f"it began on {move.from_site}, whose Slurm has forgotten that")
         if claim.started:
             return self._origin_changed(move, seen, started=True)
         return self._end(

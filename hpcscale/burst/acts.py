@@ -78,6 +78,17 @@ class Acts:
             for event in self.ledger.events(move.run_id)
         )
 
+    def _before_fence(self, move: Move, now: str, fence: str) -> str | None:
+        """The user's own ``ExcNodeList``; None when a fence stands that is not of this ledger."""
+        if not same_nodes(now, fence):
+            return now
+        for earlier in reversed(self.moves.of_run(move.run_id)):
+            # a controller that died has forgotten that this one was lifted
+            lifted = earlier.step is Step.FAILED and earlier.fence is not None
+            if lifted and same_nodes(earlier.fence or "", now) and earlier.old_exc is not None:
+                return earlier.old_exc
+        return None
+
     def _keep_fence(self, move: Move, origin: Attempt, connection: Connection) -> Sight:
         """Look at the on-prem job; set the fence again where it is gone."""
         seen = look(connection, origin, self.ledger)

@@ -123,14 +123,15 @@ class Handover(Acts):
             fence = fence_nodes(seen.status, connection.client.facts())
             if not fence:
                 return self._fail(move, f"{move.from_site} names no nodes to fence with")
-            if stands(seen.status, fence):
+            old_exc = self._before_fence(move, seen.status.exc_nodes, fence)
+            if old_exc is None:
                 return self._fail(
                     move,
                     "all nodes are excluded already: another `hpcscale burst run` moves it, or its "
                     f"user excluded them (ExcNodeList on {move.from_site})",
                 )
             # the old value is on disk before the act that overwrites it
-            saved = self.moves.save(move, old_exc=seen.status.exc_nodes, fence=fence)
+            saved = self.moves.save(move, old_exc=old_exc, fence=fence)
             if saved is None:
                 return None
             move = saved
@@ -240,6 +241,9 @@ class Handover(Acts):
         claim = take(connection.transport, origin, target.submission_id, restarts)
         if claim.owner == target.submission_id:
             return self.moves.save(move, step=Step.OPENING)
+        if claim.started and seen.pending:
+            # its controller has forgotten the start, and will start it again: without our fence
+            return self._end(move, f"it began on {move.from_site}, whose Slurm has forgotten that")
         if claim.started:
             return self._origin_changed(move, seen, started=True)
         return self._end(
@@ -339,7 +343,7 @@ class Handover(Acts):
                 target = self._ask_for(target)
                 if target.job_id is None and not target.ended:
                     return move  # whether it exists is not known yet
-            if target.job_id is not None and not target.ended:
+            if target.job_id is not None:
                 seen = look(connection, target, self.ledger)
                 if not seen.over:
                     end(connection, target)
@@ -348,12 +352,13 @@ class Handover(Acts):
                     return move
                 settle_cost(self.ledger, target)
                 if seen.begun_at is None and move.gate_idle_s is None:
-                    until = self.ledger.attempt(target.submission_id).end_time
+                    until = self.ledger.attempt(target.submission_id).end_time or seen.ended_at
                     idle_s = note_gate_idle(self.ledger, target, seen.gated_at, until)
-                    saved = self.moves.save(move, gate_idle_s=idle_s)
-                    if saved is None:
-                        return None
-                    move = saved
+                    if idle_s is not None:
+                        saved = self.moves.save(move, gate_idle_s=idle_s)
+                        if saved is None:
+                            return None
+                        move = saved
         if move.ends_as is Step.FAILED:
             if target is not None:
                 origin, from_connection = self._origin(move)

@@ -95,6 +95,9 @@ def test_a_lease_that_nobody_opens_ends_the_cloud_job_and_the_on_prem_job_runs(w
 def test_an_expired_lease_gives_the_fenced_job_its_place_back(world):
     world.fill()
     job = world.submit("sleep 1")
+    world.until(
+        lambda: world.job("lab-onprem", job.ref.job_id)["AccrueTime"] != "Unknown", 20, "it ages"
+    )
     before = world.job("lab-onprem", job.ref.job_id)
     target = gated(world, job)
     world.until(
@@ -163,8 +166,7 @@ def test_two_runs_with_separate_ledgers_share_the_claims_alone(world, tmp_path):
         "run",
         "--policy",
         str(policy),
-        "--for",
-        "45s",
+        "--wait",
     ]
     both = [
         subprocess.Popen(

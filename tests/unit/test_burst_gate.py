@@ -155,7 +155,9 @@ def test_a_job_that_began_on_prem_keeps_its_claim(sites):
     assert starts_on_prem(sites, job)  # a controller forgot the fence; Slurm still says PENDING
     target = sites.target(job)
     sites.tick()
-    assert Moves(sites.ledger).of_run(job.run_id)[0].step is Step.WITHDRAWN
+    move = Moves(sites.ledger).of_run(job.run_id)[0]
+    assert (move.step, sites.excluded(job)) == (Step.FAILED, "")
+    assert "Slurm has forgotten" in move.message
     assert decision(sites.cloud, target) is Word.CLOSED
     assert sites.ledger.attempt(target.submission_id).state is JobState.CANCELLED
 
@@ -250,6 +252,17 @@ def test_a_fence_of_another_ledger_is_not_taken_for_the_users_own(sites):
     assert "all nodes are excluded already" in move.message
     assert sites.excluded(job) == NODES
     assert not sites.cloud.jobs
+
+
+def test_a_lifted_fence_that_a_controller_brings_back_is_known(sites):
+    job = at_the_gate(sites)
+    Handover(sites.ledger, sites, sites.ledger.path.parent).undo(sites.move(job))
+    assert sites.excluded(job) == ""
+    sites.connections["lab-onprem"].client.update(job.ref.job_id, {"ExcNodeList": NODES})
+    sites.onprem.clock.advance(2000)  # past the rest
+    sites.tick()
+    assert sites.move(job).step is Step.SUBMITTED
+    assert sites.move(job).old_exc == ""
 
 
 def test_reap_ends_what_no_decision_owns(sites):

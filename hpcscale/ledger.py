@@ -40,7 +40,7 @@ from hpcscale.ledger_rows import (
 )
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.spec import JobSpec, to_json
-from hpcscale.units import JobId
+from hpcscale.units import JobId, parse_array
 
 __all__ = [
     "FILE_NAME",
@@ -512,8 +512,10 @@ class Ledger(LedgerFile):
                 hint="say which: " + ", ".join(f"{name}:{job}" for name in sorted(sites)),
             )
         attempt = attempt_from_row(rows[0])
+        run = self.run(attempt.run_id)
+        _require_element(run, attempt, job.array_task)
         return Found(
-            run=self.run(attempt.run_id),
+            run=run,
             attempt=attempt,
             task=job.array_task,
             whole_run=False,
@@ -579,3 +581,15 @@ def _chunks(items: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:
     """SQLite bounds the number of parameters of a statement (999 before 3.32)."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def _require_element(run: Run, attempt: Attempt, task: int | None) -> None:
+    """An element that the array does not have must not be taken for the array."""
+    if task is None:
+        return
+    if attempt.array_size is None:
+        raise NotFoundError(f"{attempt.ref} is no array", hint=f"name it as {attempt.ref}")
+    if run.spec.array is not None and task not in parse_array(run.spec.array)[0]:
+        raise NotFoundError(
+            f"{attempt.ref} has no element {task}", hint=f"its elements: {run.spec.array}"
+        )

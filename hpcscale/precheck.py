@@ -21,7 +21,7 @@ from hpcscale.site import Site
 from hpcscale.slurm.client import SlurmClient
 from hpcscale.slurm.types import PartitionFacts, SiteFacts
 from hpcscale.spec import JobSpec
-from hpcscale.units import format_duration, parse_array
+from hpcscale.units import format_duration, parse_array, parse_duration_s
 
 FACTS_MAX_AGE_S = 600
 
@@ -263,6 +263,41 @@ def require_fit(spec: JobSpec, site: Site) -> None:
     facts = cached_facts(site)
     if facts is not None and (problems := check(spec, site, facts)):
         raise refusal(problems, site)
+
+
+def doubts(spec: JobSpec, site: Site) -> list[str]:
+    """What would keep an accepted job waiting for ever, where no fresh facts refused it.
+
+    Slurm itself takes a job that asks for more nodes or time than a partition has
+    (``EnforcePartLimits=NO``, slurm.conf(5)). Old facts and the profile may be wrong by now, so
+    this is no refusal.
+    """
+    if cached_facts(site) is not None:
+        return []  # ``require_fit`` has judged
+    old = cached_facts(site, max_age_s=float("inf"))
+    known = old.partitions if old is not None else _of_profile(site)
+    asked = spec.partition or site.default_partition or ""
+    names = asked.split(",") if asked else [n for n, p in known.items() if p.default]
+    verdicts = [_partition(spec, known[name]) for name in names if name in known]
+    if not verdicts or len(verdicts) < len(names) or not all(verdicts):
+        return []
+    source = "facts of " + f"{old.fetched_at:%Y-%m-%d %H:%M}Z" if old is not None else "its profile"
+    return [
+        f"it may never start: {problem} (by {source}); see `hpcscale status`"
+        for problem in verdicts[0]
+    ]
+
+
+def _of_profile(site: Site) -> dict[str, PartitionFacts]:
+    return {
+        name: PartitionFacts(
+            name=name,
+            default=there.default,
+            total_nodes=there.nodes or 0,
+            max_time_s=parse_duration_s(there.max_time) if there.max_time else None,
+        )
+        for name, there in site.partitions.items()
+    }
 
 
 def refusal(problems: list[Problem], site: Site) -> RefusedError:

@@ -23,7 +23,7 @@ from hpcscale.errors import (
     UsageError,
 )
 from hpcscale.ledger import Attempt, Ledger, Role, Run, new_run_id, new_submission_id
-from hpcscale.precheck import explain_refusal, require_fit
+from hpcscale.precheck import doubts, explain_refusal, require_fit
 from hpcscale.render import RenderedJob
 from hpcscale.site import Site
 from hpcscale.slurm.types import JobState
@@ -95,6 +95,7 @@ def submit(
     secrets = read_secrets(spec.secrets)
     staging.check_local(rendered.staged)
     dependency, notices = resolve_dependency(spec, site.name, ledger)
+    notices = (*notices, *doubts(spec, site))
 
     run_id = run.run_id if run else new_run_id()
     submission_id = new_submission_id()

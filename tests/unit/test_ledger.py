@@ -180,9 +180,18 @@ def test_a_job_is_found_by_every_name_it_has(ledger):
     ):
         assert ledger.find(text).attempt_id == attempt.attempt_id, text
     assert ledger.find("cloud:500").attempt_id == other.attempt_id
+    assert ledger.resolve(attempt.run_id).whole_run
+
+
+def test_elements_are_found_and_those_that_are_none_are_not(ledger):
+    run = ledger.new_run(JobSpec(name="a", command=("true",), array="0-6:2,7"), site="onprem")
+    add(ledger, run=run, job="123", array_size=5)
     found = ledger.resolve("onprem:123_7")
     assert (found.task, found.whole_run) == (7, False)
-    assert ledger.resolve(attempt.run_id).whole_run
+    add(ledger, job="500")
+    for text, says in (("onprem:123_5", "no element 5"), ("500_0", "onprem:500 is no array")):
+        with pytest.raises(NotFoundError, match=says):
+            ledger.resolve(text)
 
 
 def test_an_id_given_out_twice_means_the_newest_job(ledger):

@@ -9,6 +9,7 @@ from hpcscale.errors import RefusedError, UnreachableError
 from hpcscale.precheck import (
     cached_facts,
     check,
+    doubts,
     explain_refusal,
     fetch_facts,
     require_fit,
@@ -257,3 +258,16 @@ def test_a_refusal_that_facts_do_not_explain_stays_as_it_is(site):
     assert explain_refusal(slurms, job(), site, Client(fresh())) is slurms
     silent = Client(UnreachableError("no answer"))
     assert explain_refusal(slurms, job("nix"), site, silent) is slurms
+
+
+def test_without_fresh_facts_what_can_never_start_is_told(site, monkeypatch, tmp_path):
+    monkeypatch.setenv("HPCSCALE_STATE_DIR", str(tmp_path / "facts-of-nobody"))
+    (text,) = doubts(job(nodes=99), site)
+    assert "99 nodes asked for; partition gpu gives at most 4 (by its profile)" in text
+    assert doubts(job(nodes=4), site) == []
+    assert doubts(job("unheard-of", nodes=99), site) == []
+    store_facts(site, facts(fetched_at=dt.datetime(2024, 1, 2, 12, tzinfo=dt.UTC)))
+    (text,) = doubts(job("gpu", nodes=2, time_limit_s=8 * DAY_S), site)
+    assert "facts of 2024-01-02 12:00Z" in text
+    store_facts(site, facts(fetched_at=dt.datetime.now(dt.UTC)))
+    assert doubts(job(nodes=99), site) == [], "fresh facts refuse it"

@@ -116,7 +116,7 @@ def _by_report(attempt: Attempt, reports: Sequence[Report]) -> JobStatus | None:
     if newest is None or not newest.final or newest.exit_code is None or not attempt.job_id:
         return None
     started = next(
-        (r.at for r in reports if not r.ended and r.restart == newest.restart), attempt.start_time
+        (r.at for r in reports if r.begun and r.restart == newest.restart), attempt.start_time
     )
     return JobStatus(
         job_id=attempt.job_id,

@@ -61,6 +61,7 @@ def explain_exit(exit_code: int | None, exit_signal: int | None) -> str:
     if exit_code:
         known = {
             97: "exit 97: the script's set-up failed, see the log",
+            98: "exit 98: nothing was started, another has the claim (docs/handover.md)",
             99: "exit 99: the bound of restarts is reached",
         }
         return known.get(exit_code, f"exit {exit_code}")

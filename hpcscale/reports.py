@@ -3,6 +3,7 @@
 They tell exit codes where there is no slurmdbd, and that user code is about to start. One file an
 event, written under a temporary name and renamed::
 
+    <submission id>[.task<index>].<restart>.gated     {"event":"gated", …}: waits for its handover
     <submission id>[.task<index>].<restart>.started   {"event":"started","job":"123", …}
     <submission id>[.task<index>].<restart>.ended     {"event":"ended","exit_code":0, …}
 """
@@ -17,7 +18,7 @@ from typing import Any
 from hpcscale.slurm.transport import Transport
 from hpcscale.staging import read_text_files
 
-_NAME = re.compile(r"(hs-[0-9a-f]{16})(?:\.task(\d+))?\.(\d+)\.(started|ended)")
+_NAME = re.compile(r"(hs-[0-9a-f]{16})(?:\.task(\d+))?\.(\d+)\.(gated|started|ended)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class Report:
     Attributes:
         task: array element; None when the job is no array.
         restart: 0 for the first start.
-        ended: whether it tells the end; otherwise the start.
+        ended: whether it tells the end; otherwise the start, or the arrival at the gate.
+        gated: whether all nodes are up and the script waits at its gate.
         job: Slurm's id as the job saw it.
         exit_code: of an end.
         requeued: whether the script asked Slurm to run the job again.
@@ -43,6 +45,12 @@ class Report:
     requeued: bool = False
     nodes: str = ""
     at: dt.datetime | None = None
+    gated: bool = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether it tells that user code was about to start."""
+        return not self.ended and not self.gated
 
     @property
     def final(self) -> bool:
@@ -64,6 +72,7 @@ def parse_report(file_name: str, text: str) -> Report | None:
             task=int(match[2]) if match[2] else None,
             restart=int(match[3]),
             ended=match[4] == "ended",
+            gated=match[4] == "gated",
             job=str(data.get("job", "")),
             exit_code=None if code is None else int(code),
             requeued=bool(data.get("requeued")),
@@ -89,5 +98,5 @@ def read_reports(transport: Transport, run_dirs: Iterable[str]) -> dict[str, lis
         if report is not None:
             found.setdefault(report.submission_id, []).append(report)
     for reports in found.values():
-        reports.sort(key=lambda r: (r.restart, r.ended))
+        reports.sort(key=lambda r: (r.restart, r.ended, not r.gated))
     return found

@@ -96,6 +96,29 @@ class Script(_Frozen, frozen=True, kw_only=True):
     site: str | None = None
 
 
+class Function(_Frozen, frozen=True, kw_only=True):
+    """A pickled Python function in place of a command, for submitit's job side.
+
+    Its pickles are the input ``submitit`` (``0.pkl``, ``1.pkl`` …, one an array element), its
+    results and logs the output ``submitit``, under submitit's own file names.
+
+    Attributes:
+        python: the interpreter, as shell words.
+        setup: shell lines before the tasks start.
+        teardown: shell lines after they ended.
+        srun_args: further options of srun.
+        use_srun: False: the function runs in the batch script itself, once.
+        stderr_to_stdout: one log for both.
+    """
+
+    python: str = "python3"
+    setup: tuple[str, ...] = ()
+    teardown: tuple[str, ...] = ()
+    srun_args: tuple[str, ...] = ()
+    use_srun: bool = True
+    stderr_to_stdout: bool = False
+
+
 class JobSpec(_Frozen, frozen=True, kw_only=True):
     """What to run, complete; the same spec renders for every site.
 
@@ -106,6 +129,7 @@ class JobSpec(_Frozen, frozen=True, kw_only=True):
         after: Slurm dependency terms such as ``afterok:onprem:123``.
         workdir: directory that the job starts in, on the submitting machine (absolute).
         code: directory that goes along when ``workdir`` is not seen by the nodes; default workdir.
+        function: the command is a pickled function; ``command`` then tells people what it is.
     """
 
     name: str = "hpcscale"
@@ -132,6 +156,7 @@ class JobSpec(_Frozen, frozen=True, kw_only=True):
     array: str | None = None
     after: tuple[str, ...] = ()
     burst: BurstTerms = BurstTerms()
+    function: Function | None = None
 
     @property
     def array_size(self) -> int | None:
@@ -152,7 +177,11 @@ class JobSpec(_Frozen, frozen=True, kw_only=True):
 
 def to_json(spec: JobSpec) -> bytes:
     """Canonical JSON of a spec, keys sorted; ``from_json`` reads it back. Holds no secret value."""
-    return msgspec.json.encode(spec, order="sorted")
+    if spec.function is not None:
+        return msgspec.json.encode(spec, order="sorted")
+    plain = msgspec.to_builtins(spec)
+    del plain["function"]  # not there, not written: hashes stay what they were
+    return msgspec.json.encode(plain, order="sorted")
 
 
 def from_json(data: bytes) -> JobSpec:

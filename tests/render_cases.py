@@ -6,7 +6,7 @@ Each command says what it was given; ``EXPECTED`` is what a run on real Slurm mu
 import datetime as dt
 from dataclasses import dataclass, field
 
-from hpcscale.render import RenderedJob, render
+from hpcscale.render import Gate, RenderedJob, render
 from hpcscale.sbatch_script import read_script
 from hpcscale.site import (
     Container,
@@ -20,7 +20,7 @@ from hpcscale.site import (
     TransportConfig,
     TransportKind,
 )
-from hpcscale.spec import Checkpoint, JobSpec, Launcher, Resources, SecretSource
+from hpcscale.spec import Checkpoint, Function, JobSpec, Launcher, Resources, SecretSource
 
 AS_OF = dt.date(2026, 11, 22)
 WORKDIR = "/home/ada/project"
@@ -98,9 +98,10 @@ class Case:
     lines: list[str] | None = None
     exit_code: int = 0
     files: dict[str, str] = field(default_factory=dict)
+    gate: Gate | None = None
 
     def render(self) -> RenderedJob:
-        return render(self.spec, self.site)
+        return render(self.spec, self.site, gate=self.gate)
 
 
 def job(
@@ -133,6 +134,16 @@ WHERE = (
 )
 
 CASES: dict[str, Case] = {
+    "function": Case(
+        job(
+            "python3", "-u", "-m", "submitit.core._submit", nodes=2, tasks=2, array="0-9%4", code="",
+            inputs={"submitit": "/home/ada/jobs/.hpcscale/0"},
+            outputs={"submitit": "/home/ada/jobs/"}, software="conda",
+            directives={"signal": "USR2@90", "requeue": None},
+            function=Function(setup=("module list",), teardown=("echo over",)),
+        ),
+        SOFTWARE,
+    ),
     "plain": Case(job(*says("echo hello; exit 7")), ONPREM, ["hello"], exit_code=7),
     "srun-ranks": Case(
         job(*says(RANKS), nodes=2, gpus=2, launcher=Launcher.SRUN,
@@ -218,5 +229,15 @@ CASES: dict[str, Case] = {
         ONPREM,
         ["foreign one of 1", *(f"rank {r} it's mine lo" for r in range(4))],
         exit_code=3,
+    ),
+    "gate": Case(job(*says("echo hello"), nodes=2, array="0-1"), ONPREM, gate=Gate(lease_s=600)),
+    "foreign-gate": Case(
+        JobSpec(
+            name="foreign.sbatch", workdir=WORKDIR,
+            script=read_script(FOREIGN, "foreign.sbatch", "elsewhere"),
+            resources=Resources(nodes=2, tasks_per_node=2, time_limit_s=600),
+        ),
+        ONPREM,
+        gate=Gate(lease_s=600),
     ),
 }  # fmt: skip

@@ -142,6 +142,7 @@ def _decide_one(job: Candidate, policy: Policy, now: dt.datetime) -> Decision:
         cost_usd=option.cost_usd,
         cost_why=option.cost_why,
         boot_timeout_s=option.boot_timeout_s,
+        staging_s=option.staging_s,
     )
 
 

@@ -1,25 +1,24 @@
 """The handover: the only code that moves a job, one recorded step after the other.
 
-Order: fence the on-prem job, submit in the cloud, wait until all cloud nodes are up and the script
-has reported in, and only then cancel the on-prem job. Whatever fails before that ends the cloud
-job, waits until it is terminal, and sets the fence back as it was. Each step is in the ledger
-before its act, each act may be repeated, and none is done on a missing answer: a run that is
-killed anywhere goes on with the next one.
+Order: fence the on-prem job, submit in the cloud, wait until its gang stands at the gate, look at
+the fence again, take the on-prem job's claim, open the gate, and once user code has begun cancel
+the on-prem job as clean-up. Until the gate is open the on-prem job exists, and can have its place
+back. Correctness rests on two files made by ``link(2)`` (``burst.claims``); fence, ledger and lock
+only save place, money and time. The protocol with its crash points is docs/handover.md.
 """
 
-import datetime as dt
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from hpcscale.burst.acts import Acts, age_s
+from hpcscale.burst.claims import CLOSED, Word, decide, revoke, take
 from hpcscale.burst.decide import show_s
-from hpcscale.burst.fence import fence_nodes, restored, same_nodes, stands
-from hpcscale.burst.moves import Move, Moves, Step, target_attempt
-from hpcscale.burst.offer import spec_for
-from hpcscale.burst.results import bring_home, settle_cost
-from hpcscale.burst.sight import Sight, end, look, nodes_up, record, words
+from hpcscale.burst.fence import fence_nodes, stands
+from hpcscale.burst.moves import Move, Step, target_attempt
+from hpcscale.burst.results import bring_home, note_gate_idle, settle_cost
+from hpcscale.burst.sight import end, look, nodes_up, record, words
 from hpcscale.connect import Connection
 from hpcscale.errors import (
     BurstRefusedError,
@@ -27,17 +26,13 @@ from hpcscale.errors import (
     SubmitUnknownError,
     UnreachableError,
 )
-from hpcscale.ledger import Attempt, Ledger, Role, utc_now
-from hpcscale.observe import observe
+from hpcscale.ledger import Attempt, Ledger, utc_now
 from hpcscale.slurm.types import JobState
 
-SETTLE_S = 12.0  # a cancelled job is usually terminal by then; else the next tick looks again
-WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
 LOST_S = 600.0  # a job that nobody knows for this long will not come back
-MAX_BACKOFF = 8
 
 
-class Handover:
+class Handover(Acts):
     """Advances moves.
 
     Args:
@@ -54,15 +49,13 @@ class Handover:
         folder: Path,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.ledger = ledger
-        self.moves = Moves(ledger)
-        self._connect = connect
-        self._folder = folder
-        self._say = say
+        super().__init__(ledger, connect, folder, say)
         self._steps: dict[Step, Callable[[Move], Move | None]] = {
             Step.FENCING: self._fencing,
             Step.SUBMITTING: self._submitting,
             Step.SUBMITTED: self._submitted,
+            Step.CLAIMING: self._claiming,
+            Step.OPENING: self._opening,
             Step.CANCELLING: self._cancelling,
             Step.MOVED: self._moved,
             Step.ENDING: self._ending,
@@ -102,7 +95,7 @@ class Handover:
         message = "taken back by its user"
         if move.step is Step.FENCING:
             step = Step.UNFENCING
-        elif move.step in {Step.SUBMITTING, Step.SUBMITTED}:
+        elif move.step in {Step.SUBMITTING, Step.SUBMITTED, Step.CLAIMING, Step.OPENING}:
             step = Step.ENDING
         elif move.step in {Step.ENDING, Step.UNFENCING}:
             step, message = move.step, move.message
@@ -130,8 +123,15 @@ class Handover:
             fence = fence_nodes(seen.status, connection.client.facts())
             if not fence:
                 return self._fail(move, f"{move.from_site} names no nodes to fence with")
+            old_exc = self._before_fence(move, seen.status.exc_nodes, fence)
+            if old_exc is None:
+                return self._fail(
+                    move,
+                    "all nodes are excluded already: another `hpcscale burst run` moves it, or its "
+                    f"user excluded them (ExcNodeList on {move.from_site})",
+                )
             # the old value is on disk before the act that overwrites it
-            saved = self.moves.save(move, old_exc=seen.status.exc_nodes, fence=fence)
+            saved = self.moves.save(move, old_exc=old_exc, fence=fence)
             if saved is None:
                 return None
             move = saved
@@ -166,7 +166,7 @@ class Handover:
             self._say(f"{move.run_id}: {words(exc)}; the job is looked for by its submission id")
             return move
         except UnreachableError as exc:
-            if _age_s(move.updated_at) > move.boot_timeout_s:
+            if age_s(move.updated_at) > move.boot_timeout_s:
                 return self._end(move, f"{move.to_site} gave no answer: {words(exc)}")
             raise
         except HpcscaleError as exc:
@@ -198,33 +198,23 @@ class Handover:
         if self._cancelled_by_user(move):
             return self._end(move, "its user cancelled it", Step.CANCELLED)
         origin, from_connection = self._origin(move)
-        seen = look(from_connection, origin, self.ledger)
+        seen = self._keep_fence(move, origin, from_connection)
         if not seen.pending and not seen.gone:
             return self._origin_changed(move, seen)
-        if seen.status is not None and move.fence and not stands(seen.status, move.fence):
-            # slurmctld forgets its last seconds when it dies, or somebody changed the list
-            self._say(f"{move.run_id}: the fence on {move.from_site} is gone, set again")
-            assert origin.job_id is not None
-            from_connection.client.update(origin.job_id, {"ExcNodeList": move.fence})
-            seen = look(from_connection, origin, self.ledger)
-            if not seen.pending and not seen.gone:
-                return self._origin_changed(move, seen)
         target, connection = self._target(move)
-        there = look(connection, target, self.ledger, any_start=True)
-        if there.reported is not None:
-            # it asked for --wait-all-nodes, so a start that is past was one on all nodes
-            if (
-                there.status is None
-                or there.over
-                or there.status.restarts
-                or nodes_up(connection, there.status)
-            ):
-                return self.moves.save(move, step=Step.CANCELLING)
+        there = look(connection, target, self.ledger)
+        if there.gated_at is not None and there.status is not None and not there.over:
+            if nodes_up(connection, there.status):
+                return self.moves.save(move, step=Step.CLAIMING)
         elif there.status is not None and there.status.state is JobState.CANCELLED:
             return self._end(
                 move, f"its job on {move.to_site} was cancelled before it started", Step.CANCELLED
             )
         elif there.over:
+            if there.gated_at is not None and there.exit_code == 98:
+                return self._end(
+                    move, f"{target.ref}: its lease at the gate ran out ({there.word})"
+                )
             return self._end(move, f"its job on {move.to_site} ended unstarted: {there.word}")
         elif there.status is not None and (
             there.status.restarts or there.status.state is JobState.NODE_FAIL
@@ -239,32 +229,84 @@ class Handover:
             )
         return move
 
-    def _cancelling(self, move: Move) -> Move | None:
+    def _claiming(self, move: Move) -> Move | None:
         if self._cancelled_by_user(move):
             return self._end(move, "its user cancelled it", Step.CANCELLED)
         origin, connection = self._origin(move)
-        seen = look(connection, origin, self.ledger)
-        if seen.pending:
-            end(connection, origin, pending_only=True)
-            seen = self._until_over(connection, origin)
-        if seen.over and not seen.started:
-            message = ""
-            if seen.gone:
-                message = f"its job on {move.from_site} was gone already"
-            target = self.ledger.attempt(move.target or "")
-            self.ledger.event(
-                move.run_id,
-                "attempt.handed_over",
-                {"to": str(target.ref)},
-                submission_id=origin.submission_id,
-            )
-            if seen.status is not None:
-                told = msgspec.structs.replace(seen.status, reason=f"moved to {target.ref}")
-                record(self.ledger, connection, origin, told)
-            return self.moves.save(move, step=Step.MOVED, message=message)
-        if seen.started:
+        seen = self._keep_fence(move, origin, connection)
+        if seen.over and not seen.gone:
             return self._origin_changed(move, seen)
-        return move
+        restarts = seen.status.restarts if seen.status is not None else origin.restarts
+        target, _ = self._target(move)
+        claim = take(connection.transport, origin, target.submission_id, restarts)
+        if claim.owner == target.submission_id:
+            return self.moves.save(move, step=Step.OPENING)
+        if claim.started and seen.pending:
+            # its controller has forgotten the start, and will start it again: without our fence
+            return self._end(move, f"it began on {move.from_site}, whose Slurm has forgotten that")
+        if claim.started:
+            return self._origin_changed(move, seen, started=True)
+        return self._end(
+            move,
+            f"another handover has its claim ({claim.owner}); the fence is left to that",
+            Step.WITHDRAWN,
+        )
+
+    def _opening(self, move: Move) -> Move | None:
+        """The claim is ours: the on-prem job starts nothing, whatever Slurm does with it."""
+        if self._cancelled_by_user(move):
+            return self._end(move, "its user cancelled it", Step.CANCELLED)
+        target, connection = self._target(move)
+        word = decide(connection.transport, target, Word.OPENED)
+        if word is Word.OPENED:
+            return self.moves.save(move, step=Step.CANCELLING)
+        why = "its lease at the gate ran out" if word is Word.EXPIRED else "its gate was closed"
+        return self._end(move, f"{target.ref}: {why} before it was opened")
+
+    def _cancelling(self, move: Move) -> Move | None:
+        """The gate is open. What is left on-prem is cleaned up, once user code has begun."""
+        if self._cancelled_by_user(move):
+            return self._end(move, "its user cancelled it", Step.CANCELLED)
+        target, to_connection = self._target(move)
+        there = self._until_begun(to_connection, target)
+        if there.reported is None:
+            if not there.over:
+                return move
+            # it died between the gate and its command; nobody may bring it back from now on
+            if take(to_connection.transport, target, CLOSED).owner == CLOSED:
+                return self._end(move, f"{target.ref} ended before it began: {there.word}")
+        origin, connection = self._origin(move)
+        seen = look(connection, origin, self.ledger)
+        if not seen.over:
+            if not move.cancel_asked:
+                saved = self.moves.save(move, cancel_asked=True)
+                if saved is None:
+                    return None
+                move = saved
+            end(connection, origin)
+            seen = self._until_over(connection, origin)
+            if not seen.over:
+                return move
+        elif (
+            not move.cancel_asked
+            and seen.status is not None
+            and (seen.status.state is JobState.CANCELLED)
+        ):
+            return self._end(
+                move, f"its job on {move.from_site} was ended ({seen.word})", Step.CANCELLED
+            )
+        message = f"its job on {move.from_site} was gone already" if seen.gone else ""
+        self.ledger.event(
+            move.run_id,
+            "attempt.handed_over",
+            {"to": str(target.ref)},
+            submission_id=origin.submission_id,
+        )
+        if seen.status is not None:
+            told = msgspec.structs.replace(seen.status, reason=f"moved to {target.ref}")
+            record(self.ledger, connection, origin, told)
+        idle_s = note_gate_idle(self.ledger, target, there.gated_at, there.begun_at)
+        return self.moves.save(move, step=Step.MOVED, message=message, gate_idle_s=idle_s)
 
     def _moved(self, move: Move) -> Move | None:
         self._watch_origin(move)
@@ -275,7 +317,7 @@ class Handover:
             # neither Slurm nor the script tells its end: no guess, for a while
             if move.lost_at is None:
                 return self.moves.save(move, lost_at=utc_now())
-            if _age_s(move.lost_at) < LOST_S:
+            if age_s(move.lost_at) < LOST_S:
                 return move
             message = f"{target.ref} is no longer known to Slurm; its end was not seen"
             return self.moves.save(move, step=Step.DONE, message=message)
@@ -290,9 +332,14 @@ class Handover:
 
     def _ending(self, move: Move) -> Move | None:
         target = target_attempt(self.ledger, move)
-        if target is not None and not target.ended:
+        if target is not None and target.state is not JobState.REFUSED:
             connection = self._connect(move.to_site)
-            if target.job_id is None:
+            if not self._never_begins(move, target, connection):
+                message = f"too late to take it back: it has begun on {move.to_site}"
+                return self.moves.save(
+                    move, step=Step.CANCELLING, target=target.submission_id, message=message
+                )
+            if target.job_id is None and not target.ended:
                 target = self._ask_for(target)
                 if target.job_id is None and not target.ended:
                     return move  # whether it exists is not known yet
@@ -304,7 +351,18 @@ class Handover:
                 if not seen.over:
                     return move
                 settle_cost(self.ledger, target)
+                if seen.begun_at is None and move.gate_idle_s is None:
+                    until = self.ledger.attempt(target.submission_id).end_time or seen.ended_at
+                    idle_s = note_gate_idle(self.ledger, target, seen.gated_at, until)
+                    if idle_s is not None:
+                        saved = self.moves.save(move, gate_idle_s=idle_s)
+                        if saved is None:
+                            return None
+                        move = saved
         if move.ends_as is Step.FAILED:
+            if target is not None:
+                origin, from_connection = self._origin(move)
+                revoke(from_connection.transport, origin, target.submission_id)
             return self.moves.save(move, step=Step.UNFENCING)
         if move.ends_as is Step.CANCELLED:
             origin, from_connection = self._origin(move)
@@ -324,83 +382,6 @@ class Handover:
                 return move
         return self._fail(move, move.message)
 
-    # --- parts of steps ----------------------------------------------------------------------
-
-    def _submit(self, move: Move, connection: Connection) -> str:
-        """Render for the target and submit through submitit; the submission id."""
-        from hpcscale.executor import HpcscaleExecutor
-        from hpcscale.render import render
-
-        run = self.ledger.run(move.run_id)
-        origin = self.ledger.attempt(move.origin)
-        rendered = render(spec_for(run.spec, origin.time_limit_s, connection.site), connection.site)
-        executor = HpcscaleExecutor(
-            self._folder, site=move.to_site, connection=connection, ledger=self.ledger
-        )
-        job = executor.submit_rendered(rendered, run=run, role=Role.BURST)
-        return job.submission_id
-
-    def _ask_for(self, target: Attempt) -> Attempt:
-        """An attempt whose sbatch gave no answer: by its submission id it exists, or never will."""
-        seen = observe(self.ledger, self._connect, [target])
-        for site, why in seen.failed.items():
-            raise UnreachableError(why, where=f"site {site}")
-        return self.ledger.attempt(target.submission_id)
-
-    def _cancelled_by_user(self, move: Move) -> bool:
-        """Whether `hpcscale cancel` named one of its jobs since the move began."""
-        return any(
-            event.kind == "attempt.cancel" and move.created_at and event.at >= move.created_at
-            for event in self.ledger.events(move.run_id)
-        )
-
-    def _origin_changed(self, move: Move, seen: Sight) -> Move | None:
-        """The on-prem job is not waiting any more: its site or its user decided."""
-        if seen.started and not (seen.status and seen.status.state is JobState.CANCELLED):
-            return self._end(
-                move,
-                f"it started on {move.from_site} ({seen.word}), so its job on "
-                f"{move.to_site} is ended",
-                Step.WITHDRAWN,
-            )
-        return self._end(
-            move, f"its job on {move.from_site} was ended ({seen.word})", Step.CANCELLED
-        )
-
-    def _withdraw(self, move: Move, seen: Sight) -> Move | None:
-        step = Step.WITHDRAWN if seen.started else Step.CANCELLED
-        return self.moves.save(
-            move,
-            step=step,
-            message=f"its job on {move.from_site} is {seen.word}: nothing was moved",
-        )
-
-    def _end(self, move: Move, message: str, ends_as: Step = Step.FAILED) -> Move | None:
-        return self.moves.save(move, step=Step.ENDING, message=message, ends_as=ends_as)
-
-    def _fail(self, move: Move, message: str) -> Move | None:
-        earlier = [m for m in self.moves.of_run(move.run_id) if m.step is Step.FAILED]
-        rest_s = move.retry_after_s * min(2 ** len(earlier), MAX_BACKOFF)
-        now = self._connect(move.from_site).clock.now()
-        return self.moves.save(
-            move,
-            step=Step.FAILED,
-            message=message,
-            retry_at=now + dt.timedelta(seconds=rest_s),
-        )
-
-    def _lift(self, move: Move, seen: Sight, connection: Connection, origin: Attempt) -> None:
-        assert seen.status is not None
-        assert origin.job_id is not None
-        value = restored(seen.status.exc_nodes, move.old_exc or "", move.fence or "")
-        connection.client.update(origin.job_id, {"ExcNodeList": value})
-
-    def _lifted(self, move: Move, seen: Sight) -> bool:
-        assert seen.status is not None
-        if move.fence and move.old_exc is not None and same_nodes(move.fence, move.old_exc):
-            return True  # the user had excluded every node
-        return not stands(seen.status, move.fence or "")
-
     def _unfence_settled(self, move: Move) -> Move:
         """The move is over, yet its fence may stand (somebody edited, a controller came back)."""
         origin, connection = self._origin(move)
@@ -409,43 +390,8 @@ class Handover:
             raise BurstRefusedError(
                 f"no fence stands on {origin.ref} ({seen.word})", hint="hpcscale burst status"
             )
+        target = target_attempt(self.ledger, move)
+        if target is not None and move.step is Step.FAILED:
+            revoke(connection.transport, origin, target.submission_id)
         self._lift(move, seen, connection, origin)
         return move
-
-    def _watch_origin(self, move: Move) -> None:
-        """A controller that died may have forgotten the cancel: the job must not run twice."""
-        if _age_s(move.updated_at) > WATCH_ORIGIN_S:
-            return
-        origin, connection = self._origin(move)
-        seen = look(connection, origin)
-        if not seen.over:
-            self._say(f"{move.run_id}: {origin.ref} is back ({seen.word}); ended again")
-            self.ledger.event(
-                move.run_id, "move.origin_back", {"state": seen.word}, submission_id=move.origin
-            )
-            end(connection, origin)
-
-    def _until_over(self, connection: Connection, attempt: Attempt) -> Sight:
-        """Look until the job is terminal, for a short time."""
-        deadline = time.monotonic() + SETTLE_S
-        while True:
-            seen = look(connection, attempt, self.ledger)
-            if seen.over or time.monotonic() > deadline:
-                return seen
-            time.sleep(0.3)
-
-    def _origin(self, move: Move) -> tuple[Attempt, Connection]:
-        return self.ledger.attempt(move.origin), self._connect(move.from_site)
-
-    def _target(self, move: Move) -> tuple[Attempt, Connection]:
-        return self.ledger.attempt(move.target or ""), self._connect(move.to_site)
-
-    def _tell(self, move: Move) -> None:
-        text = f"{move.run_id} ({move.name}): {move.step.value}"
-        if move.step in {Step.SUBMITTING, Step.SUBMITTED, Step.MOVED}:
-            text += f" to {move.to_site}"
-        self._say(text + (f": {move.message}" if move.message else ""))
-
-
-def _age_s(since: dt.datetime | None) -> float:
-    return (utc_now() - since).total_seconds() if since else 0.0

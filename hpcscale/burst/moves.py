@@ -5,9 +5,9 @@ work on one ledger never both do what follows it; an unsettled move is unique fo
 
 .. code-block:: text
 
-    FENCING ──► SUBMITTING ──► SUBMITTED ──► CANCELLING ──► MOVED ──► DONE
-       │             │             │              │
-       │             └──────┬──────┴──────────────┘
+    FENCING ─► SUBMITTING ─► SUBMITTED ─► CLAIMING ─► OPENING ─► CANCELLING ─► MOVED ─► DONE
+       │            │            │           │           │            │
+       │            └───────┬────┴───────────┴───────────┴────────────┘
        │                    ▼
        │                 ENDING (the cloud job, until it is terminal)
        │                    │
@@ -30,8 +30,10 @@ class Step(enum.StrEnum):
 
     FENCING = "fencing"  # the old ExcNodeList is on disk; the fence may or may not stand
     SUBMITTING = "submitting"  # the fence stood; the cloud job may or may not exist
-    SUBMITTED = "submitted"  # the cloud job exists and has not reported in
-    CANCELLING = "cancelling"  # it has; the on-prem job is being cancelled
+    SUBMITTED = "submitted"  # the cloud job exists; its gang is not at the gate yet
+    CLAIMING = "claiming"  # it is; the on-prem job's claim may or may not be ours
+    OPENING = "opening"  # the claim is ours; the gate may or may not be open
+    CANCELLING = "cancelling"  # the gate is open; the on-prem job is being cancelled
     MOVED = "moved"  # the on-prem job is gone; the cloud job is followed to its end
     ENDING = "ending"  # the cloud job is being ended; ``ends_as`` says what follows
     UNFENCING = "unfencing"
@@ -64,6 +66,10 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         message: what went wrong, or what is worth knowing, in one sentence.
         retry_at: a failed move's job is left alone until then.
         asked_at: the target site's clock when the job was submitted there.
+        lease_s: how long the cloud job waits at its gate.
+        staging_s: allowed for copying, in the cloud job's time limit.
+        cancel_asked: whether the on-prem job's cancel may have been ours.
+        gate_idle_s: how long the cloud job stood at its gate.
         lost_at: when the running cloud job was first no longer known to its Slurm.
     """
 
@@ -81,6 +87,10 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     estimate_usd: Decimal | None = None
     boot_timeout_s: int = 1800
     retry_after_s: int = 1800
+    lease_s: int = 600
+    staging_s: int = 0
+    cancel_asked: bool = False
+    gate_idle_s: int | None = None
     old_exc: str | None = None
     fence: str | None = None
     ends_as: Step = Step.FAILED

@@ -64,6 +64,15 @@ def spec_for(spec: JobSpec, time_limit_s: int | None, site: Site) -> JobSpec:
     )
 
 
+def with_gate_time(spec: JobSpec, seconds: int) -> JobSpec:
+    """The job with a time limit that leaves it its own time after the gate and staging."""
+    limit_s = spec.resources.time_limit_s
+    if limit_s is None:
+        return spec
+    resources = msgspec.structs.replace(spec.resources, time_limit_s=limit_s + seconds)
+    return msgspec.structs.replace(spec, resources=resources)
+
+
 def candidates(
     waiting: list[Waiting],
     *,
@@ -118,7 +127,8 @@ def _candidate(
         deadline=run.deadline,
         max_cost_usd=run.max_cost_usd,
         options=tuple(
-            _option(run.spec, limit_s, targets[name], policy.target.get(name)) for name in policy.to
+            _option(run.spec, limit_s, targets[name], policy, policy.target.get(name))
+            for name in policy.to
         ),
         blockers=tuple(_stuck(waiting, status, answer, origin)),
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
@@ -140,9 +150,12 @@ def _since(status: JobStatus | None, attempt: Attempt) -> dt.datetime | None:
     return status.eligible_time or status.submit_time
 
 
-def _option(spec: JobSpec, limit_s: int | None, site: Site, terms: TargetTerms | None) -> Option:
+def _option(
+    spec: JobSpec, limit_s: int | None, site: Site, policy: Policy, terms: TargetTerms | None
+) -> Option:
     terms = terms or TargetTerms()
-    asked = spec_for(spec, limit_s, site)
+    staging_s = site.burst.staging_s if terms.staging_s is None else terms.staging_s
+    asked = with_gate_time(spec_for(spec, limit_s, site), policy.lease_s + staging_s)
     cost = estimate(asked, site)
     blockers = [] if site.burst.target else ["it is no burst target (burst.target = false)"]
     try:
@@ -156,7 +169,7 @@ def _option(spec: JobSpec, limit_s: int | None, site: Site, terms: TargetTerms |
     return Option(
         site=site.name,
         boot_s=own(terms.boot_s, site.burst.boot_allowance_s),
-        staging_s=own(terms.staging_s, site.burst.staging_s),
+        staging_s=staging_s,
         boot_timeout_s=own(terms.boot_timeout_s, site.burst.boot_timeout_s),
         cost_usd=cost.usd,
         cost_why=cost.why,
@@ -176,6 +189,8 @@ def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: S
             for line, option, _ in script.directives
             if option in {"dependency", "d"}
         ]
+    if "hpcscale_claim" not in attempt.script:
+        found.append("its script makes no claim (an older hpcscale submitted it): submit it again")
     if status is None or attempt.job_id is None:
         return found
     if status.job_id.het_offset is not None:

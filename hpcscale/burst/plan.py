@@ -107,6 +107,7 @@ class Decision(_Frozen, frozen=True, kw_only=True):
     cost_usd: Decimal | None = None
     cost_why: str = ""
     boot_timeout_s: int | None = None
+    staging_s: int = 0
     blockers: tuple[str, ...] = ()
 
 

@@ -10,6 +10,7 @@
     use_start_estimate = true   # Slurm's own estimate may bring a move forward
     max_moves_per_run = 4
     retry_after = "30m"         # after a failed move, leave the job alone this long
+    cron_interval = "5m"        # of your cron line; a cloud job waits twice that at its gate
 
     [target.lab-cloud]          # overrides of the site's own figures
     boot = "5m"
@@ -48,6 +49,7 @@ class _PolicyFile(_Frozen, frozen=True, kw_only=True, rename={"from_": "from"}):
     use_start_estimate: bool = True
     max_moves_per_run: int = 10
     retry_after: str = "30m"
+    cron_interval: str = "5m"
     target: dict[str, _TargetFile] = msgspec.field(default_factory=dict)
 
 
@@ -72,6 +74,7 @@ class Policy(_Frozen, frozen=True, kw_only=True):
         use_start_estimate: whether Slurm's estimate may bring a deadline move forward.
         max_moves_per_run: most moves that one run starts.
         retry_after_s: rest after a failed move of the same job.
+        cron_interval_s: between two runs of `hpcscale burst run`.
     """
 
     source: str = ""
@@ -83,7 +86,13 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     use_start_estimate: bool = True
     max_moves_per_run: int = 10
     retry_after_s: int = 1800
+    cron_interval_s: int = 300
     target: dict[str, TargetTerms] = msgspec.field(default_factory=dict)
+
+    @property
+    def lease_s(self) -> int:
+        """How long a cloud job waits at its gate: a run may come late, or be killed once."""
+        return 2 * self.cron_interval_s
 
 
 def load_policy(path: Path) -> Policy:
@@ -135,6 +144,9 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         )
         for name, terms in raw.target.items()
     }
+    cron_interval_s = seconds(raw.cron_interval, "cron_interval") or 0
+    if cron_interval_s < 1:
+        raise wrong("cron_interval", "must be at least 1s")
     return Policy(
         source=where,
         from_site=raw.from_,
@@ -145,5 +157,6 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         use_start_estimate=raw.use_start_estimate,
         max_moves_per_run=raw.max_moves_per_run,
         retry_after_s=seconds(raw.retry_after, "retry_after") or 0,
+        cron_interval_s=cron_interval_s,
         target=target,
     )

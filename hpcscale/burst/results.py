@@ -1,5 +1,6 @@
 """What comes home after a cloud attempt: its cost into the ledger, its outputs and logs here."""
 
+import datetime as dt
 from pathlib import Path
 
 from hpcscale.connect import Connection
@@ -41,3 +42,27 @@ def settle_cost(ledger: Ledger, target: Attempt) -> None:
         cost = spent_usd(target.gpus, seconds, target.gpu_hour_usd)
         if cost is not None:
             ledger.set_cost(target, cost)
+
+
+def note_gate_idle(
+    ledger: Ledger, target: Attempt, since: dt.datetime | None, until: dt.datetime | None
+) -> int | None:
+    """Seconds that the gang stood at its gate; an event tells them with what they cost.
+
+    Args:
+        ledger: gets the event.
+        target: the cloud attempt.
+        since: when it came there, by the node's clock; None: never, or not known.
+        until: when it went on or ended.
+    """
+    if since is None or until is None:
+        return None
+    seconds = max(0, round((until - since).total_seconds()))
+    usd = spent_usd(target.gpus, seconds, target.gpu_hour_usd)
+    ledger.event(
+        target.run_id,
+        "attempt.gate_idle",
+        {"seconds": seconds, "usd": None if usd is None else str(usd)},
+        submission_id=target.submission_id,
+    )
+    return seconds

@@ -153,6 +153,8 @@ def begin(
             estimate_usd=decision.cost_usd,
             boot_timeout_s=decision.boot_timeout_s or 1800,
             retry_after_s=policy.retry_after_s,
+            lease_s=policy.lease_s,
+            staging_s=decision.staging_s,
         )
     )
     if move is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError
-from hpcscale.ledger import Attempt, Ledger
+from hpcscale.ledger import Attempt, Ledger, utc_now
 from hpcscale.reports import Report, read_reports
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.staging import remove_secrets
@@ -24,12 +24,16 @@ class Sight:
         status: Slurm's word; None when Slurm has no such job (any more).
         reported: the job id that the script reported in with, once it has started.
         exit_code: what the script reported at its end, and when (``ended_at``).
+        gated_at: when its newest start came to the gate, by the node's clock; None: not yet.
+        begun_at: when user code began, by the node's clock.
     """
 
     status: JobStatus | None
     reported: str | None = None
     exit_code: int | None = None
     ended_at: dt.datetime | None = None
+    gated_at: dt.datetime | None = None
+    begun_at: dt.datetime | None = None
 
     @property
     def gone(self) -> bool:
@@ -100,11 +104,15 @@ def look(
         starts = 0
     reports = reports_of(connection, attempt, starts)
     end = next((r for r in reversed(reports) if r.final), None)
+    begun = next((r for r in reports if r.begun), None)
+    gated = next((r for r in reversed(reports) if r.gated), None)
     return Sight(
         status=status,
-        reported=(reports[0].job or str(attempt.job_id)) if reports else None,
+        reported=(begun.job or str(attempt.job_id)) if begun else None,
         exit_code=end.exit_code if end else None,
         ended_at=end.at if end else None,
+        gated_at=(gated.at or utc_now()) if gated else None,
+        begun_at=begun.at if begun else None,
     )
 
 

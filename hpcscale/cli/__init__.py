@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "site": "site",
     "status": "status",
     "submit": "submit",
+    "tend": "tend",
     "wait": "wait",
 }
 

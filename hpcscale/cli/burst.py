@@ -8,11 +8,12 @@ from hpcscale.cli._output import emit_json, emit_table, json_option, notice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from decimal import Decimal
 
     from hpcscale.burst.moves import Move
     from hpcscale.burst.plan import BurstPlan
     from hpcscale.burst.run import Tick
-    from hpcscale.ledger import Ledger
+    from hpcscale.ledger import Attempt, Ledger
 
 POLL_S = 2.0
 
@@ -28,7 +29,7 @@ policy_option = click.option(
 
 @click.group(name="burst")
 def command() -> None:
-    """Let waiting jobs overflow to cloud sites: plan, run, status, undo."""
+    """Let waiting jobs overflow to cloud sites: plan, run, status, undo, reap."""
 
 
 @command.command()
@@ -59,9 +60,17 @@ def plan(policy_file: str, as_json: bool) -> None:
 @command.command()
 @policy_option
 @click.option("--once", is_flag=True, help="One tick, which is the default: for cron lines.")
+@click.option(
+    "--for",
+    "for_text",
+    metavar="TIME",
+    help="Go on for that long, so that an open gate does not wait for the next cron line: 4m.",
+)
 @click.option("--wait", "until_settled", is_flag=True, help="Go on until all moves are settled.")
 @json_option
-def run(policy_file: str, once: bool, until_settled: bool, as_json: bool) -> None:
+def run(
+    policy_file: str, once: bool, for_text: str | None, until_settled: bool, as_json: bool
+) -> None:
     """Move the jobs that the policy moves, and take moves under way further.
 
     Run it from cron; each call goes on where the last one stood, wherever it was stopped. When
@@ -76,9 +85,15 @@ def run(policy_file: str, once: bool, until_settled: bool, as_json: bool) -> Non
     from hpcscale.burst.run import Connections, Tick, lock_path, tick
     from hpcscale.errors import UsageError
     from hpcscale.ledger import Ledger
+    from hpcscale.units import parse_duration_s
 
-    if once and until_settled:
-        raise UsageError("--once and --wait exclude each other", hint="leave one out")
+    if once + until_settled + bool(for_text) > 1:
+        raise UsageError("--once, --for and --wait exclude each other", hint="name one")
+    try:
+        for_s = (parse_duration_s(for_text) or 0) if for_text else 0
+    except ValueError as exc:
+        raise UsageError(str(exc), where="--for", hint="--for 4m") from exc
+    stop_at = time.monotonic() + for_s
     policy = load_policy(Path(policy_file))
     _require_sites({"from": [policy.from_site], "to": policy.to}, policy_file)
     connections = Connections()
@@ -94,7 +109,10 @@ def run(policy_file: str, once: bool, until_settled: bool, as_json: bool) -> Non
                     if problem not in problems:
                         notice(problem)
                         problems.append(problem)
-                if not until_settled or not Moves(ledger).unsettled():
+                if until_settled:
+                    if not Moves(ledger).unsettled():
+                        break
+                elif time.monotonic() + POLL_S > stop_at:
                     break
                 lock.touch()
                 time.sleep(POLL_S)
@@ -183,6 +201,37 @@ def undo(job: str, as_json: bool) -> None:
         notice("not finished: the next `hpcscale burst run` or `burst undo` goes on")
 
 
+@command.command()
+@click.option("--site", "sites", multiple=True, help="Only this site; may be repeated.")
+@json_option
+def reap(sites: tuple[str, ...], as_json: bool) -> None:
+    """End cloud jobs that no decision owns: what a killed run or a controller's crash left."""
+    import msgspec
+
+    from hpcscale.burst.reap import burst_sites
+    from hpcscale.burst.reap import reap as reap_jobs
+    from hpcscale.burst.run import Connections
+    from hpcscale.ledger import Ledger
+
+    connections = Connections()
+    try:
+        with Ledger.open() as ledger:
+            found, problems = reap_jobs(ledger, connections, sites or burst_sites(ledger))
+    finally:
+        connections.close()
+    if as_json:
+        emit_json({"jobs": msgspec.to_builtins(found), "problems": problems})
+    elif found:
+        rows = [[r.ref, "ended" if r.ended else "left", r.why] for r in found]
+        emit_table(("JOB", "DONE", "WHY"), rows)
+    else:
+        click.echo("nothing to reap")
+    for problem in problems:
+        notice(problem)
+    if problems:
+        raise click.exceptions.Exit(5)
+
+
 MOVE_COLUMNS = ("RUN", "NAME", "FROM", "TO", "STEP", "COST", "WHY")
 
 
@@ -217,11 +266,21 @@ def _move_data(ledger: "Ledger", move: "Move") -> dict[str, Any]:
         "message": move.message,
         "estimate_usd": move.estimate_usd,
         "cost_usd": target.cost_usd if target else None,
+        "gate_idle_s": move.gate_idle_s,
+        "gate_idle_usd": _gate_usd(target, move.gate_idle_s),
         "target_state": target.state.value if target else None,
         "retry_at": move.retry_at,
         "created_at": move.created_at,
         "updated_at": move.updated_at,
     }
+
+
+def _gate_usd(target: "Attempt | None", seconds: int | None) -> "Decimal | None":
+    from hpcscale.cost import spent_usd
+
+    if target is None or seconds is None:
+        return None
+    return spent_usd(target.gpus, seconds, target.gpu_hour_usd)
 
 
 def _plan_data(made: "BurstPlan") -> dict[str, Any]:

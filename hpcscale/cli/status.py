@@ -76,9 +76,10 @@ def command(jobs: tuple[str, ...], site_name: str | None, show_all: bool, as_jso
             shown = chosen()
         runs = {run.run_id: run for run in ledger.runs({a.run_id for a in shown})}
         report_sites(snapshot)
+        unsent = _unsent(ledger, site_name)
         view = _View(ledger, snapshot)
         if as_json:
-            emit_json(view.document(shown, runs, elements=bool(jobs)))
+            emit_json({**view.document(shown, runs, elements=bool(jobs)), "unsent": unsent})
         elif shown:
             shown.sort(key=lambda a: (runs[a.run_id].created_at, a.number))
             rows = []
@@ -268,6 +269,26 @@ class _View:
         if attempt.array_size is not None and not attempt.ended:
             return None  # known when its elements have ended
         return spent_usd(attempt.gpus, self._held_s(attempt), attempt.gpu_hour_usd)
+
+
+def _unsent(ledger: "Ledger", site_name: str | None) -> list[dict[str, Any]]:
+    """Batches with tasks that a limit kept back; said on stderr."""
+    from hpcscale.cli._output import notice
+
+    if not ledger.events(kind="batch.stored"):
+        return []
+    from hpcscale.batches import waiting
+
+    found = [b for b in waiting(ledger) if site_name in {None, b.run.site}]
+    for batch in found:
+        notice(
+            f"{batch.run.run_id} {batch.run.name}: {batch.unsent} of {batch.size} tasks wait here "
+            f"until {batch.run.site} has room; hpcscale tend sends them"
+        )
+    return [
+        {"run_id": b.run.run_id, "site": b.run.site, "tasks": b.size, "waiting": b.unsent}
+        for b in found
+    ]
 
 
 def _start(attempt: "Attempt") -> str:

@@ -14,7 +14,7 @@ from hpcscale.render.templating import fill
 from hpcscale.site import Site
 from hpcscale.spec import JobSpec
 
-__all__ = ["RenderedJob", "burst_blockers", "render"]
+__all__ = ["Gate", "RenderedJob", "burst_blockers", "render"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,24 @@ class RenderedJob:
     notices: tuple[str, ...] = ()
 
 
-def render(spec: JobSpec, site: Site) -> RenderedJob:
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A moved job waits for its handover's decision before the command begins.
+
+    Attributes:
+        lease_s: seconds at the gate after which the job itself decides that it does not begin.
+    """
+
+    lease_s: int
+
+
+def render(spec: JobSpec, site: Site, *, gate: Gate | None = None) -> RenderedJob:
     """Write the script of a job for a site.
 
     Args:
         spec: what to run.
         site: where.
+        gate: for an attempt that a handover makes; by plain sbatch the script has none.
 
     Raises:
         UsageError: the spec has neither command nor script.
@@ -62,9 +74,9 @@ def render(spec: JobSpec, site: Site) -> RenderedJob:
     if spec.script is not None:
         from hpcscale.render.foreign import foreign_text
 
-        script = foreign_text(spec, spec.script, site, options, notices)
+        script = foreign_text(spec, spec.script, site, options, notices, gate=gate)
     elif spec.command:
-        script = fill("job.sh.j2", job_context(spec, site, options, notices))
+        script = fill("job.sh.j2", job_context(spec, site, options, notices) | {"gate": gate})
     else:
         raise UsageError(
             "there is nothing to run", hint="hpcscale submit … -- COMMAND, or name a script"

@@ -24,7 +24,13 @@ _NEVER = frozenset({"deadline"})  # ours is no option of Slurm's: it would delet
 
 
 def foreign_text(
-    spec: JobSpec, script: Script, site: Site, options: list[str], notices: list[str]
+    spec: JobSpec,
+    script: Script,
+    site: Site,
+    options: list[str],
+    notices: list[str],
+    *,
+    gate: object = None,
 ) -> str:
     """The script with our prologue.
 
@@ -34,6 +40,7 @@ def foreign_text(
         site: where.
         options: gets what no ``#SBATCH`` line can hold.
         notices: gets what the user should know.
+        gate: whether and how long the script waits for a decision (``render.Gate``).
 
     Raises:
         LintRefusedError: it was written for another site, and cannot run here.
@@ -61,6 +68,7 @@ def foreign_text(
         )
     context = _context(spec, script, site, notices, moved=moved)
     context["directives"] = directive_lines(added, options)
+    context["gate"] = gate
     prologue = fill("foreign.sh.j2", context)
     return "".join([*head, prologue, *lines[start:]])
 

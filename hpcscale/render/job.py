@@ -7,7 +7,7 @@ from hpcscale import __version__
 from hpcscale.errors import InvalidFileError
 from hpcscale.render.directives import directive_lines, job_directives
 from hpcscale.render.launch import find_software, launch, mounts_word, port_offset
-from hpcscale.render.places import Place, places, start_dir
+from hpcscale.render.places import Place, code_root, places, start_dir
 from hpcscale.render.shell import site_path
 from hpcscale.site import ContainerRuntime, Site, Software
 from hpcscale.spec import JobSpec
@@ -47,6 +47,8 @@ def job_context(
         "srun": how.srun,
         "inner": how.inner,
         "argv": how.argv,
+        "function": spec.function,
+        "code_on_path": code_root(spec) is not None,
     }
     if options:
         given = " ".join(option.partition("=")[0] for option in options)

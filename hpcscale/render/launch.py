@@ -9,7 +9,7 @@ from hpcscale.render.directives import cpus_per_slurm_task, ranks_per_node, slur
 from hpcscale.render.places import Place, shell_words
 from hpcscale.render.shell import site_path, words
 from hpcscale.site import ContainerRuntime, Site, Software
-from hpcscale.spec import JobSpec, Launcher
+from hpcscale.spec import Function, JobSpec, Launcher
 
 PYTHON = re.compile(r"(?:.*/)?python(?:3(?:\.\d+)?)?")
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./+=:-]+")
@@ -94,6 +94,8 @@ def launch(
     if apptainer:
         gpu = " --nv" if want.gpus_per_node else ""
         inside.append(f'apptainer exec{gpu} --pwd "$PWD" "$HPCSCALE_IMAGE"')
+    if spec.function is not None:
+        return _function(spec, site, spec.function, inside, _pyxis(container_env) if pyxis else [])
     if spec.launcher is Launcher.PLAIN:
         if not pyxis:
             return Launch(
@@ -106,14 +108,7 @@ def launch(
             rendezvous=False,
         )
     tasks = slurm_tasks_per_node(spec)
-    srun = [
-        f"--nodes={want.nodes} --ntasks={want.nodes * tasks} --ntasks-per-node={tasks}",
-    ]
-    if cpus := cpus_per_slurm_task(spec, site):
-        # not inherited from the job since Slurm 22.05
-        srun[0] += f" --cpus-per-task={cpus}"
-    if site.launch.srun_args:
-        srun.append(words(site.launch.srun_args))
+    srun = _srun(spec, site)
     if pyxis:
         srun += _pyxis(container_env)
     if spec.launcher is Launcher.SRUN:
@@ -131,6 +126,39 @@ def launch(
         '  --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" "$@"',
     )
     return Launch(tuple(srun), inner, shell_words(tuple(program), found), rendezvous=True)
+
+
+def _srun(spec: JobSpec, site: Site) -> list[str]:
+    """The srun options of every step over the whole job."""
+    nodes, tasks = spec.resources.nodes, slurm_tasks_per_node(spec)
+    srun = [f"--nodes={nodes} --ntasks={nodes * tasks} --ntasks-per-node={tasks}"]
+    if cpus := cpus_per_slurm_task(spec, site):
+        # not inherited from the job since Slurm 22.05
+        srun[0] += f" --cpus-per-task={cpus}"
+    if site.launch.srun_args:
+        srun.append(words(site.launch.srun_args))
+    return srun
+
+
+def _function(
+    spec: JobSpec, site: Site, function: Function, inside: list[str], pyxis: list[str]
+) -> Launch:
+    """Submitit's job side on every task; it finds its rank by Slurm's own variables.
+
+    No rendezvous variables: ``submitit.helpers.TorchDistributedEnvironment`` sets them itself, and
+    refuses where they are set already.
+    """
+    out, err = (f'"$HPCSCALE_OUTPUT_SUBMITIT/${{job}}_%t_log.{kind}"' for kind in ("out", "err"))
+    call = [*inside, function.python, "-u -m submitit.core._submit", '"$HPCSCALE_OUTPUT_SUBMITIT"']
+    if not function.use_srun:
+        both = "2>&1" if function.stderr_to_stdout else f"2>> {err.replace('%t', '0')}"
+        call += [f">> {out.replace('%t', '0')}", both]
+        return Launch((), (), " ".join(call), rendezvous=False)
+    logs = f"--output={out}" + ("" if function.stderr_to_stdout else f" --error={err}")
+    srun = [*_srun(spec, site), f"--unbuffered --open-mode=append {logs}", *pyxis]
+    if function.srun_args:
+        srun.append(words(function.srun_args))
+    return Launch(tuple(srun), (), " ".join(call), rendezvous=False)
 
 
 def _pyxis(container_env: list[str]) -> list[str]:

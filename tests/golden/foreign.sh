@@ -8,7 +8,7 @@
 # Made by hpcscale 0.1.0 from spec 82805dc32341936f for site onprem
 # (profile of 2026-11-22, fabric loopback).
 # Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
-# Exit code: the command's own; 97 set-up failed; 99 stopped before the command was done.
+# Exit code: the command's own; 97 set-up failed; 98 claimed elsewhere; 99 stopped before the command was done.
 #SBATCH --job-name=foreign.sbatch
 #SBATCH --time=00:20:00
 hpcscale_task=${SLURM_ARRAY_TASK_ID:+.task$SLURM_ARRAY_TASK_ID}
@@ -43,6 +43,44 @@ hpcscale_report() {  # one small file an event, complete or absent; `hpcscale st
     && mv -- "$hpcscale_to.tmp" "$hpcscale_to"
 }
 mkdir -p -- "$HPCSCALE_RUN_DIR" || exit 97
+# --- the claim: a log of who has this attempt, each entry made once; requeued jobs add their own
+hpcscale_claim() {
+  hpcscale_claims=${HPCSCALE_RUN_DIR%/runs/*}/claims
+  hpcscale_log=$hpcscale_claims/${HPCSCALE_RUN_DIR##*/}.$HPCSCALE_SUBMISSION_ID$hpcscale_task
+  hpcscale_mine=$hpcscale_log.$SLURM_JOB_ID.$HPCSCALE_RESTART_COUNT.$$.tmp
+  mkdir -p -- "$hpcscale_claims" \
+    && echo "$HPCSCALE_SUBMISSION_ID $HPCSCALE_RESTART_COUNT" > "$hpcscale_mine" || return 97
+  hpcscale_entry=0
+  while :; do
+    ln -T -- "$hpcscale_mine" "$hpcscale_log.$hpcscale_entry" 2> /dev/null
+    [ "$hpcscale_mine" -ef "$hpcscale_log.$hpcscale_entry" ] && return 0
+    { read -r hpcscale_owner hpcscale_start < "$hpcscale_log.$hpcscale_entry"; } 2> /dev/null \
+      || return 97
+    if [ "$hpcscale_owner" = "$HPCSCALE_SUBMISSION_ID" ]; then
+      # an earlier start; not earlier when Slurm has forgotten one
+      [ "$hpcscale_start" -lt "$HPCSCALE_RESTART_COUNT" ] || return 1
+    elif [ ! -e "$hpcscale_claims/$hpcscale_owner.revoked" ]; then
+      return 2
+    fi
+    hpcscale_entry=$((hpcscale_entry + 1))
+  done
+}
+hpcscale_lost() {
+  rm -f -- "$hpcscale_mine"
+  case $1 in
+    1) echo "hpcscale: start $HPCSCALE_RESTART_COUNT of this job was begun before" >&2 ;;
+    2) echo "hpcscale: $hpcscale_owner has the claim: nothing is started here" >&2 ;;
+    *) echo "hpcscale: no claim can be made in $hpcscale_claims" >&2; exit 97 ;;
+  esac
+  # back into the queue, so that nothing is lost while the owner may still give the claim back
+  { [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] && timeout 60 scontrol requeue "$hpcscale_job"; }; exit 98
+}
+case $HPCSCALE_SUBMISSION_ID in
+  hs-*)
+    hpcscale_claim || hpcscale_lost "$?"
+    rm -f -- "$hpcscale_mine"
+    ;;
+esac
 trap 'hpcscale_report ended ",\"exit_code\":$?,\"requeued\":false"' EXIT
 hpcscale_report started || echo "hpcscale: the start could not be reported" >&2
 # <<< hpcscale

@@ -1,113 +1,28 @@
 """The handover on two faked sites: what real Slurm does too seldom to wait for."""
 
 import datetime as dt
-import json
 from pathlib import Path
 
 import msgspec
 import pytest
+from fake_sites import NODES, Sites
 
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import spec_for
 from hpcscale.burst.plan import Action
-from hpcscale.burst.policy import Policy
-from hpcscale.burst.run import tick
-from hpcscale.connect import Connection
 from hpcscale.errors import BurstRefusedError, UnreachableError
 from hpcscale.executor import HpcscaleExecutor
-from hpcscale.ledger import Ledger
 from hpcscale.render import render
 from hpcscale.site import load_site
-from hpcscale.slurm.cli import CliClient
 from hpcscale.slurm.types import JobState
-from hpcscale.spec import BurstMode, BurstTerms, Checkpoint, JobSpec, Resources, SecretSource
-from hpcscale.submit import submit
-from hpcscale.testing import FakeSlurm
+from hpcscale.spec import Checkpoint, JobSpec, Resources, SecretSource
 from hpcscale.units import JobId
-
-POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",))
-NODES = "node[1-4]"
-
-
-class Sites:
-    """Two faked sites and a ledger; stands in for ``burst.run.Connections``."""
-
-    def __init__(self, tmp_path):
-        self.onprem, self.cloud = FakeSlurm(), FakeSlurm(boot_s=30)
-        self.ledger = Ledger.open(tmp_path / "ledger.sqlite3")
-        self.down = set()
-        self.project = tmp_path / "project"
-        self.project.mkdir()
-        self.connections = {
-            name: Connection(
-                site=load_site(name, [f"state_dir={tmp_path / name}"]).site,
-                transport=fake,
-                client=CliClient(fake),
-                clock=fake.clock,
-            )
-            for name, fake in (("lab-onprem", self.onprem), ("lab-cloud", self.cloud))
-        }
-
-    def site(self, name):
-        return self.connections[name].site
-
-    def __call__(self, name):
-        if name in self.down:
-            raise UnreachableError("no route", where=name)
-        return self.connections[name]
-
-    def fill(self):
-        self.batch("-N4", "--exclusive", "--time=9999")
-        self.onprem.advance(1)
-
-    def batch(self, *options):
-        """A stranger's job on-prem; its id."""
-        done = self.onprem.run(["sbatch", "--parsable", *options], stdin="#!/bin/sh\nsleep 99999\n")
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def submit(self, **kw):
-        spec = JobSpec(
-            name="urgent",
-            command=("sleep", "60"),
-            workdir=str(self.project),
-            resources=Resources(nodes=2, gpus_per_node=4, time_limit_s=3600),
-            burst=BurstTerms(mode=BurstMode.ONLY),
-            **kw,
-        )
-        connection = self.connections["lab-onprem"]
-        done = submit(render(spec, connection.site), connection.site, connection, self.ledger)
-        self.both(1)
-        return done
-
-    def both(self, seconds):
-        self.onprem.advance(seconds)
-        self.cloud.advance(seconds)
-
-    def tick(self):
-        return tick(self.ledger, POLICY, self)
-
-    def move(self, submission):
-        return Moves(self.ledger).of_run(submission.run_id)[-1]
-
-    def target(self, submission):
-        return self.ledger.attempt(self.move(submission).target)
-
-    def report(self, submission_id, kind="started", **data):
-        """What the script would write: a fake runs none."""
-        attempt = self.ledger.attempt(submission_id)
-        path = f"{attempt.run_dir}/events/{submission_id}.0.{kind}"
-        event = {"event": kind, "job": str(attempt.job_id), "restart": 0, "time": 1.0, **data}
-        connection = self.connections[attempt.site]
-        connection.transport.put_bytes(json.dumps(event).encode(), path)
-
-    def excluded(self, submission):
-        return self.connections["lab-onprem"].client.show(submission.ref.job_id).exc_nodes
 
 
 @pytest.fixture
-def sites(tmp_path):
+def sites(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpcscale.burst.acts.BEGIN_S", 0.0)  # a fake's script begins when told
     sites = Sites(tmp_path)
     sites.fill()
     yield sites
@@ -124,9 +39,8 @@ def test_the_whole_way(sites):
     assert sites.move(job).step is Step.SUBMITTED, "its nodes still boot"
     sites.both(30)
     sites.tick()
-    assert sites.move(job).step is Step.SUBMITTED, "up, but its script has not reported in"
-    sites.report(sites.target(job).submission_id)
-    sites.tick()
+    assert sites.move(job).step is Step.SUBMITTED, "up, but its script is not at the gate"
+    sites.begin(job)
     assert sites.move(job).step is Step.MOVED
     assert sites.ledger.attempt(job.submission_id).state is JobState.CANCELLED
     sites.both(90)
@@ -145,16 +59,15 @@ def test_the_secrets_of_the_on_prem_job_go_with_it(sites, monkeypatch):
     assert kept.is_dir()
     sites.tick()
     sites.both(60)
-    sites.report(sites.target(job).submission_id)
-    sites.tick()
+    sites.begin(job)
     assert sites.move(job).step is Step.MOVED
     assert not kept.exists()
 
 
-def test_a_report_without_all_nodes_up_does_not_cancel_the_on_prem_job(sites):
+def test_a_gate_without_all_nodes_up_is_not_opened(sites):
     job = sites.submit()
     sites.tick()
-    sites.report(sites.target(job).submission_id)
+    sites.report(sites.target(job).submission_id, "gated")
     sites.both(5)  # CONFIGURING: the first node may be up, the others boot
     sites.tick()
     assert sites.move(job).step is Step.SUBMITTED
@@ -178,8 +91,7 @@ def test_a_controller_that_forgets_the_cancel_is_told_again(sites):
     sites.tick()
     sites.both(40)
     sites.onprem.advance(5)
-    sites.report(sites.target(job).submission_id)
-    sites.tick()
+    sites.begin(job)
     assert sites.move(job).step is Step.MOVED
     sites.onprem.crash()
     assert sites.connections["lab-onprem"].client.show(job.ref.job_id).state is JobState.PENDING
@@ -197,8 +109,7 @@ def test_an_id_that_slurm_gave_to_a_stranger_is_not_touched(sites):
     stranger = sites.connections["lab-onprem"].client.show(job.ref.job_id)
     sites.tick()
     sites.both(40)
-    sites.report(sites.target(job).submission_id)
-    sites.tick()
+    sites.begin(job)
     assert sites.move(job).step is Step.MOVED
     after = sites.connections["lab-onprem"].client.show(job.ref.job_id)
     assert (after.state, after.exc_nodes) == (stranger.state, "")
@@ -250,8 +161,7 @@ def test_a_job_that_was_requeued_before_is_not_taken_for_started(sites):
     sites.onprem.jobs[job.ref.job_id.base].restarts = 1
     sites.tick()
     sites.both(40)
-    sites.report(sites.target(job).submission_id)
-    sites.tick()
+    sites.begin(job)
     assert sites.move(job).step is Step.MOVED
 
 

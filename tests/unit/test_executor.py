@@ -1,16 +1,15 @@
 """The submitit plugin on a faked site."""
 
+import logging
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import submitit
 from submitit.core import plugins, utils
 
-from hpcscale import executor as module
 from hpcscale.connect import Connection
 from hpcscale.errors import NotThisJobError, UnreachableError, UsageError
-from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, HpcscaleJobEnvironment
+from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, HpcscaleJobEnvironment, watch
 from hpcscale.ledger import Ledger
 from hpcscale.render import render
 from hpcscale.site import load_site
@@ -24,8 +23,8 @@ def _fresh_registries(monkeypatch):
     """submitit and we keep one of each thing per process."""
     plugins._get_plugins.cache_clear()
     plugins.get_executors.cache_clear()
-    monkeypatch.setattr(module, "_WATCHERS", {})
-    monkeypatch.setattr(module, "_LEDGERS", {})
+    monkeypatch.setattr(watch, "_WATCHERS", {})
+    monkeypatch.setattr(watch, "_LEDGERS", {})
 
 
 @pytest.fixture
@@ -64,24 +63,97 @@ def report_end(executor, job, code):
     executor.connection.transport.put_bytes(text.encode(), path)
 
 
-def test_submitit_finds_us_and_never_prefers_us(tmp_path, monkeypatch):
+def test_submitit_finds_us_and_never_prefers_us(tmp_path):
     assert plugins.get_executors()["hpcscale"] is HpcscaleExecutor
     assert HpcscaleExecutor.affinity() == 1
     auto = submitit.AutoExecutor(tmp_path, cluster="hpcscale", hpcscale_site="lab-onprem")
     assert auto._executor.site == "lab-onprem"
-    auto.update_parameters(timeout_min=7, nodes=1, mem_gb=2, hpcscale_partition="gpu")
-    site = load_site("lab-onprem", ['shared_dirs=["/nowhere"]']).site
-    monkeypatch.setattr(module, "connect", lambda _: SimpleNamespace(site=site))
-    with pytest.raises(UsageError, match="not seen by the nodes"):
-        auto._executor._spec("python -m x")
-    shared = load_site("lab-onprem", [f'shared_dirs=["{tmp_path}"]']).site
-    monkeypatch.setattr(module, "connect", lambda _: SimpleNamespace(site=shared))
-    module._WATCHERS["lab-onprem"].use(None)
-    spec = auto._executor._spec("python -m x")
-    assert spec.workdir == str(tmp_path), "not the current directory, which no node sees"
-    assert spec.resources.time_limit_s == 420
-    assert (spec.resources.mem_gb, spec.partition) == (2.0, "gpu")
     assert submitit.AutoExecutor.which() != "hpcscale"
+
+
+def spec_of(executor, **parameters):
+    executor.update_parameters(**parameters)
+    job = executor.submit(len, "abc")
+    with Ledger.open() as ledger:
+        return ledger.run(ledger.attempt(job.submission_id).run_id).spec, job
+
+
+def test_parameters_reach_the_job(executor):
+    spec, job = spec_of(
+        executor, time=7, nodes=2, ntasks_per_node=3, mem="2GB", partition="gpu", gpus_per_node=1,
+        exclude="onprem1", mail_type="END", setup=["export A='it'"], teardown=["echo bye"],
+        srun_args=["--cpu-bind=none"], additional_parameters={"nice": 5, "contiguous": True},
+        signal_delay_s=30, comment="mine",
+    )  # fmt: skip
+    want = spec.resources
+    assert (want.time_limit_s, want.nodes, want.tasks_per_node) == (420, 2, 3)
+    assert (want.mem_gb, want.gpus_per_node, spec.partition, spec.comment) == (
+        2.0,
+        1,
+        "gpu",
+        "mine",
+    )
+    assert spec.directives == {
+        "signal": "USR2@30", "requeue": None, "exclude": "onprem1", "mail-type": "END",
+        "nice": "5", "contiguous": None,
+    }  # fmt: skip
+    assert job.num_tasks == 6
+    script = job.paths.submission_file.read_text()
+    for line in ("#SBATCH --signal=USR2@30", "export A='it'", "echo bye", "--cpu-bind=none",
+                 "export SUBMITIT_EXECUTOR=hpcscale"):  # fmt: skip
+        assert line in script
+    assert "wckey" not in script
+
+
+def test_slurm_parameters_are_ours_with_a_notice(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("submitit"), "propagate", True)
+    auto = submitit.AutoExecutor(tmp_path, cluster="hpcscale", hpcscale_site="lab-onprem")
+    auto.update_parameters(slurm_partition="spot", slurm_qos="low", hpcscale_qos="high")
+    assert auto._executor.parameters == {"partition": "spot", "qos": "high"}
+    assert "slurm_partition, slurm_qos: used for hpcscale" in caplog.text
+    debug = submitit.AutoExecutor(tmp_path, cluster="debug")
+    debug.update_parameters(slurm_partition="spot")
+    assert "partition" not in debug._executor.parameters
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"partion": "x"}, "no such parameters: partion"),
+        ({"setup": "module load x"}, "list of texts"),
+        ({"time": "soon"}, "no duration"),
+        ({"burst": "maybe"}, "maybe"),
+    ],
+)
+def test_wrong_parameters_are_refused_when_they_are_set(executor, wrong, match):
+    with pytest.raises(UsageError, match=match):
+        executor.update_parameters(**wrong)
+    assert not set(wrong) & set(executor.parameters)
+
+
+def test_a_second_site_does_not_share_file_names(executor, tmp_path):
+    executor.submit(len, "abc")
+    other = HpcscaleExecutor(executor.folder, site="lab-cloud")
+    assert other._folder_here() == executor.folder / "lab-cloud"
+    assert executor._folder_here() == executor.folder
+
+
+def test_a_result_of_another_job_of_the_same_id_is_not_taken(executor, slurm):
+    job = executor.submit(len, "abc")
+    job.paths.result_pickle.write_bytes(pickle.dumps(("success", "somebody else's")))
+    job._outcome_path().write_text('{"submission_id": "hs-0", "outcome": "success"}')
+    assert not job._outcome_is_ours()
+    slurm.jobs[int(job.job_id)].state = "CANCELLED"
+    assert job.done(force_check=True)
+    with pytest.raises(utils.UncompletedJobError, match="has not produced any output"):
+        job.result()
+
+
+def test_too_large_pickles_are_refused(executor, slurm):
+    executor.max_pickle_size_gb = 1e-9
+    with pytest.raises(UsageError, match="max_pickle_size_gb"):
+        executor.submit(len, "abc")
+    assert slurm.jobs == {}
 
 
 def test_inside_a_job_the_environment_is_ours(monkeypatch):
@@ -132,7 +204,7 @@ def test_a_failed_script_is_a_failed_job(executor, slurm):
     report_end(executor, job, 3)
     slurm.jobs.clear()  # forgotten, as by a Slurm without slurmdbd
     assert job.done(force_check=True)
-    assert job.outcome() == {"ref": str(job.ref), "state": "UNKNOWN", "exit_code": 3}
+    assert job.outcome() == {"ref": str(job.ref), "state": "FAILED", "exit_code": 3}
     assert isinstance(job.exception(), utils.FailedJobError)
     with pytest.raises(utils.FailedJobError, match="exit code 3"):
         job.result()
@@ -180,17 +252,3 @@ def test_a_job_survives_pickling(executor):
     assert isinstance(again, HpcscaleJob)
     assert again.ref == job.ref
     assert again.watcher is job.watcher
-
-
-def test_what_functions_cannot_do_yet_is_said_and_submits_nothing(executor, slurm):
-    with pytest.raises(UsageError, match="arrays of functions"):
-        executor.map_array(len, ["a", "b"])
-    executor.update_parameters(nodes=2)
-    with pytest.raises(UsageError, match="several tasks"):
-        executor.submit(len, "abc")
-    with pytest.raises(UsageError, match="not supported yet: setup"):
-        executor.update_parameters(setup=["module load x"])
-    slurm.is_local = False
-    with pytest.raises(UsageError, match="local sites only"):
-        executor.submit(len, "abc")
-    assert slurm.jobs == {}

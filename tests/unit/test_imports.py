@@ -58,8 +58,9 @@ ALLOWED: dict[str, set[str]] = {
     "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify"},
     "observe": _OWNING | {"ledger_rows", "judge"},
     "results": _OWNING,
+    "batches": _OWNING | {"submit"},
     # the submitit plugin knows nothing of bursting
-    "executor": _OWNING | {"submit", "observe", "results"},
+    "executor": _OWNING | {"submit", "observe", "results", "batches"},
     # deciding is pure: data in, data out
     "burst.catalog": _DECIDING | {"assets", "tomlfile"},
     "burst.forecast": _DECIDING,

@@ -1,0 +1,272 @@
+"""Arrays of functions that one sbatch cannot take: sent in parts, as the site has room.
+
+A batch is a run in the ledger that holds no attempt of its own: ``N`` tasks, with a pickle each.
+Parts of it are sent as runs of their own, whose arrays are numbered from 0. What a limit keeps back
+(MaxArraySize, MaxSubmitJobs, MaxJobCount) stays in the ledger and on disk, and whoever comes next
+sends it: a live ``result()``, ``hpcscale tend``, or cron. The event that names a part's run is
+written before the part is submitted, so nothing is sent twice, whenever a sender dies.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from hpcscale.connect import Connection
+from hpcscale.errors import NotFoundError, RefusedError, SubmitUnknownError
+from hpcscale.ledger import Attempt, Ledger, Run
+from hpcscale.precheck import cached_facts, fetch_facts
+from hpcscale.render import render
+from hpcscale.slurm.types import JobState
+from hpcscale.spec import JobSpec
+from hpcscale.submit import submit
+
+STORED, SENDING, SKIPPED, DROPPED = "batch.stored", "batch.sending", "batch.skip", "batch.dropped"
+INPUT = "submitit"
+
+# Slurm's words for "not now" (sbatch(1), slurm_errno.c); size and time limits are "never"
+_NOT_NOW = re.compile(
+    r"Max(Submit|Jobs)\w*(Limit|PerUser|PerAccount|PerAcct)|SubmitJob\w*Limit"
+    r"|temporarily unable to accept job|job submit limit",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that Slurm has, or may have.
+
+    Attributes:
+        start, stop: tasks of the batch, ``stop`` not included.
+        skip: tasks among them that were cancelled before they were sent.
+        attempt: its submission; None when all of it was cancelled before.
+    """
+
+    start: int
+    stop: int
+    skip: tuple[int, ...]
+    attempt: Attempt | None
+
+    def number(self, task: int) -> int | None:
+        """The array index of a task of the batch; None when it was not sent."""
+        if self.attempt is None or task in self.skip:
+            return None
+        return task - self.start - sum(1 for s in self.skip if s < task)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is known of a batch.
+
+    Attributes:
+        size: tasks in all.
+        parallel: tasks that may run at the same time, in each part.
+        skip: tasks that were cancelled.
+        dropped: nothing more is to be sent.
+        blocked: why the last attempt to send did not send all; empty when it did.
+    """
+
+    run: Run
+    size: int
+    parallel: int
+    parts: tuple[Part, ...]
+    skip: frozenset[int]
+    dropped: bool
+    blocked: str = ""
+
+    def part(self, task: int) -> Part | None:
+        """The part that a task was sent with."""
+        return next((p for p in self.parts if p.start <= task < p.stop), None)
+
+    @property
+    def gaps(self) -> list[tuple[int, int]]:
+        """Ranges that are still to be sent."""
+        if self.dropped:
+            return []
+        found, at = [], 0
+        for part in self.parts:
+            if part.start > at:
+                found.append((at, part.start))
+            at = max(at, part.stop)
+        if at < self.size:
+            found.append((at, self.size))
+        return found
+
+    @property
+    def unsent(self) -> int:
+        """How many tasks are still to be sent."""
+        return sum(
+            stop - start - sum(1 for s in self.skip if start <= s < stop)
+            for start, stop in self.gaps
+        )
+
+
+def store(ledger: Ledger, spec: JobSpec, site: str, size: int, parallel: int) -> Batch:
+    """Note a batch; nothing is sent yet. Its pickles are the spec's input ``submitit``."""
+    run = ledger.new_run(spec, site=site)
+    ledger.event(run.run_id, STORED, {"size": size, "parallel": parallel})
+    return read(ledger, run.run_id)
+
+
+def read(ledger: Ledger, run_id: str) -> Batch:
+    """A batch as the ledger has it.
+
+    Raises:
+        NotFoundError: the run is no batch.
+    """
+    stored = ledger.events(run_id, STORED)
+    if not stored:
+        raise NotFoundError(f"run {run_id} is no batch")
+    parts = []
+    for event in ledger.events(run_id, SENDING):
+        live = [
+            a for a in ledger.attempts(event.data["run_id"]) if a.state is not JobState.REFUSED
+        ] if event.data["run_id"] else [None]  # fmt: skip
+        if live:
+            parts.append(
+                Part(event.data["start"], event.data["stop"], tuple(event.data["skip"]), live[-1])
+            )
+    return Batch(
+        run=ledger.run(run_id),
+        size=stored[0].data["size"],
+        parallel=stored[0].data["parallel"],
+        parts=tuple(sorted(parts, key=lambda p: p.start)),
+        skip=frozenset(e.data["task"] for e in ledger.events(run_id, SKIPPED)),
+        dropped=bool(ledger.events(run_id, DROPPED)),
+    )
+
+
+def waiting(ledger: Ledger) -> list[Batch]:
+    """Batches of which something is still to be sent, oldest first."""
+    over = {e.run_id for e in ledger.events(kind=DROPPED)}
+    ids = [e.run_id for e in ledger.events(kind=STORED) if e.run_id and e.run_id not in over]
+    return [b for b in (read(ledger, run_id) for run_id in ids) if b.unsent]
+
+
+def skip(ledger: Ledger, run_id: str, task: int) -> None:
+    """Cancel a task that was not sent yet."""
+    ledger.event(run_id, SKIPPED, {"task": task})
+
+
+def drop(ledger: Ledger, run_id: str, why: str) -> None:
+    """Send nothing more of it."""
+    ledger.event(run_id, DROPPED, {"why": why})
+
+
+def max_array_size(connection: Connection) -> int:
+    """Most elements that one array can have there: slurm.conf MaxArraySize, from facts.
+
+    Raises:
+        UnreachableError: no answer.
+    """
+    site = connection.site
+    return (cached_facts(site) or fetch_facts(site, connection.client)).max_array_size
+
+
+def send(ledger: Ledger, connection: Connection, run_id: str) -> Batch:
+    """Send what the site takes; the rest stays. Another sender at work is left alone.
+
+    Raises:
+        RefusedError: for a reason that will not pass.
+        UnreachableError, StateError: as ``submit``; what was sent is known.
+    """
+    batch = read(ledger, run_id)
+    with _alone(Path(batch.run.spec.inputs[INPUT])) as alone:
+        if not alone:
+            return batch
+        batch = read(ledger, run_id)
+        most = max_array_size(connection)
+        while gaps := batch.gaps:
+            start, stop = gaps[0]
+            stop = min(stop, start + most)
+            try:
+                _send_part(ledger, connection, batch, start, stop)
+            except RefusedError as exc:
+                if not not_now(exc):
+                    raise
+                if stop - start == 1:
+                    return replace(batch, blocked=exc.message)
+                most = (stop - start) // 2
+            except SubmitUnknownError as exc:
+                return replace(read(ledger, run_id), blocked=exc.message)
+            batch = read(ledger, run_id)
+    return batch
+
+
+def not_now(error: RefusedError) -> bool:
+    """Whether the same request may be taken later: a limit on how many jobs there are."""
+    return bool(_NOT_NOW.search(f"{error.message} {error.hint or ''}"))
+
+
+def _send_part(ledger: Ledger, connection: Connection, batch: Batch, start: int, stop: int) -> None:
+    tasks = [t for t in range(start, stop) if t not in batch.skip]
+    left_out = [t for t in range(start, stop) if t in batch.skip]
+    noted = {"start": start, "stop": stop, "skip": left_out}
+    if not tasks:
+        ledger.event(batch.run.run_id, SENDING, {**noted, "run_id": ""})
+        return
+    spec = batch.run.spec
+    pickles = Path(spec.inputs[INPUT])
+    if len(tasks) < batch.size:
+        pickles = part_of(pickles, tasks)
+    parallel = min(batch.parallel, len(tasks))
+    spec = msgspec.structs.replace(
+        spec, array=f"0-{len(tasks) - 1}%{parallel}", inputs={**spec.inputs, INPUT: str(pickles)}
+    )
+    run = ledger.new_run(spec, site=batch.run.site, cwd=batch.run.cwd)
+    ledger.event(batch.run.run_id, SENDING, {**noted, "run_id": run.run_id})
+    try:
+        submit(render(spec, connection.site), connection.site, connection, ledger, run=run)
+    except RefusedError:
+        if len(tasks) < batch.size:
+            shutil.rmtree(pickles, ignore_errors=True)
+        raise
+
+
+def part_of(directory: Path, tasks: Sequence[int]) -> Path:
+    """A directory with some of the pickles, renumbered from 0; the files are shared."""
+    part = directory.with_name(f"{directory.name}-{uuid.uuid4().hex[:8]}")
+    part.mkdir(mode=0o700)
+    for position, task in enumerate(tasks):
+        link(directory / f"{task}.pkl", part / f"{position}.pkl")
+    shutil.copytree(directory / "lib", part / "lib")
+    return part
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where there are no hard links."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        target.unlink(missing_ok=True)
+        link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+@contextlib.contextmanager
+def _alone(pickles: Path) -> Iterator[bool]:
+    """Whether this process alone sends the batch now."""
+    path = pickles.with_name(f"{pickles.name}.lock")
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"the pickles are gone: {pickles}", hint="they were removed with submitit's folder"
+        ) from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(handle)

@@ -1,0 +1,54 @@
+"""What submitit asks inside a job. This file goes along with every function: no hpcscale there.
+
+It needs the standard library and submitit alone. Besides submitit's own files it leaves
+``<job>_<task>_outcome.json``: how the function ended, for readers that must not unpickle.
+"""
+
+import atexit
+import json
+import os
+import sys
+import time
+import traceback
+import typing as tp
+
+from submitit.slurm import slurm
+
+
+class HpcscaleJobEnvironment(slurm.SlurmJobEnvironment):
+    """Slurm's own variables, under our executor's name."""
+
+    def _requeue(self, countdown: int) -> None:
+        super()._requeue(countdown)
+
+    def _handle_signals(self, paths: tp.Any, submission: tp.Any) -> None:
+        super()._handle_signals(paths, submission)
+        atexit.register(_tell, paths, os.getpid())
+
+
+def _tell(paths: tp.Any, pid: int) -> None:
+    """Write the outcome, once the result is there; a job that was requeued has none yet."""
+    if os.getpid() != pid or not paths.result_pickle.exists():
+        return  # a fork of the function's, or it goes on later
+    # the interpreter keeps the exception that ended it; submitit raises it again after pickling it
+    problem: BaseException | None = getattr(sys, "last_value", None)
+    outcome: dict[str, tp.Any] = {
+        "schema": 1,
+        "outcome": "success" if problem is None else "error",
+        "submission_id": os.environ.get("HPCSCALE_SUBMISSION_ID", ""),
+        "job": paths.job_id,
+        "task": paths.task_id,
+        "restart": int(os.environ.get("HPCSCALE_RESTART_COUNT", "0")),
+        "time": int(time.time()),
+    }
+    if problem is not None:
+        text = "".join(traceback.format_exception(problem))
+        outcome |= {
+            "error": type(problem).__name__,
+            "message": str(problem)[:2000],
+            "trace": text[-8000:],
+        }
+    path = paths.result_pickle.with_name(f"{paths.job_id}_{paths.task_id}_outcome.json")
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(json.dumps(outcome), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,83 @@
+"""What goes along with functions: their pickles, renumbered from 0, and submitit's job side."""
+
+import shutil
+import sys
+import typing as tp
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from submitit.core import utils
+
+from hpcscale.errors import UsageError
+from hpcscale.executor import jobside
+
+OWN = ".hpcscale"  # our directory below submitit's folder
+_MODULE = "hpcscale_jobside"
+
+
+def write_pickles(
+    folder: Path,
+    submissions: Sequence[utils.DelayedSubmission],
+    *,
+    timeout_min: int,
+    max_num_timeout: int,
+    max_size_gb: float,
+) -> Path:
+    """Write ``0.pkl``, ``1.pkl`` … and the job side into a new directory.
+
+    Args:
+        folder: submitit's folder, without ids in it.
+        submissions: the functions.
+        timeout_min: their time limit, which the job side compares with.
+        max_num_timeout: how often a function may be requeued after its time limit.
+        max_size_gb: of all pickles, judged by the first.
+
+    Raises:
+        UsageError: the pickles are larger than that.
+    """
+    directory = folder / OWN / uuid.uuid4().hex[:16]
+    directory.mkdir(parents=True, mode=0o700)
+    _write_job_side(directory / "lib")
+    for number, submission in enumerate(submissions):
+        path = directory / f"{number}.pkl"
+        submission.set_timeout(timeout_min, max_num_timeout)
+        submission.dump(path)
+        if number == 0:
+            size_gb = path.stat().st_size / 1024**3 * len(submissions)
+            if size_gb > max_size_gb:
+                shutil.rmtree(directory)
+                raise UsageError(
+                    f"about {size_gb:.2f} GB of pickles, more than max_pickle_size_gb="
+                    f"{max_size_gb:g}",
+                    hint="pass a path instead of the data, or raise hpcscale_max_pickle_size_gb",
+                )
+    return directory
+
+
+def _write_job_side(lib: Path) -> None:
+    """The job environment as submitit finds it: a module and its entry point."""
+    info = lib / f"{_MODULE}-1.dist-info"
+    info.mkdir(parents=True)
+    shutil.copyfile(jobside.__file__, lib / f"{_MODULE}.py")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {_MODULE}\nVersion: 1\n", encoding="utf-8"
+    )
+    (info / "entry_points.txt").write_text(
+        f"[submitit]\njob_environment = {_MODULE}:HpcscaleJobEnvironment\n", encoding="utf-8"
+    )
+
+
+def outside_modules(submissions: Sequence[utils.DelayedSubmission]) -> list[str]:
+    """Modules of the functions that are installed nowhere: a remote site lacks them."""
+    found: set[str] = set()
+    for submission in submissions:
+        function: tp.Any = submission.function
+        name = getattr(function, "__module__", None) or type(function).__module__
+        module = sys.modules.get(name)
+        path = getattr(module, "__file__", None)
+        if name == "__main__" or path is None:
+            continue
+        if not path.startswith((sys.prefix, sys.base_prefix)) and "-packages" not in path:
+            found.add(name)
+    return sorted(found)

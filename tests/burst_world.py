@@ -1,0 +1,150 @@
+"""The lab's two sites and one user's ledger, for tests of moves on real Slurm."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hpcscale.burst.moves import Moves
+from hpcscale.burst.policy import Policy
+from hpcscale.burst.run import Connections, tick
+from hpcscale.connect import connect
+from hpcscale.ledger import Ledger
+from hpcscale.render import render
+from hpcscale.site import load_site
+from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
+from hpcscale.submit import submit
+
+POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",), max_wait_s=3600)
+
+
+class World:
+    """One user's ledger, the lab's two sites, and what the tests ask of them."""
+
+    def __init__(self, lab, project):
+        self.lab = lab
+        self.project = project
+        self.ledger = Ledger.open()
+        self.connections = Connections()
+        self.said = []
+        self.faulty = False
+
+    @property
+    def moves(self):
+        return Moves(self.ledger)
+
+    def close(self):
+        self.connections.close()
+        self.ledger.close()
+
+    def fill(self):
+        """A stranger's job on every on-prem node; its id."""
+        done = self.lab.site("lab-onprem").exec(
+            ["sbatch", "--parsable", "-N4", "--exclusive", "--time=60"],
+            stdin="#!/bin/sh\nsleep 600\n",
+            check=True,
+        )
+        filler = done.stdout.strip()
+        self.until(lambda: self.state("lab-onprem", filler) == "RUNNING", 20, "filler runs")
+        return filler
+
+    def submit(self, command="sleep 1", **terms):
+        terms = {"mode": BurstMode.ONLY, **terms}
+        spec = JobSpec(
+            name="urgent",
+            command=("sh", "-c", command),
+            workdir=str(self.project),
+            resources=Resources(nodes=2, gpus_per_node=1, time_limit_s=600),
+            burst=BurstTerms(**terms),
+        )
+        site = load_site("lab-onprem").site
+        with connect(site) as connection:
+            return submit(render(spec, site), site, connection, self.ledger)
+
+    def tick(self, policy=POLICY):
+        return tick(self.ledger, policy, self.connections, self.said.append)
+
+    def ticks_until(self, condition, timeout_s, what, policy=POLICY):
+        """Tick like cron, only faster."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            done = self.tick(policy)
+            if condition():
+                return done
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {timeout_s} s: {what}; {self.said[-5:]} {done.problems}")
+            time.sleep(0.5)
+
+    def move(self, submission):
+        return self.moves.of_run(submission.run_id)[-1]
+
+    def step(self, submission):
+        return self.move(submission).step
+
+    def settled(self, submission, timeout_s=60, policy=POLICY):
+        """Tick until the move is settled; the move."""
+        self.ticks_until(lambda: self.step(submission).settled, timeout_s, "settled", policy)
+        return self.move(submission)
+
+    def target(self, submission):
+        return self.ledger.attempt(self.move(submission).target)
+
+    def job(self, site, job_id):
+        """Fields of ``scontrol show job``."""
+        done = self.lab.site(site).exec(["scontrol", "-o", "show", "job", str(job_id)])
+        return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
+
+    def state(self, site, job_id):
+        return self.job(site, job_id).get("JobState", "")
+
+    def starts(self, submission):
+        """How often user code was started, at both sites together."""
+        count = 0
+        for site in ("lab-onprem", "lab-cloud"):
+            run_dir = f"{connect(load_site(site).site).state_dir}/runs/{submission.run_id}/events"
+            found = self.lab.site(site).exec(["find", run_dir, "-name", "*.started"])
+            count += len(found.stdout.split())
+        return count
+
+    def cloud_jobs(self):
+        """Every job of this ledger that the cloud site knows, ended ones too."""
+        done = self.lab.site("lab-cloud").exec(["squeue", "-h", "-t", "all", "-o", "%i %T %k"])
+        mine = [a.submission_id for a in self.ledger.all_attempts("lab-cloud")]
+        return [line for line in done.stdout.splitlines() if any(i in line for i in mine)]
+
+    def cold(self):
+        """All cloud nodes powered down, so that the next job must boot them."""
+        self.faulty = True
+        cloud = self.lab.site("lab-cloud")
+
+        def down():
+            listing = cloud.exec(["sinfo", "-h", "-N", "-o", "%N %t"]).stdout
+            states = dict(line.split() for line in listing.splitlines())
+            # asked again of those alone that are not on their way
+            up = [node for node, state in states.items() if state[-1] not in "~%!"]
+            if up:
+                names = ",".join(up)
+                cloud.exec(["scontrol", "update", f"NodeName={names}", "State=POWER_DOWN_FORCE"])
+            return bool(states) and all(state == "idle~" for state in states.values())
+
+        self.until(down, 60, "cloud nodes are powered down")
+
+    def until(self, condition, timeout_s, what):
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {timeout_s} s: {what}")
+            time.sleep(0.1)
+
+
+def hpcscale(*argv, **kw):
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "hpcscale", *argv],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **kw,
+    )

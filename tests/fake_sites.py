@@ -1,0 +1,104 @@
+"""Two faked sites with a ledger, for tests of moves between them."""
+
+import json
+
+from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.policy import Policy
+from hpcscale.burst.run import tick
+from hpcscale.connect import Connection
+from hpcscale.errors import UnreachableError
+from hpcscale.ledger import Ledger
+from hpcscale.render import render
+from hpcscale.site import load_site
+from hpcscale.slurm.cli import CliClient
+from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
+from hpcscale.submit import submit
+from hpcscale.testing import FakeSlurm
+
+POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",))
+NODES = "node[1-4]"
+
+
+class Sites:
+    """Two faked sites and a ledger; stands in for ``burst.run.Connections``."""
+
+    def __init__(self, tmp_path):
+        self.onprem, self.cloud = FakeSlurm(), FakeSlurm(boot_s=30)
+        self.ledger = Ledger.open(tmp_path / "ledger.sqlite3")
+        self.down = set()
+        self.project = tmp_path / "project"
+        self.project.mkdir()
+        self.connections = {
+            name: Connection(
+                site=load_site(name, [f"state_dir={tmp_path / name}"]).site,
+                transport=fake,
+                client=CliClient(fake),
+                clock=fake.clock,
+            )
+            for name, fake in (("lab-onprem", self.onprem), ("lab-cloud", self.cloud))
+        }
+
+    def site(self, name):
+        return self.connections[name].site
+
+    def __call__(self, name):
+        if name in self.down:
+            raise UnreachableError("no route", where=name)
+        return self.connections[name]
+
+    def fill(self):
+        self.batch("-N4", "--exclusive", "--time=9999")
+        self.onprem.advance(1)
+
+    def batch(self, *options):
+        """A stranger's job on-prem; its id."""
+        done = self.onprem.run(["sbatch", "--parsable", *options], stdin="#!/bin/sh\nsleep 99999\n")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def submit(self, **kw):
+        spec = JobSpec(
+            name="urgent",
+            command=("sleep", "60"),
+            workdir=str(self.project),
+            resources=Resources(nodes=2, gpus_per_node=4, time_limit_s=3600),
+            burst=BurstTerms(mode=BurstMode.ONLY),
+            **kw,
+        )
+        connection = self.connections["lab-onprem"]
+        done = submit(render(spec, connection.site), connection.site, connection, self.ledger)
+        self.both(1)
+        return done
+
+    def both(self, seconds):
+        self.onprem.advance(seconds)
+        self.cloud.advance(seconds)
+
+    def tick(self):
+        return tick(self.ledger, POLICY, self)
+
+    def move(self, submission):
+        return Moves(self.ledger).of_run(submission.run_id)[-1]
+
+    def target(self, submission):
+        return self.ledger.attempt(self.move(submission).target)
+
+    def begin(self, submission):
+        """The gang comes to its gate, the handover opens it, the command begins."""
+        target = self.target(submission).submission_id
+        self.report(target, "gated")
+        self.tick()
+        assert self.move(submission).step is Step.CANCELLING, self.move(submission).message
+        self.report(target)
+        self.tick()
+
+    def report(self, submission_id, kind="started", **data):
+        """What the script would write: a fake runs none."""
+        attempt = self.ledger.attempt(submission_id)
+        path = f"{attempt.run_dir}/events/{submission_id}.0.{kind}"
+        event = {"event": kind, "job": str(attempt.job_id), "restart": 0, "time": 1.0, **data}
+        connection = self.connections[attempt.site]
+        connection.transport.put_bytes(json.dumps(event).encode(), path)
+
+    def excluded(self, submission):
+        return self.connections["lab-onprem"].client.show(submission.ref.job_id).exc_nodes

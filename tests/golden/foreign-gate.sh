@@ -1,0 +1,115 @@
+#!/bin/bash
+#SBATCH -N 2 --ntasks-per-node=2   # two by two
+# of another site: #SBATCH --partition=gpu --time=00:10:00
+#SBATCH --time=00:10:00
+# of another site: #SBATCH --account=physics
+# a comment of the author's
+
+# >>> hpcscale: the lines up to the closing mark were added; all others are the script's own
+# Made by hpcscale 0.1.0 from spec 6d708b692f2396ab for site onprem
+# (profile of 2026-11-22, fabric loopback).
+# Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
+# Exit code: the command's own; 97 set-up failed; 98 claimed elsewhere; 99 stopped before the command was done.
+#SBATCH --export=NONE
+#SBATCH --job-name=foreign.sbatch
+#SBATCH --partition=gpu
+unset SLURM_EXPORT_ENV
+hpcscale_task=${SLURM_ARRAY_TASK_ID:+.task$SLURM_ARRAY_TASK_ID}
+hpcscale_job=$SLURM_JOB_ID
+[ -z "$hpcscale_task" ] || hpcscale_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+HPCSCALE_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}
+HPCSCALE_SITE=onprem
+case "${1-}" in
+  hs-*)  # submitted by hpcscale: <submission id> <run directory>
+    HPCSCALE_SUBMISSION_ID=$1
+    HPCSCALE_RUN_DIR=$2
+    shift 2
+    HPCSCALE_CODE_DIR=$HPCSCALE_RUN_DIR/code
+    cd -- "$HPCSCALE_CODE_DIR" || exit 97
+    SLURM_SUBMIT_DIR=$PWD  # scripts like to return to where they were submitted
+    ;;
+  *)  # plain sbatch
+    HPCSCALE_SUBMISSION_ID=plain-$SLURM_JOB_ID
+    HPCSCALE_RUN_DIR=$SLURM_SUBMIT_DIR/hpcscale-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}
+    HPCSCALE_CODE_DIR=/home/ada/project
+    ;;
+esac
+export HPCSCALE_SITE HPCSCALE_SUBMISSION_ID HPCSCALE_RUN_DIR HPCSCALE_RESTART_COUNT \
+  HPCSCALE_CODE_DIR
+hpcscale_report() {  # one small file an event, complete or absent; `hpcscale status` reads them
+  hpcscale_to=$HPCSCALE_RUN_DIR/events/$HPCSCALE_SUBMISSION_ID$hpcscale_task.$HPCSCALE_RESTART_COUNT.$1
+  mkdir -p "${hpcscale_to%/*}" \
+    && printf '{"event":"%s","job":"%s","restart":%d,"nodes":"%s","time":%d%s}\n' "$1" \
+      "$hpcscale_job" "$HPCSCALE_RESTART_COUNT" "$SLURM_JOB_NODELIST" "$(date +%s)" "${2-}" \
+      > "$hpcscale_to.tmp" \
+    && mv -- "$hpcscale_to.tmp" "$hpcscale_to"
+}
+mkdir -p -- "$HPCSCALE_RUN_DIR" || exit 97
+# --- the gate: all nodes are up; the command begins when the handover says so, within the lease
+hpcscale_gate() {
+  hpcscale_decision=$HPCSCALE_RUN_DIR/decision.$HPCSCALE_SUBMISSION_ID
+  hpcscale_mine=$hpcscale_decision.$SLURM_JOB_ID.$HPCSCALE_RESTART_COUNT.tmp
+  hpcscale_left=600
+  hpcscale_report gated
+  hpcscale_word=
+  until { read -r hpcscale_word < "$hpcscale_decision"; } 2> /dev/null; do
+    hpcscale_left=$((hpcscale_left - 1)); sleep 1
+    if [ "$hpcscale_left" -le 0 ]; then  # nobody came: the handover cannot open it any more
+      echo expired > "$hpcscale_mine" \
+        && ln -T -- "$hpcscale_mine" "$hpcscale_decision" 2> /dev/null
+      rm -f -- "$hpcscale_mine"
+    fi
+  done
+  [ "$hpcscale_word" = opened ] \
+    || { echo "hpcscale: the gate is $hpcscale_word: nothing is started here" >&2; exit 98; }
+}
+case $HPCSCALE_SUBMISSION_ID in hs-*) hpcscale_gate ;; esac
+# --- the claim: a log of who has this attempt, each entry made once; requeued jobs add their own
+hpcscale_claim() {
+  hpcscale_claims=${HPCSCALE_RUN_DIR%/runs/*}/claims
+  hpcscale_log=$hpcscale_claims/${HPCSCALE_RUN_DIR##*/}.$HPCSCALE_SUBMISSION_ID$hpcscale_task
+  hpcscale_mine=$hpcscale_log.$SLURM_JOB_ID.$HPCSCALE_RESTART_COUNT.$$.tmp
+  mkdir -p -- "$hpcscale_claims" \
+    && echo "$HPCSCALE_SUBMISSION_ID $HPCSCALE_RESTART_COUNT" > "$hpcscale_mine" || return 97
+  hpcscale_entry=0
+  while :; do
+    ln -T -- "$hpcscale_mine" "$hpcscale_log.$hpcscale_entry" 2> /dev/null
+    [ "$hpcscale_mine" -ef "$hpcscale_log.$hpcscale_entry" ] && return 0
+    { read -r hpcscale_owner hpcscale_start < "$hpcscale_log.$hpcscale_entry"; } 2> /dev/null \
+      || return 97
+    if [ "$hpcscale_owner" = "$HPCSCALE_SUBMISSION_ID" ]; then
+      # an earlier start; not earlier when Slurm has forgotten one
+      [ "$hpcscale_start" -lt "$HPCSCALE_RESTART_COUNT" ] || return 1
+    elif [ ! -e "$hpcscale_claims/$hpcscale_owner.revoked" ]; then
+      return 2
+    fi
+    hpcscale_entry=$((hpcscale_entry + 1))
+  done
+}
+hpcscale_lost() {
+  rm -f -- "$hpcscale_mine"
+  case $1 in
+    1) echo "hpcscale: start $HPCSCALE_RESTART_COUNT of this job was begun before" >&2 ;;
+    2) echo "hpcscale: $hpcscale_owner has the claim: nothing is started here" >&2 ;;
+    *) echo "hpcscale: no claim can be made in $hpcscale_claims" >&2; exit 97 ;;
+  esac
+  # back into the queue, so that nothing is lost while the owner may still give the claim back
+  [ "$1" = 1 ] || exit 98
+  { [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] && timeout 60 scontrol requeue "$hpcscale_job"; }; exit 98
+}
+case $HPCSCALE_SUBMISSION_ID in
+  hs-*)
+    hpcscale_claim || hpcscale_lost "$?"
+    rm -f -- "$hpcscale_mine"
+    ;;
+esac
+trap 'hpcscale_report ended ",\"exit_code\":$?,\"requeued\":false"' EXIT
+hpcscale_report started || echo "hpcscale: the start could not be reported" >&2
+# --- environment
+export OMP_NUM_THREADS='1'
+# fabric loopback, as the profile of onprem has it
+export GLOO_SOCKET_IFNAME='lo'  # documented, not run
+# <<< hpcscale
+echo "foreign $1 of $#"; export MINE="it's mine"
+srun bash -c 'echo "rank $SLURM_PROCID $MINE $GLOO_SOCKET_IFNAME"'
+exit 3

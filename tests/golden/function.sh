@@ -1,0 +1,170 @@
+#!/bin/bash
+# Made by hpcscale 0.1.0 from spec d27b56dd256a3fbf for site onprem
+# (profile of 2026-11-22, fabric loopback).
+# Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
+# Exit code: the command's own; 97 set-up failed; 98 claimed elsewhere; 99 stopped before the command was done.
+#SBATCH --array=0-9%4
+#SBATCH --export=NONE
+#SBATCH --job-name=golden
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=hpcscale-%A_%a.log
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=00:10:00
+
+# shellcheck disable=SC2016,SC2317,SC2329  # values are literal; some functions run in traps alone
+unset SLURM_EXPORT_ENV  # else srun would give its tasks no more environment than --export says
+set -u -o pipefail
+
+say() { printf 'hpcscale: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 97; }
+
+# --- where things are
+case "${1-}" in
+  hs-*)  # submitted by hpcscale: <submission id> <run directory>
+    HPCSCALE_SUBMISSION_ID=$1
+    HPCSCALE_RUN_DIR=$2
+    shift 2
+    HPCSCALE_CODE_DIR=$HPCSCALE_RUN_DIR
+    HPCSCALE_INPUT_SUBMITIT=$HPCSCALE_RUN_DIR/inputs/submitit
+    HPCSCALE_OUTPUT_SUBMITIT=$HPCSCALE_RUN_DIR/outputs/submitit
+    ;;
+  *)  # plain sbatch
+    HPCSCALE_SUBMISSION_ID=plain-$SLURM_JOB_ID
+    HPCSCALE_RUN_DIR=$SLURM_SUBMIT_DIR/hpcscale-$SLURM_ARRAY_JOB_ID
+    HPCSCALE_CODE_DIR=$SLURM_SUBMIT_DIR
+    HPCSCALE_INPUT_SUBMITIT=/home/ada/jobs/.hpcscale/0
+    HPCSCALE_OUTPUT_SUBMITIT=/home/ada/jobs
+    ;;
+esac
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+task=.task$SLURM_ARRAY_TASK_ID
+HPCSCALE_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}
+HPCSCALE_SITE=onprem
+export HPCSCALE_SITE HPCSCALE_SUBMISSION_ID HPCSCALE_RUN_DIR HPCSCALE_RESTART_COUNT HPCSCALE_CODE_DIR \
+  HPCSCALE_INPUT_SUBMITIT HPCSCALE_OUTPUT_SUBMITIT
+
+# --- reports: one small file an event, complete or absent; `hpcscale status` reads them
+report() {
+  local to=$HPCSCALE_RUN_DIR/events/$HPCSCALE_SUBMISSION_ID$task.$HPCSCALE_RESTART_COUNT.$1
+  { mkdir -p "${to%/*}" \
+    && printf '{"event":"%s","job":"%s","restart":%d,"nodes":"%s","time":%d%s}\n' "$1" "$job" \
+      "$HPCSCALE_RESTART_COUNT" "$SLURM_JOB_NODELIST" "$(date +%s)" "${2-}" > "$to.tmp" \
+    && mv -- "$to.tmp" "$to"; } || say "event '$1' could not be written: $to"
+}
+requeued=false
+finish() {
+  local rc=$?
+  trap '' TERM
+  report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
+}
+trap finish EXIT
+
+# --- what the command needs
+[ -e "$HPCSCALE_INPUT_SUBMITIT" ] || fail "input submitit is not at $HPCSCALE_INPUT_SUBMITIT"
+mkdir -p -- "$HPCSCALE_RUN_DIR" "$HPCSCALE_OUTPUT_SUBMITIT" || fail "a directory cannot be made"
+cd -- "$HPCSCALE_CODE_DIR" || fail "the code's directory cannot be entered"
+
+# --- environment
+# fabric loopback, as the profile of onprem has it
+export GLOO_SOCKET_IFNAME='lo'  # documented, not run
+# software conda
+set +u  # modules, venv and conda read variables that may be unset
+eval "$("${CONDA_EXE:-conda}" shell.bash hook)" || { echo "hpcscale: conda is not installed here" >&2; exit 97; }
+conda activate py311 || { echo hpcscale: no conda environment py311 >&2; exit 97; }
+set -u
+
+# --- the function: its pickle under the name that submitit looks for
+export SUBMITIT_EXECUTOR=hpcscale
+export PYTHONPATH="$HPCSCALE_INPUT_SUBMITIT/lib${PYTHONPATH:+:$PYTHONPATH}"
+pickle=$HPCSCALE_OUTPUT_SUBMITIT/${job}_submitted.pkl
+# a restart goes on from what the function saved; ids are given out again, so a first start does not
+if [ "$HPCSCALE_RESTART_COUNT" -eq 0 ] || [ ! -e "$pickle" ]; then
+  { rm -f -- "$HPCSCALE_OUTPUT_SUBMITIT/${job}"_*_result.pkl \
+    && cp -- "$HPCSCALE_INPUT_SUBMITIT/${SLURM_ARRAY_TASK_ID:-0}.pkl" "$pickle.new" \
+    && mv -f -- "$pickle.new" "$pickle"; } || fail "the function's pickle cannot be put in place"
+fi
+set +u  # the user's own lines may read variables that are unset
+module list
+set -u
+
+# --- the claim: a log of who has this attempt, each entry made once; requeued jobs add their own
+hpcscale_claim() {
+  hpcscale_claims=${HPCSCALE_RUN_DIR%/runs/*}/claims
+  hpcscale_log=$hpcscale_claims/${HPCSCALE_RUN_DIR##*/}.$HPCSCALE_SUBMISSION_ID$task
+  hpcscale_mine=$hpcscale_log.$SLURM_JOB_ID.$HPCSCALE_RESTART_COUNT.$$.tmp
+  mkdir -p -- "$hpcscale_claims" \
+    && echo "$HPCSCALE_SUBMISSION_ID $HPCSCALE_RESTART_COUNT" > "$hpcscale_mine" || return 97
+  hpcscale_entry=0
+  while :; do
+    ln -T -- "$hpcscale_mine" "$hpcscale_log.$hpcscale_entry" 2> /dev/null
+    [ "$hpcscale_mine" -ef "$hpcscale_log.$hpcscale_entry" ] && return 0
+    { read -r hpcscale_owner hpcscale_start < "$hpcscale_log.$hpcscale_entry"; } 2> /dev/null \
+      || return 97
+    if [ "$hpcscale_owner" = "$HPCSCALE_SUBMISSION_ID" ]; then
+      # an earlier start; not earlier when Slurm has forgotten one
+      [ "$hpcscale_start" -lt "$HPCSCALE_RESTART_COUNT" ] || return 1
+    elif [ ! -e "$hpcscale_claims/$hpcscale_owner.revoked" ]; then
+      return 2
+    fi
+    hpcscale_entry=$((hpcscale_entry + 1))
+  done
+}
+hpcscale_lost() {
+  rm -f -- "$hpcscale_mine"
+  case $1 in
+    1) echo "hpcscale: start $HPCSCALE_RESTART_COUNT of this job was begun before" >&2 ;;
+    2) echo "hpcscale: $hpcscale_owner has the claim: nothing is started here" >&2 ;;
+    *) echo "hpcscale: no claim can be made in $hpcscale_claims" >&2; exit 97 ;;
+  esac
+  # back into the queue, so that nothing is lost while the owner may still give the claim back
+  { [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] && timeout 60 scontrol requeue "$job"; } \
+    && requeued=true; exit 98
+}
+case $HPCSCALE_SUBMISSION_ID in
+  hs-*)
+    hpcscale_claim || hpcscale_lost "$?"
+    rm -f -- "$hpcscale_mine"
+    ;;
+esac
+
+# --- signals: only flags are set here; what follows from them stands at the end
+signal=
+trap 'signal=TERM' TERM
+
+report started
+srun --nodes=2 --ntasks=4 --ntasks-per-node=2 \
+  --kill-on-bad-exit=1 --wait=60 \
+  --unbuffered --open-mode=append --output="$HPCSCALE_OUTPUT_SUBMITIT/${job}_%t_log.out" --error="$HPCSCALE_OUTPUT_SUBMITIT/${job}_%t_log.err" \
+  python3 -u -m submitit.core._submit "$HPCSCALE_OUTPUT_SUBMITIT" &
+step=$!
+
+# --- wait for the command; a signal cuts bash's wait short
+wait "$step"
+rc=$?
+if [ -n "$signal" ]; then
+  kill -TERM "$step" 2>/dev/null  # it had the signal from Slurm; Slurm's KILL follows
+  wait "$step"
+  rc=$?
+fi
+
+# --- the user's own lines
+set +u
+echo over
+set -u
+
+trap '' TERM USR1  # Slurm's TERM is for all processes of the job; what follows must not be cut short
+
+# --- will it run again? Only Slurm knows whether the job was preempted, requeued or cancelled
+facts=
+[ -z "$signal" ] && [ "$rc" = 0 ] \
+  || facts=$(scontrol --oneliner show job "$job")
+fact() { case $facts in *" $1="*) set -- "${facts#* "$1"=}"; printf '%s' "${1%% *}" ;; esac; }
+restarts=$(fact Restarts)
+if [ "${restarts:-0}" -gt "$HPCSCALE_RESTART_COUNT" ]; then
+  requeued=true  # by Slurm's preemption or by hand
+fi
+exit "$rc"

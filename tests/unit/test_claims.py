@@ -1,0 +1,255 @@
+"""The claim and the gate: the scripts' side in real shells, the handover's beside it."""
+
+import dataclasses
+import shutil
+import subprocess
+import time
+
+import pytest
+from render_cases import ONPREM, job, says
+
+from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, revoke, take
+from hpcscale.render import Gate, render
+from hpcscale.sbatch_script import read_script
+from hpcscale.spec import JobSpec, Resources
+from hpcscale.testing import FakeSlurm
+
+SID, TARGET, OTHER = (f"hs-{c * 16}" for c in "abc")
+TOOLS = ("bash", "sh", "cat", "date", "ln", "mkdir", "mv", "rm", "sleep", "timeout")
+
+
+@dataclasses.dataclass
+class Place:
+    """What ``take`` reads of an attempt."""
+
+    run_id: str
+    submission_id: str
+    run_dir: str
+
+
+class Job:
+    """A rendered script that is run as slurmd would, with a witness that only user code writes."""
+
+    def __init__(self, tmp_path, *, gate=None, foreign=False, array=None):
+        self.state = tmp_path / "state"
+        self.run_dir = self.state / "runs" / "rabc"
+        self.run_dir.mkdir(parents=True)
+        self.project = tmp_path / "project"
+        self.project.mkdir()
+        self.witness = tmp_path / "witness"
+        self.bin = tmp_path / "bin"  # no Slurm in it
+        self.bin.mkdir()
+        for tool in TOOLS:
+            (self.bin / tool).symlink_to(shutil.which(tool))
+        command = f"echo ran >> {self.witness}"
+        if foreign:
+            text = "#!/bin/sh\n#SBATCH --time=5\n" + command + "\n"
+            spec = JobSpec(
+                name="f", script=read_script(text, "f.sh", ONPREM.name), code="",
+                resources=Resources(time_limit_s=300),
+            )  # fmt: skip
+        else:
+            spec = job(*says(command), workdir=None, code="", array=array)
+        self.script = tmp_path / "script.sh"
+        self.script.write_text(render(spec, ONPREM, gate=gate).script)
+        self.shell = "sh" if foreign else "bash"
+
+    def start(self, restart=0, sid=SID, task=None, args=True):
+        env = {"PATH": str(self.bin), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1",
+               "SLURM_SUBMIT_DIR": str(self.project), "HOME": str(self.project)}  # fmt: skip
+        if restart:
+            env["SLURM_RESTART_COUNT"] = str(restart)
+        if task is not None:
+            env |= {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_JOB_ID": "7"}
+        given = [sid, str(self.run_dir)] if args else []
+        return subprocess.Popen(
+            [self.shell, str(self.script), *given], env=env, cwd=self.project,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def run(self, **kw):
+        process = self.start(**kw)
+        self.said, _ = process.communicate(timeout=30)
+        return process.returncode
+
+    @property
+    def ran(self):
+        return self.witness.read_text().count("ran") if self.witness.exists() else 0
+
+    @property
+    def attempt(self):
+        return Place("rabc", SID, str(self.run_dir))
+
+    def take(self, owner=TARGET, restarts=0):
+        return take(FakeSlurm(), self.attempt, owner, restarts)
+
+
+@pytest.fixture(params=["own", "foreign"])
+def script(request, tmp_path):
+    return Job(tmp_path, foreign=request.param == "foreign")
+
+
+def test_a_second_start_of_the_same_attempt_starts_nothing(script):
+    assert script.run() == 0, script.said
+    assert script.run() == 98
+    assert "start 0 of this job was begun before" in script.said
+    assert script.ran == 1
+
+
+def test_a_requeued_job_passes_and_a_forgotten_requeue_does_not(script):
+    assert [script.run(restart=n) for n in (0, 1, 4)] == [0, 0, 0]
+    assert script.run(restart=3) == 98, "start 4 is younger"
+    assert script.ran == 3
+
+
+def test_of_starts_at_once_one_begins(script):
+    processes = [script.start() for _ in range(6)]
+    outputs = [p.communicate(timeout=60) for p in processes]
+    assert sorted(p.returncode for p in processes) == [0, *[98] * 5], outputs
+    assert script.ran == 1
+    assert not list((script.state / "claims").glob("*.tmp"))
+
+
+def test_plain_sbatch_makes_no_claim(script):
+    assert script.run(args=False) == 0, script.said
+    assert script.run(args=False) == 0
+    assert not (script.state / "claims").exists()
+    assert not list(script.project.rglob("claims"))
+
+
+def test_what_the_handover_has_is_not_started(script):
+    assert script.take() == Claim(TARGET)
+    assert script.take() == Claim(TARGET), "a lost reply: asked again, the same answer"
+    assert script.run() == 98
+    assert f"{TARGET} has the claim" in script.said
+    assert script.run(restart=5) == 98
+    assert script.ran == 0
+
+
+def test_what_has_started_is_not_taken(script):
+    assert script.run() == 0
+    assert script.take() == Claim(SID, started=True)
+    assert script.take(restarts=1) == Claim(TARGET), "requeued, it waits again"
+    assert script.run(restart=1) == 98
+
+
+def test_two_handovers_and_a_revoked_one(script):
+    assert script.take() == Claim(TARGET)
+    assert script.take(OTHER) == Claim(TARGET)
+    revoke(FakeSlurm(), script.attempt, TARGET)
+    assert script.take(OTHER) == Claim(OTHER)
+    assert script.run() == 98
+    revoke(FakeSlurm(), script.attempt, OTHER)
+    assert script.run() == 0, script.said
+    assert script.run() == 98
+
+
+def test_a_claim_that_comes_after_its_revocation_does_no_harm(script):
+    revoke(FakeSlurm(), script.attempt, TARGET)
+    script.take()
+    assert script.run() == 0, script.said
+
+
+def test_no_start_where_no_claim_can_be_written(script):
+    script.state.chmod(0o700)
+    (script.state / "claims").write_text("no directory")
+    assert script.run() == 97
+    assert script.ran == 0
+
+
+def test_job_and_handover_at_once_never_both(script):
+    for number in range(8):
+        script.run_dir = script.state / "runs" / f"rabc{number}"
+        script.run_dir.mkdir()
+        process = script.start()
+        place = Place(script.run_dir.name, SID, str(script.run_dir))
+        if number % 2:
+            time.sleep(0.02)  # no condition to wait for: the race is wanted
+        claim = take(FakeSlurm(), place, TARGET)
+        process.communicate(timeout=30)
+        assert (process.returncode == 0) == (claim == Claim(SID, started=True))
+        assert (process.returncode == 98) == (claim == Claim(TARGET))
+
+
+def test_elements_of_an_array_have_claims_of_their_own(tmp_path):
+    script = Job(tmp_path, array="0-1")
+    assert [script.run(task=n) for n in (0, 1, 0)] == [0, 0, 98]
+
+
+# --- the gate --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["own", "foreign"])
+def gated(request, tmp_path):
+    return Job(tmp_path, gate=Gate(lease_s=3), foreign=request.param == "foreign")
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def at_the_gate(script):
+    events = script.run_dir / "events"
+    wait_for((events / f"{SID}.0.gated").exists)
+    assert not list(events.glob("*.started"))
+    assert script.ran == 0
+
+
+def test_it_waits_until_it_is_opened(gated):
+    process = gated.start()
+    at_the_gate(gated)
+    assert decide(FakeSlurm(), gated.attempt, Word.OPENED) is Word.OPENED
+    said, _ = process.communicate(timeout=15)
+    assert process.returncode == 0, said
+    assert gated.ran == 1
+    assert gated.run(restart=1) == 0, "requeued: it was opened for this attempt"
+
+
+def test_nobody_comes_and_nobody_can_open_it_later(gated):
+    process = gated.start()
+    at_the_gate(gated)
+    process.communicate(timeout=30)
+    assert process.returncode == 98
+    assert decide(FakeSlurm(), gated.attempt, Word.OPENED) is Word.EXPIRED
+    assert gated.run(restart=1) == 98
+    assert gated.ran == 0
+
+
+def test_closed_before_it_came(gated):
+    assert decision(FakeSlurm(), gated.attempt) is None
+    assert decide(FakeSlurm(), gated.attempt, Word.CLOSED) is Word.CLOSED
+    assert decide(FakeSlurm(), gated.attempt, Word.OPENED) is Word.CLOSED
+    assert gated.run() == 98
+    assert gated.ran == 0
+
+
+def test_opened_and_then_taken_back_before_it_began(gated):
+    """Its own claim decides: Slurm may have forgotten the cancel of an opened job."""
+    decide(FakeSlurm(), gated.attempt, Word.OPENED)
+    assert gated.take(CLOSED) == Claim(CLOSED)
+    assert gated.run() == 98
+    assert gated.ran == 0
+
+
+def test_plain_sbatch_knows_no_gate(gated):
+    assert gated.run(args=False) == 0, gated.said
+    assert gated.ran == 1
+
+
+def test_expiry_and_opening_at_once_have_one_winner(tmp_path):
+    script = Job(tmp_path, gate=Gate(lease_s=1))
+    ran = 0
+    for number in range(4):
+        script.run_dir = script.state / "runs" / f"rabc{number}"
+        script.run_dir.mkdir()
+        place = Place(script.run_dir.name, SID, str(script.run_dir))
+        process = script.start()
+        time.sleep(0.9 + 0.07 * number)  # around the end of the lease
+        word = decide(FakeSlurm(), place, Word.OPENED)
+        process.communicate(timeout=30)
+        ran += word is Word.OPENED
+        assert process.returncode == (0 if word is Word.OPENED else 98)
+        assert script.ran == ran

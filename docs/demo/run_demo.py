@@ -56,6 +56,7 @@ to = ["lab-cloud"]
 max_wait = "1h"         # waiting alone is no reason for an hour
 deadline = true         # a deadline is: move while boot + staging + time limit still fit
 deadline_margin = "5m"
+cron_interval = "1m"    # how often cron calls: a gate stays closed for twice that at most
 """
 
 

@@ -24,7 +24,7 @@ def state(job, site="lab-onprem"):
 
 
 def running(job, site="lab-onprem"):
-    return until(lambda: state(job, site) == "RUNNING", 30, f"{job} runs")
+    return until(lambda: state(job, site) == "RUNNING", 90, f"{job} runs")
 
 
 # --- status

@@ -11,7 +11,6 @@ refused submission had just made.
 
 import contextlib
 import os
-import secrets as random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -191,7 +190,7 @@ def _put_tree(
     import tarfile
     import tempfile
 
-    archive = f"{target}.{random.token_hex(4)}.tar"
+    archive = f"{target}.{os.urandom(4).hex()}.tar"
     try:
         with tempfile.NamedTemporaryFile(prefix="hpcscale-", suffix=".tar") as packed:
             with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -318,7 +317,7 @@ def _link(here: Path, name: str, link: str) -> None:
     if not name or link.startswith("/") or inside.startswith(".."):
         raise HpcscaleError("a link that leads elsewhere")
     here.parent.mkdir(parents=True, exist_ok=True)
-    temporary = here.with_name(f".{here.name}.{random.token_hex(4)}")
+    temporary = here.with_name(f".{here.name}.{os.urandom(4).hex()}")
     temporary.symlink_to(link)
     temporary.replace(here)
 

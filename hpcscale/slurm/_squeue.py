@@ -8,7 +8,7 @@ and no width cuts nothing (squeue(1)); the fields exist from 22.05 on.
 import contextlib
 import datetime as dt
 import gc
-import secrets
+import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ class Separators:
     @classmethod
     def new(cls) -> "Separators":
         """Fresh ones; the first letter is no digit, which squeue would read as a width."""
-        nonce = secrets.token_hex(5)  # short: it stands in the text 22 times a row
+        nonce = os.urandom(5).hex()  # short: it stands in the text 22 times a row
         return cls(f"~{nonce}", f"^{nonce}")
 
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -57,6 +55,8 @@ class LocalTransport:
 
     def put_file(self, local: Path, remote: str, *, mode: int | None = None) -> None:
         """Copy a file by a temporary name and a rename."""
+        import shutil  # takes three compression libraries along: only where it is used
+
         wanted = local.stat().st_mode & 0o7777 if mode is None else mode
         with local.open("rb") as source, _replacing(remote, wanted) as target:
             shutil.copyfileobj(source, target)
@@ -68,6 +68,8 @@ class LocalTransport:
 
     def get_file(self, remote: str, local: Path) -> None:
         """Copy a file to ``local``, by a temporary name and a rename."""
+        import shutil
+
         with (
             _reading(remote),
             open(remote, "rb") as source,  # noqa: PTH123  # a text path
@@ -98,7 +100,7 @@ def _reading(path: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _replacing(path: str, mode: int) -> Iterator[BinaryIO]:
     """A file open for writing that takes the place of ``path`` only when all went well."""
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+    temporary = f"{path}.{os.urandom(4).hex()}.tmp"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

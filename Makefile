@@ -3,7 +3,7 @@
 #
 #   make demo       the five-minute story: two sites, a full queue, a job that overflows
 #   make test       the default suite, on real Slurm
-#   make test-all   the slow tests too
+#   make test-all   the slow tests too; keeps a dated result file in tests/results/
 #   make lint       ruff, mypy, shellcheck
 #   make docs       regenerate what is generated, check every link
 #   make bench      speed against its promises, side by side
@@ -55,13 +55,13 @@ test: setup
 	$(PYTEST) -m 'not slow and not traces' $(PYTEST_ARGS)
 
 test-all: setup
-	$(PYTEST) -m 'not traces' $(PYTEST_ARGS)
+	.ci/test-all env $(PYTEST) $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run .ci/system-packages .ci/wheel-check
+	$(BIN)/shellcheck .ci/run .ci/system-packages .ci/test-all .ci/wheel-check
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -103,7 +103,9 @@ def _judge(
     submission_id: str,
     word: str,
 ) -> Reaped | None:
-    if attempt is not None and word != Word.OPENED:
+    ours = attempt is not None and word != Word.OPENED
+    if ours:
+        assert attempt is not None
         word = decide(connection.transport, attempt, Word.CLOSED).value  # its move is over
     ref = f"{connection.site.name}:{status.job_id}"
     if word == Word.OPENED:
@@ -114,9 +116,11 @@ def _judge(
         return None  # of another ledger, or no moved job at all
     if over:
         now = connection.client.show(status.job_id)  # ids are given out again
-        if now is None or now.state.terminal or submission_of(now.comment) != submission_id:
-            return None
-        connection.client.cancel(status.job_id)
+        alive = now is not None and not now.state.terminal
+        if alive and now is not None and submission_of(now.comment) == submission_id:
+            connection.client.cancel(status.job_id)
+        elif not ours:
+            return None  # it went by itself; with our word it read that word at its gate, and went
     return Reaped(ref=ref, submission_id=submission_id, ended=over, decision=word, why=why)
 
 

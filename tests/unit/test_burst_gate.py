@@ -277,6 +277,21 @@ def test_reap_ends_what_no_decision_owns(sites):
     assert reap(sites.ledger, sites, ["lab-cloud"]) == ([], [])
 
 
+def test_reap_tells_of_a_job_that_read_its_word_and_went(sites, monkeypatch):
+    job = at_the_gate(sites)
+    Moves(sites.ledger).save(sites.move(job), step=Step.FAILED)
+    cloud = sites.connections["lab-cloud"].client
+
+    def decided_and_read(transport, attempt, word):
+        said = decide(transport, attempt, word)
+        cloud.cancel(attempt.job_id)  # the gate's loop is quicker than the next question
+        return said
+
+    monkeypatch.setattr("hpcscale.burst.reap.decide", decided_and_read)
+    ((one,), problems) = reap(sites.ledger, sites, ["lab-cloud"])
+    assert (one.ended, one.decision, problems) == (True, "closed", [])
+
+
 def test_reap_leaves_what_was_opened_and_what_it_does_not_know(sites, tmp_path):
     job = at_the_gate(sites)
     sites.cloud.run(["sbatch", "--parsable"], stdin="#!/bin/sh\nsleep 9\n")

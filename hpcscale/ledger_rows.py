@@ -287,8 +287,29 @@ def _stored(value: Any) -> Any:
     return value
 
 
+def _is_recorded(attempt: Attempt, status: JobStatus) -> bool:
+    """Whether a job that goes on stands in its row as it is: the usual case, told at once."""
+    return (
+        status.state is attempt.state is attempt.last_state
+        and not status.state.terminal
+        and not attempt.ended
+        and status.raw_state == attempt.raw_state
+        and status.reason == attempt.reason
+        and status.restarts == attempt.restarts
+        and status.start_time == attempt.start_time
+        and (not status.nodes or status.nodes == attempt.nodes)
+        and (not status.num_nodes or status.num_nodes == attempt.num_nodes)
+        and (not status.user or status.user == attempt.job_user)
+        and (status.time_limit_s is None or status.time_limit_s == attempt.time_limit_s)
+        and (not status.submit_time or status.submit_time == attempt.submit_time)
+        and (not status.gpus or bool(attempt.gpus))
+    )
+
+
 def changed_fields(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
     """Only the columns that differ; nothing when nothing does."""
+    if _is_recorded(attempt, status):
+        return {}
     fields = status_fields(status)
     if status.gpus and not attempt.gpus:  # else the row has those that are paid for
         fields["gpus"] = status.gpus

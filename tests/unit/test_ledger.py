@@ -8,11 +8,13 @@ import subprocess
 import sys
 from decimal import Decimal
 
+import msgspec
 import pytest
 
 from hpcscale import ledger_schema
 from hpcscale.errors import NotFoundError, StateError, UsageError
 from hpcscale.ledger import Element, Ledger, Role, SiteAnswer, ledger_path, new_run_id
+from hpcscale.ledger_rows import changed_fields
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.spec import BurstMode, BurstTerms, JobSpec, SecretSource
 from hpcscale.units import JobId
@@ -44,6 +46,37 @@ def add(ledger, *, site="onprem", run=None, number=0, job=None, name="train", **
 
 def status(job="1", state=JobState.RUNNING, **fields):
     return JobStatus(job_id=JobId.parse(job), state=state, raw_state=state.value, **fields)
+
+
+# --- what a status changes
+
+SEEN = {
+    "reason": "None", "user": "me", "nodes": "n[1-2]", "num_nodes": 2, "gpus": 4, "restarts": 1,
+    "time_limit_s": 600, "submit_time": NOW, "start_time": NOW,
+}  # fmt: skip
+LATER = {
+    "raw_state": "STOPPED", "reason": "Priority", "user": "you", "nodes": "n[1-3]", "num_nodes": 3,
+    "restarts": 2, "time_limit_s": 900, "submit_time": NOW + dt.timedelta(seconds=1),
+    "start_time": None, "state": JobState.COMPLETING,
+}  # fmt: skip
+
+
+def test_the_same_status_again_changes_nothing(ledger):
+    attempt = ledger.record_status(add(ledger, job="1"), status(**SEEN))
+    assert changed_fields(attempt, status(**SEEN)) == {}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_each_field_of_a_status_is_seen_to_change(ledger, name):
+    attempt = ledger.record_status(add(ledger, job="1"), status(**SEEN))
+    later = msgspec.structs.replace(status(**SEEN), **{name: LATER[name]})
+    column = {"user": "job_user"}.get(name, name)
+    assert column in changed_fields(attempt, later)
+
+
+def test_gpus_are_noted_once(ledger):
+    attempt = ledger.record_status(add(ledger, job="1"), status(**{**SEEN, "gpus": 0}))
+    assert changed_fields(attempt, status(**SEEN)) == {"gpus": 4}
 
 
 # --- what is written

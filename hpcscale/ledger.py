@@ -12,6 +12,7 @@ import datetime as dt
 import json
 import os
 import pwd
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -354,17 +355,17 @@ class Ledger(LedgerFile):
         rows = self._all(_ATTEMPTS + " WHERE submission_id = ?", submission_id)
         if not rows:
             raise NotFoundError(f"no submission {submission_id!r} in the ledger")
-        return attempt_from_row(rows[0])
+        return self._with_scripts(rows)[0]
 
     def attempts(self, run_id: str) -> list[Attempt]:
         """A run's attempts, first to latest."""
         rows = self._all(_ATTEMPTS + " WHERE run_id = ? ORDER BY number", run_id)
-        return [attempt_from_row(row) for row in rows]
+        return self._with_scripts(rows)
 
     def all_attempts(self, site: str | None = None) -> list[Attempt]:
         """Every attempt (of one site), oldest first."""
         rows = self._all(_ATTEMPTS + " WHERE ?1 IS NULL OR site = ?1 ORDER BY attempt_id", site)
-        return [attempt_from_row(row) for row in rows]
+        return self._with_scripts(rows)
 
     def recent_attempts(self, since: dt.datetime) -> list[Attempt]:
         """All attempts of runs of which one has not ended, or ended after ``since``."""
@@ -374,14 +375,22 @@ class Ledger(LedgerFile):
             "(SELECT run_id FROM attempts WHERE ended = 0 OR end_time >= ?) ORDER BY attempt_id",
             stamp(since),
         )
-        return [attempt_from_row(row) for row in rows]
+        return self._with_scripts(rows)
 
     def open_attempts(self, site: str | None = None) -> list[Attempt]:
         """Attempts whose state is not final (at one site), oldest first."""
         rows = self._all(
             _ATTEMPTS + " WHERE ended = 0 AND (?1 IS NULL OR site = ?1) ORDER BY attempt_id", site
         )
-        return [attempt_from_row(row) for row in rows]
+        return self._with_scripts(rows)
+
+    def _with_scripts(self, rows: Sequence[sqlite3.Row]) -> list[Attempt]:
+        """Attempts of rows. Not by a join: it would copy a script's text into each of its rows."""
+        texts: dict[str, str] = {}
+        for sha256 in {row["script_sha256"] for row in rows}:
+            for row in self._all("SELECT text FROM scripts WHERE sha256 = ?", sha256):
+                texts[sha256] = row["text"]
+        return [attempt_from_row(row, texts.get(row["script_sha256"], "")) for row in rows]
 
     def elements(self, attempt: Attempt) -> dict[int, Element]:
         """Known elements of an array attempt by task number."""
@@ -467,7 +476,7 @@ class Ledger(LedgerFile):
         if runs := self._all("SELECT * FROM runs WHERE run_id = ?", text.lower()):
             return self._whole(run_from_row(runs[0]))
         if rows := self._all(_ATTEMPTS + " WHERE submission_id = ?", text):
-            attempt = attempt_from_row(rows[0])
+            attempt = self._with_scripts(rows)[0]
             return Found(run=self.run(attempt.run_id), attempt=attempt, whole_run=False)
         if found := self._by_job_id(text):
             return found
@@ -512,7 +521,7 @@ class Ledger(LedgerFile):
                 f"{text!r} is a job at {len(sites)} sites",
                 hint="say which: " + ", ".join(f"{name}:{job}" for name in sorted(sites)),
             )
-        attempt = attempt_from_row(rows[0])
+        attempt = self._with_scripts(rows)[0]
         run = self.run(attempt.run_id)
         _require_element(run, attempt, job.array_task)
         return Found(
@@ -566,12 +575,7 @@ class Ledger(LedgerFile):
         )
 
 
-# CROSS JOIN: SQLite then walks the attempts in their order; otherwise it sorts the rows, script
-# texts included, in a temporary file
-_ATTEMPTS = (
-    "SELECT attempts.*, scripts.text AS script "
-    "FROM attempts CROSS JOIN scripts ON sha256 = script_sha256"
-)
+_ATTEMPTS = "SELECT * FROM attempts"
 
 
 def _whoami() -> str:

@@ -212,12 +212,13 @@ _STATES = {state.value: state for state in JobState}
 _ATTEMPT_FIELDS = frozenset(Attempt.__struct_fields__)
 
 
-def attempt_from_row(row: sqlite3.Row) -> Attempt:
-    """An attempt, its script joined in as ``script``."""
+def attempt_from_row(row: sqlite3.Row, script: str) -> Attempt:
+    """An attempt, with the text of its script."""
     # thousands of rows a call: no needless work here
     values = dict(zip(row.keys(), row, strict=True))
     for name in values.keys() - _ATTEMPT_FIELDS:
         del values[name]
+    values["script"] = script
     for name in ("created_at", "seen_at", "submit_time", "start_time", "end_time"):
         values[name] = read_time(values[name])
     for name in ("gpu_hour_usd", "cost_usd"):

@@ -101,7 +101,6 @@ def test_shared_software_is_usable_and_read_only(lab):
 
 
 def test_nodes_have_torch_but_no_hpcscale(lab):
-    pytest.importorskip("torch")
     code = (
         "import importlib.util as u, torch\n"
         "try:\n    import hpcscale\nexcept ModuleNotFoundError:\n    print('none', torch.__name__)"

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from hpcscale.train.checkpoint import CheckpointStore, stop_requested, verify
 
 ROOT = Path(__file__).resolve().parents[2]
-torch = pytest.importorskip("torch")
 
 
 @pytest.fixture

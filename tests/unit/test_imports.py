@@ -53,7 +53,8 @@ ALLOWED: dict[str, set[str]] = {
     "ledger_rows": {"errors", "units", "spec", "slurm.types", "ledger_schema"},
     "ledger_file": {"errors", "settings", "ledger_schema"},
     "ledger_reads": _DECIDING | {"settings", "ledger_schema", "ledger_rows", "ledger_file"},
-    "ledger": _DECIDING | {"settings", "ledger_schema", "ledger_rows", "ledger_file"}
+    "ledger": _DECIDING
+    | {"settings", "ledger_schema", "ledger_rows", "ledger_file"}
     | {"ledger_reads"},
     "verify": _DECIDING | {"slurm", "ledger"},
     "submit": _OWNING,

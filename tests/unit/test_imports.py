@@ -57,7 +57,10 @@ ALLOWED: dict[str, set[str]] = {
     "ledger_schema": {"errors"},
     "ledger_rows": {"errors", "units", "spec", "slurm.types", "ledger_schema"},
     "ledger_file": {"errors", "settings", "ledger_schema"},
-    "ledger": _DECIDING | {"settings", "ledger_schema", "ledger_rows", "ledger_file"},
+    "ledger_reads": _DECIDING | {"settings", "ledger_schema", "ledger_rows", "ledger_file"},
+    "ledger": _DECIDING
+    | {"settings", "ledger_schema", "ledger_rows", "ledger_file"}
+    | {"ledger_reads"},
     "verify": _DECIDING | {"slurm", "ledger"},
     "submit": _OWNING,
     "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify"},

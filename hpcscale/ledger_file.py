@@ -7,7 +7,6 @@ sqlite.org/wal.html), short ``BEGIN IMMEDIATE`` writes, a long busy timeout.
 import contextlib
 import os
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,6 +184,8 @@ def _create(path: Path) -> None:
 
     Killed anywhere, this leaves no ledger or a good one; of two at once both get the same.
     """
+    import tempfile
+
     # the scripts in it are the user's own: nobody else reads them
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)

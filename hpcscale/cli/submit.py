@@ -176,10 +176,13 @@ def _dry_run(
             }
         )
     else:
+        goes = [item for item in rendered.staged.items() if not item[0].startswith("outputs/")]
+        comes = [item for item in rendered.staged.items() if item[0].startswith("outputs/")]
         rows: list[tuple[str, Any]] = [
             ("site", f"{site.name}, by {why}"),
             ("sbatch", " ".join(options)),
-            ("copied", ", ".join(f"{path} -> {n}" for n, path in rendered.staged.items())),
+            ("copied", ", ".join(f"{path} -> {name}" for name, path in goes)),
+            ("fetched", ", ".join(f"{name} -> {path}" for name, path in comes)),
             ("cost", cost),
             *(("burst", note) for note in burst),
             *(("notice", text) for text in notices),

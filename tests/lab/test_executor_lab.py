@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 
 import cloudpickle
 import pytest
@@ -12,6 +13,7 @@ from job_helpers import data, hpcscale
 from lab_helpers import until
 from submitit.core import plugins, utils
 
+from hpcscale import batches
 from hpcscale.errors import NotFoundError, UsageError
 from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, probe, watch
 from hpcscale.ledger import Ledger
@@ -178,6 +180,45 @@ def test_arrays_beyond_the_sites_limit_are_one_list_of_jobs(
     arrays = [job.job_id.partition("_")[0] for job in jobs]
     assert [arrays.count(a) for a in dict.fromkeys(arrays)] == sizes
     assert [job.result() for job in jobs] == [(k, 2 * k) for k in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_thousand_tasks_are_accepted_as_the_controller_has_room(
+    lab_factory, use_lab, tmp_path
+):
+    """slurm.conf's own defaults: arrays of 1,001, and 10,000 jobs in the controller's memory."""
+    count, most = 20_000, 10_000
+    conf = ("MaxArraySize=1001", f"MaxJobCount={most}", "MinJobAge=2")
+    lab = use_lab(lab_factory(extra_conf={"lab-onprem": conf}))
+    site = lab.site("lab-onprem")
+    made = executor(tmp_path / "jobs", "lab-onprem")
+    made.update_parameters(hpcscale_additional_parameters={"hold": True})
+    begin = time.monotonic()
+    jobs = made.map_array(quick, range(count))
+    print(f"map_array of {count} returned after {time.monotonic() - begin:.1f} s")
+    assert time.monotonic() - begin < 110, "it did not wait for room: sbatch alone waits 120 s"
+    assert len(jobs) == count
+    assert sum(job.batch is not None for job in jobs) == count - (most - 1)
+    assert len(list((tmp_path / "jobs" / ".hpcscale").glob("*/19999.pkl"))) == 1
+    (unsent,) = data("status")["unsent"]
+    assert (unsent["tasks"], unsent["waiting"]) == (count, count - (most - 1))
+    (blocked,) = data("tend")["batches"]
+    assert (blocked["sent_now"], blocked["why"]) == (
+        0, "the controller has no room (MaxJobCount)"
+    )  # fmt: skip
+    client = jobs[0].watcher.connection.client
+    for waiting in (count - 2 * (most - 1), 0):
+        site.exec(["scancel", "--user", lab.state.user], check=True)
+        until(lambda: client.job_count() == 0, 200, "the controller forgets ended jobs")
+        (sent,) = data("tend", timeout_s=120)["batches"]
+        assert sent["waiting"] == waiting
+    (run_id,) = {job.batch[0] for job in jobs if job.batch}
+    parts = batches.read(watch.own_ledger(), run_id).parts
+    assert [p.start for p in parts] == [0, *(p.stop for p in parts[:-1])]
+    assert parts[-1].stop == count
+    assert all(p.attempt.job_id is not None for p in parts)
+    assert data("status")["unsent"] == []
 
 
 def test_what_a_limit_keeps_back_is_sent_when_there_is_room(lab_factory, use_lab, tmp_path):

@@ -297,7 +297,8 @@ def main() -> int:
         "load": [round(v, 1) for v in os.getloadavg()],
         "results": results,
     }
-    path = HERE / "results" / f"{now:%Y-%m-%d}.json"
+    part = "-".join(["", *sys.argv[1:]])  # of a part only: a file of its own
+    path = HERE / "results" / f"{now:%Y-%m-%d}{part}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"results: {path}")

@@ -49,5 +49,6 @@ def run_one(
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as tar:
             for path in sorted(Path(away).iterdir()):
-                tar.add(path, path.name)
+                # links stay: what they name is not here, and nothing else is taken there
+                tar.add(path, path.name, filter=lambda m: m if m.isfile() or m.isdir() else None)
     return outcome, packed.getvalue()

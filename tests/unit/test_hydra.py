@@ -50,7 +50,7 @@ def sent(name, kind=tarfile.REGTYPE):
 )
 def test_what_a_job_sends_back_is_files_below_the_sweeps_directory(tmp_path, name, kind):
     with pytest.raises(HpcscaleError, match="sent back"):
-        hpcscale.hydra._unpack(sent(name, kind), tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    hpcscale.hydra._unpack(sent("0/result.txt"), tmp_path)
-    assert (tmp_path / "0" / "result.txt").is_file()
+        hpcscale.hydra._unpack(sent(name, kind), tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+    hpcscale.hydra._unpack(sent("0/result.txt"), tmp_path / "sweep")
+    assert (tmp_path / "sweep" / "0" / "result.txt").is_file()

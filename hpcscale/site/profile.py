@@ -29,11 +29,16 @@ class TransportConfig(_Frozen, frozen=True, kw_only=True):
         kind: ``local`` runs the commands here; ``ssh`` connects by itself; ``openssh`` uses the
             user's ssh(1) with its configuration and open connections (sites that ask for a second
             factor).
-        host: the login node.
-        port: of its sshd.
-        user: the name there; default the name here.
-        identity_file: private key; default what the agent and ``~/.ssh`` offer.
+        host: the login node: name, address or alias of ``~/.ssh/config``, which both kinds read.
+        port: of its sshd; 22 leaves it to ``~/.ssh/config``.
+        user: the name there; default that of ``~/.ssh/config``, else the name here.
+        identity_file: private key; default what ``~/.ssh/config``, the agent and ``~/.ssh`` offer.
         known_hosts: file that pins the host key; default ``~/.ssh/known_hosts``.
+        proxy_jump: ``[user@]host[:port]`` to go through, several with commas; default that of
+            ``~/.ssh/config``; ``none`` for no jump.
+        ssh_config: read instead of ``~/.ssh/config``.
+        cluster: given as ``-M`` to every Slurm command: the host is a login node of another
+            cluster that shares its slurmdbd with this one (sbatch(1), --clusters).
         slurm_conf: value of ``SLURM_CONF`` for every Slurm command there.
         slurm_bin: directory of the Slurm commands when they are not on PATH.
         connect_timeout_s: longest wait for the login node.
@@ -45,6 +50,9 @@ class TransportConfig(_Frozen, frozen=True, kw_only=True):
     user: str | None = None
     identity_file: str | None = None
     known_hosts: str | None = None
+    proxy_jump: str | None = None
+    ssh_config: str | None = None
+    cluster: str | None = None
     slurm_conf: str | None = None
     slurm_bin: str | None = None
     connect_timeout_s: float = 10.0

@@ -62,7 +62,7 @@ def gather(ask: Ask, user_name: Callable[[], str]) -> SiteFacts:
     qos: tuple[str, ...] | None = None
     if has_accounting:
         try:
-            accounts, qos = _associations(ask, user_name())
+            accounts, qos = _associations(ask, user_name(), config.get("ClusterName", ""))
         except UnreachableError as exc:
             notes.append(f"accounts and QOS are unknown: {exc.message}")
     else:
@@ -145,10 +145,13 @@ def _names(text: str) -> tuple[str, ...] | None:
     return None if text in {"", "ALL", "(null)"} else tuple(text.split(","))
 
 
-def _associations(ask: Ask, user: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """This user's accounts and QOS names (sacctmgr(1)); no name there holds ``|`` or a comma."""
+def _associations(ask: Ask, user: str, cluster: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """This user's accounts and QOS names (sacctmgr(1)); no name there holds ``|`` or a comma.
+
+    One slurmdbd may keep several clusters: only this one's count.
+    """
     argv = ["sacctmgr", "--noheader", "--parsable2", "--readonly", "show", "associations",
-            "where", f"users={user}", "format=Account,QOS"]  # fmt: skip
+            "where", f"users={user}", f"clusters={cluster}", "format=Account,QOS"]  # fmt: skip
     accounts: dict[str, None] = {}
     qos: dict[str, None] = {}
     for line in ask(argv).stdout.splitlines():

@@ -159,6 +159,7 @@ def _node_probe(
         return Check(what, Verdict.FAIL, taken.stderr.strip(), hint)
     argv = [
         f"{site.transport.slurm_bin}/srun" if site.transport.slurm_bin else "srun",
+        *(["-M", site.transport.cluster] if site.transport.cluster else []),
         "--nodes=1",
         "--ntasks=1",
         "--time=2",

@@ -68,6 +68,8 @@ class Partition(_Frozen, frozen=True, kw_only=True):
         cpus_per_node: as Slurm counts them.
         mem_gb_per_node: memory that jobs can have of a node.
         max_time: longest time limit, a Slurm duration; left out when unlimited or unknown.
+        max_nodes: most nodes of one job; left out when unlimited or unknown.
+        features: what ``--constraint`` may name here.
         default: the controller's own default partition.
         preemptible: its jobs may be stopped for others.
         gpu_hour_usd: price of a GPU-hour here when it differs from the site's.
@@ -80,6 +82,8 @@ class Partition(_Frozen, frozen=True, kw_only=True):
     cpus_per_node: int | None = None
     mem_gb_per_node: float | None = None
     max_time: str | None = None
+    max_nodes: int | None = None
+    features: tuple[str, ...] = ()
     default: bool = False
     preemptible: bool = False
     gpu_hour_usd: Decimal | None = None
@@ -240,6 +244,8 @@ class Site(_Frozen, frozen=True, kw_only=True):
         qos: likewise.
         gpus_per_node: of the nodes that jobs with GPUs run on.
         gpu_type: as in GRES, such as ``h100``.
+        topology: the switches, for people (``hpcscale site detect`` writes what it saw).
+        max_array_size: the controller's MaxArraySize; the largest array index is one less.
         keep_env: variables that ``--export`` lets through in spite of NONE.
         env: exported in every job.
         directives: extra ``#SBATCH`` options for every job, such as ``constraint = "gpu"``.
@@ -258,6 +264,8 @@ class Site(_Frozen, frozen=True, kw_only=True):
     partitions: dict[str, Partition] = msgspec.field(default_factory=dict)
     gpus_per_node: int | None = None
     gpu_type: str | None = None
+    topology: str | None = None
+    max_array_size: int | None = None
     fabric: Fabric
     container: Container = Container()
     launch: Launch = Launch()

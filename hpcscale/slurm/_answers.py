@@ -21,6 +21,7 @@ NOT_SENT = (
     "Unable to resolve",
     # another cluster (-M): its controller is not registered with slurmdbd, or that is away
     "can't be reached now, or it is an invalid entry for --cluster",
+    "Only local cluster communication is available",
     "resolve_ctls_from_dns_srv",
     "MUNGE",
     "Munge encode failed",

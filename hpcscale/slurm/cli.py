@@ -21,7 +21,7 @@ from hpcscale.errors import (
 )
 from hpcscale.slurm import _answers, _squeue
 from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S, Completed, Transport
-from hpcscale.slurm.types import Answer, JobStatus, SiteFacts
+from hpcscale.slurm.types import Answer, JobStatus, SiteFacts, Switch
 from hpcscale.units import JobId
 
 _SUBMITTED = re.compile(r"^(\d+)(?:;\S+)?$", re.MULTILINE)
@@ -194,6 +194,15 @@ class CliClient:
         from hpcscale.slurm import _facts
 
         return _facts.gather(self._require, self._user_name)
+
+    def switches(self) -> tuple[Switch, ...]:
+        """The switches of topology.conf(5), as the controller has them."""
+        from hpcscale.slurm import _facts
+
+        done = self._ask(["scontrol", "--oneliner", "show", "topology"])
+        if (error := _answers.no_answer(done, self.transport.name)) is not None:
+            raise error
+        return _facts.switches(done.stdout)  # with an error code where there is no topology
 
     def now(self) -> dt.datetime:
         """The controller's clock."""

@@ -234,6 +234,11 @@ def test_facts(place):
     assert gpu.cpus_per_node == 32
     assert gpu.mem_mb_per_node == 512000
     assert gpu.max_time_s == 7 * 86400
+    assert "h100" in gpu.features
+    assert gpu.gres == ("gpu:h100:4",)
+    assert gpu.boots == (facts.cluster == "lab-cloud")
+    tree = [s for s in place.client.switches() if s.level == 0]
+    assert bool(tree) == (facts.cluster == "lab-onprem")
     assert facts.max_array_size >= 1001
     if place.kind == "lab-M":
         assert facts.has_accounting

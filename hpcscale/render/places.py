@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from hpcscale.site import Site, TransportKind
-from hpcscale.spec import JobSpec
+from hpcscale.spec import IN_CONTAINER, JobSpec
 
 RUN_DIR = "$HPCSCALE_RUN_DIR"
 
@@ -57,6 +57,11 @@ def variable_name(name: str) -> str:
     return re.sub(r"[^A-Z0-9_]", "_", name.upper())
 
 
+# srun's own signs in the names of log files, srun(1) "filename pattern": submitit's logs would not
+# be where they belong
+_PATTERN = frozenset("\\%")
+
+
 def is_below(path: str, directories: tuple[str, ...]) -> bool:
     """Whether an absolute path is one of these directories or below one."""
     normal = PurePosixPath(os.path.normpath(path))
@@ -69,9 +74,18 @@ def _shared(path: str, site: Site) -> bool:
 
 def code_root(spec: JobSpec) -> str | None:
     """The directory that the program lives in; None when none goes along (``code = ""``)."""
+    if container_code(spec) is not None:
+        return None
     if spec.code is not None:
         return spec.code or None
     return spec.workdir
+
+
+def container_code(spec: JobSpec) -> str | None:
+    """The program's directory within its image, of ``code = "container:DIR"``; else None."""
+    if spec.code is None or not spec.code.startswith(IN_CONTAINER):
+        return None
+    return spec.code.removeprefix(IN_CONTAINER)
 
 
 def code_in_place(spec: JobSpec, site: Site) -> bool:
@@ -107,7 +121,7 @@ def places(spec: JobSpec, site: Site) -> list[Place]:
                 f"HPCSCALE_{kind.upper()}_{variable_name(name)}",
                 path,
                 f"{kind}s/{name}",
-                in_place=_shared(path, site),
+                in_place=_shared(path, site) and not (spec.function and set(path) & _PATTERN),
             )
             for name, path in sorted(declared.items())
         ]

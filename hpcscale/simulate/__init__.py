@@ -1,5 +1,5 @@
-"""A site's queue run again: events, backfill, and what each job would have waited."""
+"""Replays of a history: what a policy would have cost, and how long jobs would have waited."""
 
 from hpcscale.extras import require
 
-require("forecast", "a simulation")
+require("forecast", "the simulator")

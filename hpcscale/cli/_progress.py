@@ -1,54 +1,33 @@
-"""A bar on a terminal while files are copied; nothing in a pipe."""
+"""A progress bar on stderr, on a terminal alone."""
 
 import sys
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+Advance = Callable[[str, float], None]
 
 
-class Bar:
-    """Told by a copy how it goes on; draws on standard error when that is a terminal."""
+@contextmanager
+def progress(label: str) -> Iterator[Advance]:
+    """Show a bar while the block runs.
 
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+    Args:
+        label: what is being done, until the first call says better.
 
-    def begin(self, what: str, total_bytes: int) -> None:
-        """A bar for so many bytes; none for what is done at once."""
-        if not total_bytes or not sys.stderr.isatty():
-            return
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-                TransferSpeedColumn,
-            )
+    Yields:
+        ``advance(text, share)``: what is done now, and which share of all is done (0 to 1).
+    """
+    if not sys.stderr.isatty():
+        yield lambda _text, _share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
-        self._task = self._bar.add_task(what, total=total_bytes)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=1.0)
 
-    def advance(self, size: int) -> None:
-        """So many bytes more."""
-        if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task, size)
+        def advance(text: str, share: float) -> None:
+            bar.update(task, description=text, completed=min(1.0, share))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        yield advance

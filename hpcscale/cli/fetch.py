@@ -51,7 +51,7 @@ def command(
     from pathlib import Path
 
     from hpcscale.cli._jobs import SitePool
-    from hpcscale.cli._progress import Bar
+    from hpcscale.cli._transfer_bar import Bar
     from hpcscale.errors import HpcscaleError
     from hpcscale.ledger import Ledger
     from hpcscale.results import fetch, must_fetch

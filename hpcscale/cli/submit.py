@@ -44,7 +44,7 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
         return
     for text in burst:
         notice(text)
-    from hpcscale.cli._progress import Bar
+    from hpcscale.cli._transfer_bar import Bar
     from hpcscale.connect import connect
     from hpcscale.ledger import Ledger
     from hpcscale.submit import submit

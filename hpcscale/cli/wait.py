@@ -161,7 +161,7 @@ def _verdict(ledger: "Ledger", found: "Found") -> dict[str, Any]:
 
 
 def _fetch(ledger: "Ledger", pool: "SitePool", found: "Found") -> None:
-    from hpcscale.cli._progress import Bar
+    from hpcscale.cli._transfer_bar import Bar
     from hpcscale.errors import HpcscaleError
     from hpcscale.results import fetch, logs_dir, must_fetch
 

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+from lab_helpers import patience
 
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
@@ -35,7 +36,7 @@ class Place:
 
     def until(self, condition, what, timeout_s=90):
         """Poll, letting time pass; the value that made the condition true."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patience(timeout_s)
         for _ in range(100_000):
             if value := condition():
                 return value

@@ -96,10 +96,11 @@ class Sites:
         self.report(target)
         self.tick()
 
-    def report(self, submission_id, kind="started", **data):
+    def report(self, submission_id, kind="started", task=None, **data):
         """What the script would write: a fake runs none."""
         attempt = self.ledger.attempt(submission_id)
-        path = f"{attempt.run_dir}/events/{submission_id}.0.{kind}"
+        element = "" if task is None else f".task{task}"
+        path = f"{attempt.run_dir}/events/{submission_id}{element}.0.{kind}"
         event = {"event": kind, "job": str(attempt.job_id), "restart": 0, "time": 1.0, **data}
         connection = self.connections[attempt.site]
         connection.transport.put_bytes(json.dumps(event).encode(), path)

@@ -9,7 +9,7 @@ from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import Lists, fence_nodes, stands, union, with_note, without_note
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import spec_for, with_gate_time
-from hpcscale.burst.sight import Sight, end, look
+from hpcscale.burst.sight import Sight, look
 from hpcscale.connect import Connection
 from hpcscale.errors import UnreachableError
 from hpcscale.ledger import Attempt, Ledger, Role, utc_now
@@ -18,7 +18,6 @@ from hpcscale.slurm.remote import mkdir
 from hpcscale.slurm.types import JobState, JobStatus
 
 SETTLE_S = 12.0  # a cancelled job is usually terminal by then; else the next tick looks again
-WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
 MAX_BACKOFF = 8
 KEPT_S = 30.0  # slurmctld writes its state every 5 s or so
 BEGIN_S = 3.0  # from the decision to the command, usually; else the next tick looks again
@@ -50,7 +49,8 @@ class Acts:
     def _submit(self, move: Move, connection: Connection) -> str:
         """Render for the target and submit through submitit; the submission id."""
         from hpcscale.executor import HpcscaleExecutor
-        from hpcscale.render import Gate, render
+        from hpcscale.prepare import code_of, prepare
+        from hpcscale.render import Gate
 
         run = self.ledger.run(move.run_id)
         origin = self.ledger.attempt(move.origin)
@@ -58,7 +58,12 @@ class Acts:
         spec = with_gate_time(
             spec_for(run.spec, origin.time_limit_s, connection.site), move.lease_s + move.staging_s
         )
-        rendered = render(spec, connection.site, gate=Gate(lease_s=move.lease_s))
+        rendered = prepare(
+            spec,
+            connection.site,
+            gate=Gate(lease_s=move.lease_s),
+            code=code_of(self.ledger, move.run_id),
+        )
         executor = HpcscaleExecutor(
             self._folder, site=move.to_site, connection=connection, ledger=self.ledger
         )
@@ -75,7 +80,10 @@ class Acts:
     def _cancelled_by_user(self, move: Move) -> bool:
         """Whether `hpcscale cancel` named the run or one of its jobs since the move began."""
         return any(
-            event.kind == "attempt.cancel" and move.created_at and event.at >= move.created_at
+            event.kind == "attempt.cancel"
+            and "_" not in str(event.data.get("job", ""))  # an element is not the array
+            and move.created_at
+            and event.at >= move.created_at
             for event in self.ledger.events(move.run_id)
         )
 
@@ -216,19 +224,6 @@ class Acts:
         if union(lists(move).lifted) == lists(move).fenced:
             return True  # the user had excluded every node
         return not stands(seen.status, move.fence or "")
-
-    def _watch_origin(self, move: Move) -> None:
-        """A controller that died may have forgotten the cancel: the job must not run twice."""
-        if age_s(move.updated_at) > WATCH_ORIGIN_S:
-            return
-        origin, connection = self._origin(move)
-        seen = look(connection, origin)
-        if not seen.over:
-            self._say(f"{move.run_id}: {origin.ref} is back ({seen.word}); ended again")
-            self.ledger.event(
-                move.run_id, "move.origin_back", {"state": seen.word}, submission_id=move.origin
-            )
-            end(connection, origin)
 
     def _until_over(self, connection: Connection, attempt: Attempt) -> Sight:
         """Look until the job is terminal, for a short time."""

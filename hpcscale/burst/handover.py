@@ -14,13 +14,15 @@ from pathlib import Path
 import msgspec
 
 from hpcscale.burst.acts import age_s, left
-from hpcscale.burst.back import Back
+from hpcscale.burst.arrays import cancelled_elements, element_id
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.decide import show_s
 from hpcscale.burst.fence import stands
+from hpcscale.burst.follow import Follow
 from hpcscale.burst.moves import Move, Step, target_attempt
+from hpcscale.burst.offer import STANDS_IN, dependents
 from hpcscale.burst.policy import Order
-from hpcscale.burst.results import bring_home, note_gate_idle
+from hpcscale.burst.results import note_gate_idle
 from hpcscale.burst.sight import Sight, end, look, nodes_up, record, words
 from hpcscale.connect import Connection
 from hpcscale.errors import (
@@ -29,17 +31,18 @@ from hpcscale.errors import (
     SubmitUnknownError,
     UnreachableError,
 )
-from hpcscale.ledger import Attempt, Ledger, utc_now
+from hpcscale.ledger import Attempt, Ledger
 from hpcscale.slurm.types import JobState
+from hpcscale.units import parse_array
 
 FORWARD = frozenset(
     {Step.SUBMITTING, Step.SUBMITTED, Step.FENCING, Step.CLAIMING, Step.OPENING, Step.CANCELLING}
 )
+FOLLOWED = frozenset({Step.MOVED, Step.RELEASING})
 _BY_USER = "its user cancelled it"
-LOST_S = 600.0  # a job that nobody knows for this long will not come back
 
 
-class Handover(Back):
+class Handover(Follow):
     """Advances moves.
 
     Args:
@@ -65,6 +68,7 @@ class Handover(Back):
             Step.OPENING: self._opening,
             Step.CANCELLING: self._cancelling,
             Step.MOVED: self._moved,
+            Step.RELEASING: self._releasing,
             Step.ENDING: self._ending,
             Step.UNFENCING: self._unfencing,
         }
@@ -98,7 +102,7 @@ class Handover(Back):
             BurstRefusedError: it is too late, the job runs in the cloud.
         """
         message = "taken back by its user"
-        if move.step is Step.MOVED or (move.step is Step.CANCELLING and move.cancel_asked):
+        if move.step in FOLLOWED or (move.step is Step.CANCELLING and move.cancel_asked):
             raise _too_late(move)
         if move.step in FORWARD:
             step = Step.ENDING
@@ -123,8 +127,11 @@ class Handover(Back):
             UnreachableError: the wish is recorded, and the next run goes on with it.
         """
         self.ledger.event(move.run_id, "attempt.cancel", {"by": "its user"})
-        if move.step.settled or move.step is Step.MOVED:
+        if move.step.settled:
             return move
+        if move.step in FOLLOWED:
+            self._stop_both(move)
+            return self.advance(self.moves.get(move.move_id))
         changed = self.moves.save(move, step=Step.ENDING, message=_BY_USER, ends_as=Step.CANCELLED)
         if changed is None:
             return self.cancel(self.moves.get(move.move_id))
@@ -281,11 +288,24 @@ class Handover(Back):
     def _opening(self, move: Move) -> Move | None:
         """The claim is ours: the on-prem job starts nothing, whatever Slurm does with it."""
         target, connection = self._target(move)
+        self._pass_on_cancels(move, target, connection)
         word = decide(connection.transport, target, Word.OPENED)
         if word is Word.OPENED:
             return self.moves.save(move, step=Step.CANCELLING)
         why = "its lease at the gate ran out" if word is Word.EXPIRED else "its gate was closed"
         return self._end(move, f"{target.ref}: {why} before it was opened")
+
+    def _pass_on_cancels(self, move: Move, target: Attempt, connection: Connection) -> None:
+        """Elements that their user has cancelled on-prem begin nowhere."""
+        array = self.ledger.run(move.run_id).spec.array
+        if array is None:
+            return
+        origin, from_connection = self._origin(move)
+        for task in cancelled_elements(from_connection, origin, parse_array(array)[0]):
+            connection.client.cancel(element_id(target, task))
+            self.ledger.event(
+                move.run_id, "move.element_cancelled", {"task": task}, submission_id=move.origin
+            )
 
     def _cancelling(self, move: Move) -> Move | None:
         """The gate is open. What is left on-prem is cleaned up, once user code has begun."""
@@ -304,6 +324,14 @@ class Handover(Back):
                 )
         origin, connection = self._origin(move)
         seen = look(connection, origin, self.ledger)
+        idle_s = note_gate_idle(self.ledger, target, there.gated_at, there.begun_at)
+        if seen.pending and not move.cancel_asked and self._stands_in(move, origin, connection):
+            message = (
+                f"{origin.ref} waits, for jobs that depend on it, and ends as {target.ref} does"
+            )
+            return self.moves.save(
+                move, step=Step.MOVED, stand_in=True, message=message, gate_idle_s=idle_s
+            )
         if not seen.over:
             if not move.cancel_asked:
                 saved = self.moves.save(move, cancel_asked=True)
@@ -332,8 +360,14 @@ class Handover(Back):
         if seen.status is not None:
             told = msgspec.structs.replace(seen.status, reason=f"moved to {target.ref}")
             record(self.ledger, connection, origin, told)
-        idle_s = note_gate_idle(self.ledger, target, there.gated_at, there.begun_at)
         return self.moves.save(move, step=Step.MOVED, message=message, gate_idle_s=idle_s)
+
+    def _stands_in(self, move: Move, origin: Attempt, connection: Connection) -> bool:
+        """Whether other jobs wait for the on-prem job's end, and its script can wait for it too."""
+        if STANDS_IN not in origin.script or origin.job_id is None:
+            return False
+        name = self.ledger.run(move.run_id).name
+        return bool(dependents(connection.client.jobs(), origin.job_id.base, name))
 
     def _until_it_begins(self, move: Move, to_connection: Connection, there: Sight) -> Move | None:
         """Its gate is open, its command has not begun: fence-first, its nodes may not be up."""
@@ -346,28 +380,6 @@ class Handover(Back):
         if kept.order is Order.FENCE_FIRST:
             return self._never_came(kept, to_connection, there) or kept
         return kept
-
-    def _moved(self, move: Move) -> Move | None:
-        self._watch_origin(move)
-        target, connection = self._target(move)
-        if not target.ended:
-            if target.state is not JobState.UNKNOWN:
-                return move if move.lost_at is None else self.moves.save(move, lost_at=None)
-            # neither Slurm nor the script tells its end: no guess, for a while
-            if move.lost_at is None:
-                return self.moves.save(move, lost_at=utc_now())
-            if age_s(move.lost_at) < LOST_S:
-                return move
-            message = f"{target.ref} is no longer known to Slurm; its end was not seen"
-            return self.moves.save(move, step=Step.DONE, message=message)
-        message = move.message
-        try:
-            message = bring_home(self.ledger, target, connection) or message
-        except UnreachableError:
-            raise
-        except HpcscaleError as exc:
-            message = f"results could not be fetched: {words(exc)}"
-        return self.moves.save(move, step=Step.DONE, message=message)
 
 
 def _too_late(move: Move) -> BurstRefusedError:

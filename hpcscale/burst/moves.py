@@ -37,6 +37,7 @@ class Step(enum.StrEnum):
     OPENING = "opening"  # the claim is ours; the gate may or may not be open
     CANCELLING = "cancelling"  # the gate is open; the on-prem job is being cancelled
     MOVED = "moved"  # the on-prem job is gone; the cloud job is followed to its end
+    RELEASING = "releasing"  # the cloud job has ended; its stand-in on-prem is let go
     ENDING = "ending"  # the cloud job is being ended; ``ends_as`` says what follows
     UNFENCING = "unfencing"
     DONE = "done"
@@ -74,6 +75,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         asked_at: the target site's clock when the job was submitted there.
         lease_s: how long the cloud job waits at its gate.
         staging_s: allowed for copying, in the cloud job's time limit.
+        stand_in: other jobs wait for the on-prem job: it stays, and ends as the cloud's does.
         cancel_asked: whether the on-prem job's cancel may have been ours.
         gate_idle_s: how long the cloud job stood at its gate.
         lost_at: when the running cloud job was first no longer known to its Slurm.
@@ -96,6 +98,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: int = 1800
     lease_s: int = 600
     staging_s: int = 0
+    stand_in: bool = False
     cancel_asked: bool = False
     gate_idle_s: int | None = None
     kept: bool = False

@@ -12,6 +12,7 @@
     retry_after = "30m"         # after a failed move, leave the job alone this long
     cron_interval = "5m"        # of your cron line; a cloud job waits twice that at its gate
     order = "gate-first"        # or "fence-first": no cloud minutes at the gate
+    dependents = "stand-in"     # or "refuse": a job that others wait for does not move
 
     [target.lab-cloud]          # overrides of the site's own figures
     boot = "5m"
@@ -41,6 +42,13 @@ class Order(enum.StrEnum):
     FENCE_FIRST = "fence-first"  # it may not, and the cloud job begins as soon as its nodes are up
 
 
+class Dependents(enum.StrEnum):
+    """What becomes of a job that other jobs wait for."""
+
+    STAND_IN = "stand-in"  # it moves, and waits on-prem for its cloud attempt's end
+    REFUSE = "refuse"  # it does not move
+
+
 class _TargetFile(_Frozen, frozen=True, kw_only=True):
     boot: str | None = None
     staging: str | None = None
@@ -60,6 +68,7 @@ class _PolicyFile(_Frozen, frozen=True, kw_only=True, rename={"from_": "from"}):
     retry_after: str = "30m"
     cron_interval: str = "5m"
     order: Order = Order.GATE_FIRST
+    dependents: Dependents = Dependents.STAND_IN
     target: dict[str, _TargetFile] = msgspec.field(default_factory=dict)
 
 
@@ -86,6 +95,7 @@ class Policy(_Frozen, frozen=True, kw_only=True):
         retry_after_s: rest after a failed move of the same job.
         cron_interval_s: between two runs of `hpcscale burst run`.
         order: whether the on-prem job is fenced before its cloud job is submitted.
+        dependents: what becomes of a job that other jobs at its site wait for.
     """
 
     source: str = ""
@@ -99,6 +109,7 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     retry_after_s: int = 1800
     cron_interval_s: int = 300
     order: Order = Order.GATE_FIRST
+    dependents: Dependents = Dependents.STAND_IN
     target: dict[str, TargetTerms] = msgspec.field(default_factory=dict)
 
     @property
@@ -171,5 +182,6 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         retry_after_s=seconds(raw.retry_after, "retry_after") or 0,
         cron_interval_s=cron_interval_s,
         order=raw.order,
+        dependents=raw.dependents,
         target=target,
     )

@@ -31,13 +31,13 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
     win. When sbatch gives no answer (exit 5) do not submit again: `hpcscale status` finds the job
     by its submission id.
     """  # noqa: D301  # click's mark for text that is not rewrapped
-    from hpcscale.render import render
+    from hpcscale.prepare import prepare
     from hpcscale.site import load_site
 
     spec = job.load()
     assert spec.site is not None  # load() chose one
     site = load_site(spec.site).site
-    rendered = render(spec, site)
+    rendered = prepare(spec, site)
     burst = _burst_notes(spec, site)
     if dry_run:
         _dry_run(job, rendered, site, burst, as_json=as_json)

@@ -11,6 +11,7 @@ from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import spec_for
 from hpcscale.burst.plan import Action
+from hpcscale.burst.policy import Dependents
 from hpcscale.errors import BurstRefusedError, UnreachableError
 from hpcscale.executor import HpcscaleExecutor
 from hpcscale.render import render
@@ -258,6 +259,7 @@ def decision_on(sites, job, patched_job, **changes):
 def test_a_job_that_others_wait_for_does_not_move(sites, dependency):
     job, other = sites.submit(), sites.submit()
     text = dependency.format(job.ref.job_id)
+    sites.policy = msgspec.structs.replace(sites.policy, dependents=Dependents.REFUSE)
     decision = decision_on(sites, job, other, dependency=text, reason="Dependency")
     assert decision.action is Action.REFUSE
     assert f"{other.ref.job_id} on lab-onprem depends on it" in decision.reason
@@ -279,13 +281,11 @@ def test_what_keeps_a_job_at_its_site(sites, changes, action, says):
     assert says in decision.reason
 
 
-def test_arrays_and_jobs_with_a_past_do_not_move(sites):
-    array = sites.submit(array="0-3")
+def test_jobs_with_a_past_do_not_move(sites):
     checkpointed = sites.submit(checkpoint=Checkpoint(dir="elsewhere"))
     sites.onprem.jobs[checkpointed.ref.job_id.base].restarts = 1
     plan = sites.tick().plan
     reasons = {d.run_id: d.reason for d in plan.decisions}
-    assert "arrays do not move yet" in reasons[array.run_id]
     assert "it has run here before" in reasons[checkpointed.run_id]
     assert Moves(sites.ledger).all() == []
 

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "hpcscale"
 # what deciding may know; what acting may use besides; what acting on a known job may use
 _DECIDING = {"errors", "units", "spec", "site", "cost", "slurm.types"}
 _ACTING = _DECIDING | {
-    "settings", "lint", "render", "slurm", "clock", "connect", "staging", "reports", "precheck",
+    "settings", "lint", "render", "slurm", "clock", "connect", "code", "staging", "reports", "precheck",
 }  # fmt: skip
 _OWNING = _ACTING | {"ledger", "verify", "reasons"}
 
@@ -49,7 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     "reasons": {"slurm.types"},  # Slurm's reasons for waiting, in words
     "clock": {"errors", "units", "slurm"},
     "connect": {"errors", "site", "slurm", "clock"},
-    "staging": {"errors", "slurm"},
+    "code": {"errors", "spec", "slurm"},
+    "staging": {"errors", "slurm", "code"},
     "reports": {"errors", "slurm", "staging"},
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,
@@ -62,20 +63,21 @@ ALLOWED: dict[str, set[str]] = {
     | {"settings", "ledger_schema", "ledger_rows", "ledger_file"}
     | {"ledger_reads"},
     "verify": _DECIDING | {"slurm", "ledger"},
-    "submit": _OWNING,
+    "prepare": _OWNING,
+    "submit": _OWNING | {"prepare"},
     "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify"},
     "observe": _OWNING | {"ledger_rows", "judge"},
     "results": _OWNING,
-    "batches": _OWNING | {"submit"},
+    "batches": _OWNING | {"submit", "prepare"},
     # the submitit plugin knows nothing of bursting
-    "executor": _OWNING | {"submit", "observe", "results", "batches"},
+    "executor": _OWNING | {"prepare", "submit", "observe", "results", "batches"},
     # deciding is pure: data in, data out
     "burst.catalog": _DECIDING | {"assets", "tomlfile"},
     "burst.policy": _DECIDING | {"tomlfile"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
     "burst.decide": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.plan"},
     "burst": _OWNING
-    | {"submit", "observe", "results", "executor", "burst.catalog", "forecast"}
+    | {"prepare", "submit", "observe", "results", "executor", "burst.catalog", "forecast"}
     | {"burst.policy", "burst.plan", "burst.decide"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),

@@ -133,11 +133,11 @@ def remove_secrets(transport: Transport, run_dir: str, submission_id: str) -> No
 
 
 def check_local(staged: Mapping[str, str]) -> None:
-    """Whether all inputs that must be copied are here and readable.
+    """Whether inputs are here and readable, and outputs can be brought to where they are wanted.
 
     Raises:
-        NotFoundError: something is not here.
-        InvalidFileError: it cannot be read.
+        NotFoundError: an input is not here.
+        InvalidFileError: it cannot be read, or an output's place cannot be written.
     """
     for name, path in staged.items():
         local = Path(path)
@@ -150,6 +150,23 @@ def check_local(staged: Mapping[str, str]) -> None:
                 )
             if not os.access(local, os.R_OK):
                 raise InvalidFileError(f"input {input_name!r} cannot be read", where=str(local))
+        elif name.startswith("outputs/"):
+            _require_writable(name.removeprefix("outputs/"), local)
+
+
+def _require_writable(output: str, path: Path) -> None:
+    """After hours of computing is too late to find that the result has no place."""
+    there = next(p for p in (path, *path.parents) if p.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    if there == path and there.is_file() and os.access(there, os.W_OK):
+        return
+    raise InvalidFileError(
+        f"output {output!r} cannot be brought to {path}: {there} "
+        + ("is not writable" if there.is_dir() or there == path else "is no directory"),
+        where=f"--output {output}",
+        hint=f"--output {output}=PATH in a directory of yours",
+    )
 
 
 def stage_in(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcscale.cli._job_options import JobArguments, JobCommand, job_options
-from hpcscale.cli._output import emit_json, json_option, notice, silence_stdout
+from hpcscale.cli._output import emit_json, json_option, notice, printable, silence_stdout
 from hpcscale.errors import HpcscaleError
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _dry_run(
         ]
         for name, text in rows:
             if text:
-                click.echo(f"# {name}: {text}")
+                click.echo(printable(f"# {name}: {text}"))
         click.echo(rendered.script, nl=False)
     require_fit(spec, site)  # last: what does not fit is worth seeing
 

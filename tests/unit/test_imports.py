@@ -39,7 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     # what was, as columns; what will be (useful without any bursting, so no part of burst)
     "history": {"errors", "units", "extras"},
     "forecast": {"errors", "units", "extras", "history"},
-    "simulate": {"errors", "units", "extras", "history", "forecast"},
+    "burst.value": set(),  # arithmetic alone: the simulator compiles it
+    "simulate": {"errors", "units", "extras", "history", "forecast", "burst.value"},
     # (JobSpec, Site) -> text, pure
     "lint": {"errors", "units", "spec", "site", "sbatch_script"},
     "render": {"hpcscale", "errors", "units", "assets", "spec", "site", "sbatch_script", "lint"},
@@ -77,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
     "burst.decide": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.plan"},
     "burst": _OWNING
-    | {"prepare", "submit", "observe", "results", "executor", "burst.catalog", "forecast"}
+    | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
     | {"burst.policy", "burst.plan", "burst.decide"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),
@@ -92,7 +93,7 @@ ALLOWED: dict[str, set[str]] = {
 # Modules that decide: the same input must give the same answer, so no clock of this machine,
 # no randomness and no input or output.
 PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "forecast", "burst.policy",
-        "burst.plan", "burst.decide")  # fmt: skip
+        "burst.plan", "burst.decide", "burst.value")  # fmt: skip
 IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
 
 

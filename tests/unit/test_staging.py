@@ -207,3 +207,15 @@ def test_an_elements_report_names_its_task():
     report = parse_report("hs-0123456789abcdef.task7.2.ended", '{"exit_code": 0}')
     assert report is not None
     assert (report.task, report.restart, report.exit_code) == (7, 2, 0)
+
+
+def test_an_output_without_a_place_is_refused_before_anything_is_sent(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    staging.check_local({"outputs/o": f"{tmp_path}/new/dirs/out", "outputs/f": str(file)})
+    with pytest.raises(InvalidFileError, match="is no directory"):
+        staging.check_local({"outputs/o": f"{file}/out"})
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(InvalidFileError, match="is not writable") as caught:
+        staging.check_local({"outputs/o": f"{tmp_path}/out"})
+    assert "--output o=PATH" in str(caught.value.hint)

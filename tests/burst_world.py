@@ -8,7 +8,7 @@ import pytest
 from lab_helpers import patience
 
 from hpcscale.burst.moves import Moves
-from hpcscale.burst.policy import Policy
+from hpcscale.burst.policy import Order, Policy
 from hpcscale.burst.run import Connections, tick
 from hpcscale.connect import connect
 from hpcscale.ledger import Ledger
@@ -18,6 +18,9 @@ from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
 from hpcscale.submit import submit
 
 POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",), max_wait_s=3600)
+FENCE_FIRST = Policy(
+    from_site="lab-onprem", to=("lab-cloud",), max_wait_s=3600, order=Order.FENCE_FIRST
+)
 
 
 class World:
@@ -98,6 +101,10 @@ class World:
 
     def state(self, site, job_id):
         return self.job(site, job_id).get("JobState", "")
+
+    def comment(self, submission):
+        status = self.connections("lab-onprem").client.show(submission.ref.job_id)
+        return status.comment
 
     def starts(self, submission):
         """How often user code was started, at both sites together."""

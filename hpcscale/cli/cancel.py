@@ -19,15 +19,23 @@ CONFIRM_S = 5.0  # Slurm ends a job within a second or two of the request
 @click.command("cancel")
 @click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option(
+    "--forget",
+    is_flag=True,
+    help="Close the record of a job that its site answers for but no longer lists.",
+)
 @json_option
-def command(jobs: tuple[str, ...], yes: bool, as_json: bool) -> None:
+def command(jobs: tuple[str, ...], yes: bool, forget: bool, as_json: bool) -> None:
     """Cancel jobs, pending or running.
 
     JOB is a run id (or its beginning), SITE:ID, SITE:ID_TASK, a Slurm id or a job's name. A run is
-    cancelled at every site where it has an attempt.
+    cancelled at every site where it has an attempt; a move of it ends with it.
 
     Slurm reuses ids. A job is cancelled only when its comment holds our submission id and its user
     and submit time agree (else exit 4). Cancelling a job that has ended is no error.
+
+    A job whose end nobody saw stays UNKNOWN, as after a crash of the controller. When you know that
+    it is gone, --forget ends its record; a job that Slurm lists is cancelled all the same.
     """
     from hpcscale.cli._jobs import SitePool, attempts_of, resolve_all
     from hpcscale.errors import HpcscaleError
@@ -46,11 +54,22 @@ def command(jobs: tuple[str, ...], yes: bool, as_json: bool) -> None:
             click.confirm(f"Cancel {len(still)} job(s)?", abort=True, err=True)
         results: list[dict[str, Any]] = []
         first_error: HpcscaleError | None = None
+        moves_ended: set[str] = set()
         for attempt, task in targets.values():
             if attempt.ended and len(targets) > 1 and still:
                 continue  # earlier attempts of a run are no news
+            if task is None and attempt.run_id not in moves_ended:
+                moves_ended.add(attempt.run_id)
+                try:
+                    _cancel_move(ledger, pool, attempt.run_id)
+                except HpcscaleError as exc:  # the next `burst run` goes on with it
+                    first_error = first_error or exc
             try:
-                result = _cancel(ledger, pool, attempt, task)
+                now = ledger.attempt(attempt.submission_id)
+                if now.ended and not attempt.ended and now.state.value == "CANCELLED":
+                    result = "cancelled"  # with its move
+                else:
+                    result = _cancel(ledger, pool, now, task, forget=forget)
             except HpcscaleError as exc:
                 # one that fails keeps nobody else alive
                 first_error = first_error or exc
@@ -74,7 +93,25 @@ def _label(attempt: "Attempt", task: int | None) -> str:
     return f"{attempt.site}:{attempt.job_id}" + (f"_{task}" if task is not None else "")
 
 
-def _cancel(ledger: "Ledger", pool: "SitePool", attempt: "Attempt", task: int | None) -> str:
+def _cancel_move(ledger: "Ledger", pool: "SitePool", run_id: str) -> None:
+    """End the run's move, wherever it stands: both its jobs go."""
+    from hpcscale.burst.handover import Handover
+    from hpcscale.burst.moves import Moves
+    from hpcscale.burst.run import jobs_folder
+
+    for move in Moves(ledger).of_run(run_id):
+        if not move.step.settled:
+            Handover(ledger, pool, jobs_folder(), notice).cancel(move)
+
+
+def _cancel(
+    ledger: "Ledger",
+    pool: "SitePool",
+    attempt: "Attempt",
+    task: int | None,
+    *,
+    forget: bool = False,
+) -> str:
     from hpcscale.errors import NotFoundError, RefusedError, UnreachableError
     from hpcscale.observe import observe
     from hpcscale.units import JobId
@@ -105,11 +142,15 @@ def _cancel(ledger: "Ledger", pool: "SitePool", attempt: "Attempt", task: int | 
         observe(ledger, pool, [attempt])
         attempt = ledger.attempt(attempt.submission_id)
         ended = _ending(ledger, attempt, task) if status is None else status.state
+        if ended is None and forget and task is None:
+            ledger.set_forgotten(attempt)
+            return "forgotten: Slurm does not list it, and its end was not seen"
         if ended is None:  # not listed is not ended: it may run where nobody looks
             raise NotFoundError(
                 "Slurm lists no such job, and its end was not seen: nothing was cancelled",
                 where=f"{attempt.site}:{named}",
-                hint=f"hpcscale status {attempt.run_id}; when it is listed again, cancel again",
+                hint=f"hpcscale status {attempt.run_id}; when it is listed again, cancel again; "
+                f"when it is surely gone: hpcscale cancel --forget {attempt.run_id}",
             )
         return f"had already ended: {ended.value}"
     ledger.event(

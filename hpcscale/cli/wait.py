@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpcscale.cli._output import emit_json, json_option, notice
+from hpcscale.cli._output import emit_json, json_option, notice, printable
 
 if TYPE_CHECKING:
     from hpcscale.cli._jobs import SitePool
@@ -46,7 +46,7 @@ def command(jobs: tuple[str, ...], timeout: str | None, as_json: bool) -> None:
             emit_json({"jobs": final})
         else:
             for job in final:
-                click.echo(f"{job['job']}: {job['state']}{job['why']}")
+                click.echo(printable(f"{job['job']}: {job['state']}{job['why']}"))
         if not in_time:
             raise HpcscaleError(
                 f"not all have ended within {timeout}", hint=f"hpcscale wait {' '.join(jobs)}"
@@ -161,6 +161,7 @@ def _verdict(ledger: "Ledger", found: "Found") -> dict[str, Any]:
 
 
 def _fetch(ledger: "Ledger", pool: "SitePool", found: "Found") -> None:
+    from hpcscale.cli._transfer_bar import Bar
     from hpcscale.errors import HpcscaleError
     from hpcscale.results import fetch, logs_dir, must_fetch
 
@@ -171,11 +172,14 @@ def _fetch(ledger: "Ledger", pool: "SitePool", found: "Found") -> None:
             connection = pool(attempt.site)
             if not must_fetch(attempt, connection):
                 continue
-            fetched = fetch(ledger, connection, attempt)
+            with Bar() as bar:
+                fetched = fetch(ledger, connection, attempt, meter=bar)
         except HpcscaleError as exc:
             notice(f"{attempt.ref}: results were not fetched: {exc}")
-            notice(f"  try: hpcscale wait {found.run.run_id}")
+            notice(f"  try: {exc.hint or 'hpcscale fetch ' + found.run.run_id}")
             continue
+        for refused in fetched.refused:
+            notice(f"{attempt.ref}: refused: {refused}")
         for skipped in fetched.skipped:
             notice(f"{attempt.ref}: not fetched: {skipped}")
         if fetched.files:

@@ -1,10 +1,15 @@
 """What ssh transports share: one command line for any login shell, and files through commands.
 
 The login shell may be bash, zsh, tcsh or fish, and its start-up files may export anything. So it is
-given one ``exec /bin/sh -c …`` whose words are single-quoted and hold no newline, backslash or
-``!`` of ours; that sh drops Slurm's variables before it starts the command.
+given one ``exec /bin/sh -c …`` of single-quoted words. Quotes do not mean the same everywhere: in
+tcsh a newline ends them and ``!`` acts inside them, in fish a backslash escapes them. A line that
+holds one of these goes as base64, which no shell reads anything into. That sh drops Slurm's
+variables before it starts the command.
 """
 
+import abc
+import base64
+import re
 import secrets
 import shlex
 import signal
@@ -19,10 +24,13 @@ from hpcscale.slurm.transport import (
     KEPT_VARIABLE,
     STRIPPED_PREFIXES,
     Completed,
+    input_bytes,
+    require_sendable,
 )
 
 GRACE_S = 8.0  # the answer to a killed command's end may need this much more
 _KILL_AFTER_S = 3
+_MISREAD = re.compile(r"[\n\r!]|\\")  # inside single quotes, by tcsh or fish
 _NO_CWD = 119
 
 _UNSET = (
@@ -49,17 +57,30 @@ def command_line(
     argv: Sequence[str], env: Mapping[str, str] | None, cwd: str | None, timeout_s: float
 ) -> str:
     """The one line that the login shell gets."""
+    require_sendable(argv, env, cwd)
     settings = [f"{name}={value}" for name, value in (env or {}).items()]
     runner = [f"{timeout_s:g}", "env", *settings] if settings else [f"{timeout_s:g}"]
-    return "exec " + shlex.join(["/bin/sh", "-c", _SCRIPT, "sh", cwd or "", *runner, *argv])
+    line = shlex.join(["/bin/sh", "-c", _SCRIPT, "sh", cwd or "", *runner, *argv])
+    if _MISREAD.search(line):
+        data = line.encode("utf-8", "surrogateescape")
+        coded = base64.b64encode(data).decode("ascii")
+        line = shlex.join(["/bin/sh", "-c", f'eval "exec $(echo {coded} | base64 -d)"'])
+    return f"exec {line}"
 
 
-class RemoteShell:
+def shown_name(host: str, port: int, user: str | None) -> str:
+    """``user@host:port`` for messages; 22 is left out, since ``~/.ssh/config`` may change it."""
+    name = f"{user}@{host}" if user else host
+    return name if port == 22 else f"{name}:{port}"
+
+
+class RemoteShell(abc.ABC):
     """Base of the ssh transports: ``run`` and files on top of ``_exec``."""
 
     name: str
     is_local = False
 
+    @abc.abstractmethod
     def _exec(self, line: str, stdin: bytes | None, timeout_s: float) -> RawResult:
         """Send one line to the login shell and wait for its end.
 
@@ -67,7 +88,6 @@ class RemoteShell:
             NotSentError: it was not sent.
             UnreachableError: it may have been, but there is no answer.
         """
-        raise NotImplementedError
 
     def run(
         self,
@@ -79,7 +99,7 @@ class RemoteShell:
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Completed:
         """Run one command there; ``timeout(1)`` there kills it even when the connection is cut."""
-        data = stdin.encode() if isinstance(stdin, str) else stdin
+        data = input_bytes(stdin)
         raw = self._run_raw(argv, data, env, cwd, timeout_s)
         return Completed(
             tuple(argv),
@@ -153,8 +173,9 @@ class RemoteShell:
             self._file_failed(f"cannot read {remote}", raw)
         return raw.stdout
 
+    @abc.abstractmethod
     def close(self) -> None:
-        """Drop connections."""
+        """Drop connections; the next use opens others."""
 
     def _file_failed(self, what: str, raw: RawResult) -> NoReturn:
         text = raw.stderr.decode("utf-8", "replace").strip().splitlines()

@@ -14,6 +14,7 @@ from lab_helpers import until
 from submitit.core import plugins, utils
 
 from hpcscale import batches
+from hpcscale.cli import COMMANDS
 from hpcscale.errors import NotFoundError, UsageError
 from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, probe, watch
 from hpcscale.ledger import Ledger
@@ -333,6 +334,25 @@ def test_commands_asyncio_setup_and_the_batch_script_itself(lab_env, tmp_path):
     assert "Job completed successfully" in direct.stdout()
 
 
+BOX = 'unshare --user --map-root-user --uts sh -c \'hostname in-a-box && exec "$0" "$@"\' '
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", SITES)
+def test_python_may_be_a_command_that_starts_a_container(lab_env, tmp_path, site):
+    """The words before the interpreter make a namespace, as a container's runtime does."""
+    made = executor(tmp_path / "jobs", site, hpcscale_python=BOX + sys.executable)
+    with made.batch():
+        jobs = [made.submit(boxed, k) for k in range(2)]
+    assert [job.result() for job in jobs] == [("in-a-box", 0), ("in-a-box", 1)]
+
+
+def boxed(k):
+    import platform
+
+    return platform.node(), k
+
+
 def test_software_of_the_site_gives_the_python_and_code_goes_along(lab_env, tmp_path, monkeypatch):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "own_module.py").write_text(
@@ -378,6 +398,53 @@ def test_the_command_line_brings_results_and_unpickles_nothing(lab_env, tmp_path
     assert not trap.exists()
     assert job.result() is None
     assert trap.exists()
+
+
+# every verb that reads a run, as a user and as cron call it
+READERS = {
+    "status": [["status"], ["status", "RUN"], ["status", "--all"]],
+    "wait": [["wait", "RUN"]],
+    "logs": [["logs", "RUN"]],
+    "fetch": [["fetch", "RUN"], ["fetch", "RUN", "--to", "elsewhere"]],
+    "tend": [["tend"]],
+    "burst": [["burst", "plan"], ["burst", "run"], ["burst", "status", "--all"], ["burst", "reap"]],
+    "cancel": [["cancel", "RUN"]],
+}
+NO_RUNS = {"lab", "lint", "render", "site", "submit"}
+
+
+def test_every_verb_is_a_reader_or_reads_no_runs():
+    assert READERS.keys() | NO_RUNS >= COMMANDS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", SITES)
+def test_a_hostile_pickle_is_opened_by_no_verb(lab_env, tmp_path, monkeypatch, site):
+    """Planted in every file of submitit's that a site may send back or a folder may hold."""
+    monkeypatch.chdir(tmp_path)
+    trap = tmp_path / "opened"
+    folder = tmp_path / "jobs"
+    if site == "lab-onprem":
+        folder = lab_env.site(site).paths.scratch / "hostile"
+    made = executor(folder, site, hpcscale_burst="auto")
+    job = made.submit(poison, str(trap))
+    array = made.map_array(poison, [str(trap)] * 2)
+    run_id = watch.own_ledger().attempt(job.submission_id).run_id
+    hpcscale("wait", run_id)
+    evil = cloudpickle.dumps(poison(str(trap)))
+    for path in [*folder.rglob("*.pkl")]:
+        path.unlink()  # a hard link would be the job's own as well
+        path.write_bytes(evil)
+    for calls in READERS.values():
+        for argv in calls:
+            hpcscale(*[run_id if word == "RUN" else word for word in argv], code=None)
+            assert not trap.exists(), argv
+    assert job.done()
+    assert all(j.done(force_check=True) in {True, False} for j in array)
+    assert job.outcome()["function"]["outcome"] == "success"
+    assert not trap.exists()
+    job.result()
+    assert trap.exists(), "the trap works"
 
 
 def poison(path):

@@ -50,8 +50,11 @@ def may_move(submission_id: str) -> bool:
     """Whether its run may go to another site; asked of the ledger once for each submission."""
     if submission_id not in _MAY_MOVE:
         ledger = own_ledger()
-        run = ledger.run(ledger.attempt(submission_id).run_id)
-        _MAY_MOVE[submission_id] = run.burst_mode is not BurstMode.NEVER
+        try:
+            run = ledger.run(ledger.attempt(submission_id).run_id)
+            _MAY_MOVE[submission_id] = run.burst_mode is not BurstMode.NEVER
+        except NotFoundError:  # its executor keeps another ledger
+            _MAY_MOVE[submission_id] = False
     return _MAY_MOVE[submission_id]
 
 

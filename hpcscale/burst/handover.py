@@ -14,11 +14,11 @@ import msgspec
 
 from hpcscale.burst.acts import Acts, age_s
 from hpcscale.burst.claims import CLOSED, Word, decide, revoke, take
-from hpcscale.burst.decide import show_s
 from hpcscale.burst.fence import fence_nodes, stands
 from hpcscale.burst.moves import Move, Step, target_attempt
 from hpcscale.burst.results import bring_home, note_gate_idle, settle_cost
 from hpcscale.burst.sight import end, look, nodes_up, record, words
+from hpcscale.burst.words import show_s
 from hpcscale.connect import Connection
 from hpcscale.errors import (
     BurstRefusedError,

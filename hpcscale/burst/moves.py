@@ -60,6 +60,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         target: submission id of the cloud attempt, once there is one.
         reason: why the policy moved it, as the plan said.
         estimate_usd: the plan's cost; the attempt's own cost is in its row.
+        reserved_usd: the most it can cost; budgets count it until the cost is known.
         old_exc: ExcNodeList before the fence; undo sets exactly this. None: not yet fenced.
         fence: ExcNodeList with the fence.
         ends_as: how a move that is being undone will settle.
@@ -85,6 +86,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     rule: str = ""
     reason: str = ""
     estimate_usd: Decimal | None = None
+    reserved_usd: Decimal | None = None
     boot_timeout_s: int = 1800
     retry_after_s: int = 1800
     lease_s: int = 600

@@ -82,6 +82,7 @@ ALLOWED: dict[str, set[str]] = {
     "hydra": {"errors", "executor"},
     # deciding is pure: data in, data out
     "burst.catalog": _DECIDING | {"assets", "tomlfile"},
+    "burst.catalog_load": {"errors", "assets", "settings", "tomlfile", "burst.catalog"},
     "burst.words": set(),
     "burst.policy": _DECIDING | {"tomlfile"},
     "burst.budget": _DECIDING | {"burst.policy"},

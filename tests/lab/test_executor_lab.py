@@ -281,8 +281,9 @@ def test_a_checkpointable_is_requeued_with_its_state(lab_env, tmp_path, site):
     assert (ended["state"], ended["restarts"]) == ("COMPLETED", 1)
 
 
-def test_a_cancelled_function_has_no_result(lab_env, tmp_path):
-    job = executor(tmp_path / "jobs", "lab-onprem").submit(long, 100)
+@pytest.mark.parametrize("site", SITES)
+def test_a_cancelled_function_has_no_result(lab_env, tmp_path, site):
+    job = executor(tmp_path / "jobs", site).submit(long, 100)
     until(lambda: "sleeping" in (job.stdout() or ""), 40, "it runs")
     job.cancel()
     until(lambda: job.done(force_check=True), 40, "it ends")
@@ -314,8 +315,9 @@ def nap(seconds):
     return seconds
 
 
-def test_commands_asyncio_setup_and_the_batch_script_itself(lab_env, tmp_path):
-    made = executor(tmp_path / "jobs", "lab-cloud")
+@pytest.mark.parametrize("site", SITES)
+def test_commands_asyncio_setup_and_the_batch_script_itself(lab_env, tmp_path, site):
+    made = executor(tmp_path / "jobs", site)
     made.update_parameters(
         slurm_setup=["export FROM_SETUP='set up'"], slurm_partition="gpu",
         slurm_additional_parameters={"nice": 3},

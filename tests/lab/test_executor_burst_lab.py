@@ -43,7 +43,7 @@ def world(lab_env, tmp_path, monkeypatch):
 
 def executor(folder, **parameters):
     made = submitit.AutoExecutor(
-        folder, cluster="hpcscale", hpcscale_site="lab-onprem", hpcscale_python=sys.executable,
+        folder, cluster="hpcscale", hpcscale_site="lab-onprem", hpcscale_software="lab-python",
         hpcscale_burst="auto",
     )  # fmt: skip
     made.update_parameters(timeout_min=10, gpus_per_node=1, **parameters)

@@ -1,6 +1,7 @@
 """submitit on real Slurm through our executor: no slurmdbd, no file system that both sides see."""
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -445,7 +446,8 @@ def test_a_hostile_pickle_is_opened_by_no_verb(lab_env, tmp_path, monkeypatch, s
     assert all(j.done(force_check=True) in {True, False} for j in array)
     assert job.outcome()["function"]["outcome"] == "success"
     assert not trap.exists()
-    job.result()
+    with contextlib.suppress(TypeError):  # it is no result of submitit's
+        job.result()
     assert trap.exists(), "the trap works"
 
 

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "units": {"errors"},
     "assets": {"errors"},
+    "extras": {"errors"},
     "textfile": {"errors"},
     "tomlfile": {"errors", "textfile"},
     "settings": {"errors", "units", "assets", "tomlfile"},
@@ -35,6 +36,10 @@ ALLOWED: dict[str, set[str]] = {
     "jobfile": {"errors", "units", "textfile", "tomlfile", "settings", "spec", "sbatch_script"}
     | {"jobkeys", "jobvalues"},
     "cost": {"errors", "units", "spec", "site"},
+    # what was, as columns; what will be (useful without any bursting, so no part of burst)
+    "history": {"errors", "units", "extras"},
+    "forecast": {"errors", "units", "extras", "history"},
+    "simulate": {"errors", "units", "extras", "history", "forecast"},
     # (JobSpec, Site) -> text, pure
     "lint": {"errors", "units", "spec", "site", "sbatch_script"},
     "render": {"hpcscale", "errors", "units", "assets", "spec", "site", "sbatch_script", "lint"},
@@ -52,7 +57,10 @@ ALLOWED: dict[str, set[str]] = {
     "ledger_schema": {"errors"},
     "ledger_rows": {"errors", "units", "spec", "slurm.types", "ledger_schema"},
     "ledger_file": {"errors", "settings", "ledger_schema"},
-    "ledger": _DECIDING | {"settings", "ledger_schema", "ledger_rows", "ledger_file"},
+    "ledger_reads": _DECIDING | {"settings", "ledger_schema", "ledger_rows", "ledger_file"},
+    "ledger": _DECIDING
+    | {"settings", "ledger_schema", "ledger_rows", "ledger_file"}
+    | {"ledger_reads"},
     "verify": _DECIDING | {"slurm", "ledger"},
     "submit": _OWNING,
     "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify"},
@@ -63,12 +71,11 @@ ALLOWED: dict[str, set[str]] = {
     "executor": _OWNING | {"submit", "observe", "results", "batches"},
     # deciding is pure: data in, data out
     "burst.catalog": _DECIDING | {"assets", "tomlfile"},
-    "burst.forecast": _DECIDING,
     "burst.policy": _DECIDING | {"tomlfile"},
-    "burst.plan": _DECIDING | {"burst.catalog", "burst.forecast", "burst.policy"},
-    "burst.decide": _DECIDING | {"burst.catalog", "burst.forecast", "burst.policy", "burst.plan"},
+    "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
+    "burst.decide": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.plan"},
     "burst": _OWNING
-    | {"submit", "observe", "results", "executor", "burst.catalog", "burst.forecast"}
+    | {"submit", "observe", "results", "executor", "burst.catalog", "forecast"}
     | {"burst.policy", "burst.plan", "burst.decide"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),
@@ -82,7 +89,7 @@ ALLOWED: dict[str, set[str]] = {
 
 # Modules that decide: the same input must give the same answer, so no clock of this machine,
 # no randomness and no input or output.
-PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "burst.forecast", "burst.policy",
+PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "forecast", "burst.policy",
         "burst.plan", "burst.decide")  # fmt: skip
 IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
 

@@ -21,7 +21,7 @@ class Job:
     """
 
     def __init__(
-        self, files, submission, run_dir, number, restart, lease_s, work_s, requeue, left_out=()
+        self, files, *, submission, run_dir, number, restart, lease_s, work_s, requeue, left_out=()
     ):
         self.files = files
         self.submission = submission

@@ -9,8 +9,9 @@ import fnmatch
 
 from hpcscale.errors import HpcscaleError, NotFoundError
 from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S, Completed
-from hpcscale.testing import COMMANDS, FakeSlurm
+from hpcscale.testing import FakeSlurm
 
+ALIVE = {"PENDING", "CONFIGURING", "RUNNING"}
 FULL = "No space left on device"
 
 
@@ -184,16 +185,16 @@ class MemorySlurm(FakeSlurm):
 
     def __init__(self, **options):
         super().__init__(**options)
-        self._files = MemoryFiles()
+        self.files = MemoryFiles()
         self.frozen = False  # nodes have not registered with a controller that came up
 
     @property
-    def files(self):
-        return self._files
+    def _files(self):
+        return self.files
 
     @property
-    def down(self):
-        return self._down or self._hang
+    def silent(self):
+        return self.down or self.hanging
 
     def _schedule(self, now):
         if not self.frozen:
@@ -202,6 +203,3 @@ class MemorySlurm(FakeSlurm):
     def plain(self, argv):
         """A command as a script or a stranger gives it: no fault is in its way."""
         return FakeSlurm.run(self, argv)
-
-
-__all__ = ["COMMANDS", "FULL", "MemoryFiles", "MemorySlurm"]

@@ -83,9 +83,12 @@ class Acts:
         if not same_nodes(now, fence):
             return now
         for earlier in reversed(self.moves.of_run(move.run_id)):
-            # a controller that died has forgotten that this one was lifted
-            lifted = earlier.step is Step.FAILED and earlier.fence is not None
-            if lifted and same_nodes(earlier.fence or "", now) and earlier.old_exc is not None:
+            # lifted, which a controller that died has forgotten; or the move ended before it
+            # had a cloud job, and left its fence
+            mine = earlier.step is Step.FAILED or (earlier.step.settled and earlier.target is None)
+            if earlier.fence is None or not mine:
+                continue
+            if same_nodes(earlier.fence, now) and earlier.old_exc is not None:
                 return earlier.old_exc
         return None
 

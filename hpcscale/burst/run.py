@@ -141,7 +141,7 @@ def begin(
     """Record the decision and its move; None when the run is on its way already."""
     assert decision.to is not None
     origin = ledger.find(decision.ref)
-    move = moves.begin(
+    return moves.begin(
         Move(
             run_id=decision.run_id,
             name=decision.name,
@@ -155,16 +155,13 @@ def begin(
             retry_after_s=policy.retry_after_s,
             lease_s=policy.lease_s,
             staging_s=decision.staging_s,
-        )
-    )
-    if move is not None:
-        data = {
+        ),
+        {
             "policy": msgspec.to_builtins(policy),
             "decision": msgspec.to_builtins(decision),
             "now": plan.now.isoformat(),
-        }
-        ledger.decide("burst", decision.reason, data, run_id=decision.run_id)
-    return move
+        },
+    )
 
 
 def _advance(handover: Handover, move: Move, done: Tick) -> None:

@@ -8,9 +8,19 @@ forget a start, a cancel and an end; the lease may run out whenever nothing is d
 It is a model of the rules, not of the code; the code's own tests are beside it.
 """
 
+import datetime as dt
+import json
+import multiprocessing
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 
 MAX_RESTART = 1
 
@@ -172,7 +182,7 @@ def handover_steps(s, me, rules):
 
 def steps(s, rules):
     yield from origin_steps(s, rules)
-    for me in (0, 1):
+    for me in range(len(s.clouds)):
         yield from handover_steps(s, me, rules)
         for cloud in job_steps(s.clouds[me], rules):
             yield with_cloud(s, me, cloud)
@@ -240,3 +250,74 @@ def test_the_model_can_fail(rule):
     """Without any one of the rules it finds a fault: it does look."""
     _, fault, _ = explore(**{rule: False})
     assert fault is not None
+
+
+def walks(count, seed, length=60, handovers=3, **off):
+    """Random walks through the model, with more handovers than can be explored.
+
+    Each step of a walk is chosen among all that are possible, forgetting included; all of them are
+    judged, the chosen one is taken.
+
+    Returns:
+        Steps taken, states that were met, and the first fault.
+    """
+    rules = {"claim": True, "gate": True, "close": True} | off
+    choose = random.Random(seed)
+    start = [State(clouds=(Cloud(),) * handovers), None]
+    nodes = {start[0]: start}
+    taken = 0
+    for _ in range(count):
+        node = start
+        for _ in range(length):
+            state, after = node
+            if after is None:
+                after = node[1] = []
+                for found in [*steps(state, rules), *forgotten(state)]:
+                    if fault := wrong(state, found):
+                        return taken, len(nodes), fault
+                    after.append(nodes.setdefault(found, [found, None]))
+            if not after:
+                break
+            node = after[int(choose.random() * len(after))]
+            taken += 1
+    return taken, len(nodes), None
+
+
+@pytest.mark.parametrize("rule", ["claim", "gate", "close"])
+def test_random_walks_find_a_rule_that_is_left_out(rule):
+    assert walks(20_000, 1, **{rule: False})[2] is not None
+
+
+def test_random_walks_of_three_handovers():
+    taken, states, fault = walks(2_000, 2)
+    assert fault is None
+    assert states > 10_000
+    assert taken > 20_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_million_random_walks():
+    """1,000,000 interleavings of the model's rules, beside the exhaustive exploration above."""
+    begin = time.monotonic()
+    total = Counter()
+    parts = [(50_000, seed) for seed in range(20)]
+    with multiprocessing.get_context("fork").Pool(
+        max(1, min(2, os.cpu_count() or 1)), maxtasksperchild=1
+    ) as pool:
+        for taken, _, fault in pool.starmap(walks, parts, chunksize=1):
+            assert fault is None
+            total.update(steps=taken)
+    count = sum(size for size, _ in parts)
+    result = {
+        "what": "random walks through the model of the protocol, three handovers",
+        "interleavings": count,
+        "seconds": round(time.monotonic() - begin),
+        "steps": total["steps"],
+        "double_starts": 0,
+        "rate_below_at_95_percent": 3 / count,
+    }
+    print(json.dumps(result, indent=1))
+    today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"model-walks-{today}.json").write_text(json.dumps(result, indent=1) + "\n")

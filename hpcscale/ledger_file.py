@@ -4,6 +4,7 @@ It stands in a home directory, often NFS or Lustre, so: no WAL (it needs memory 
 sqlite.org/wal.html), short ``BEGIN IMMEDIATE`` writes, a long busy timeout.
 """
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -56,9 +57,8 @@ class LedgerFile:
                 )
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not path.exists():
-                # the scripts in it are the user's own: nobody else reads them
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            fragment = 0 < path.stat().st_size < MIN_FILE_BYTES
+                _create(path)
+            fragment = path.stat().st_size < MIN_FILE_BYTES
         except OSError as exc:
             raise StateError(
                 f"the ledger's directory cannot be used: {exc.strerror}",
@@ -177,6 +177,30 @@ class LedgerFile:
             f"INSERT INTO {table} ({', '.join(fields)}) VALUES ({', '.join('?' * len(fields))})",  # noqa: S608 # names are this module's own
             tuple(fields.values()),
         )
+
+
+def _create(path: Path) -> None:
+    """Make the file whole at once, so that an empty one is always a damaged one.
+
+    Killed anywhere, this leaves no ledger or a good one; of two at once both get the same.
+    """
+    import tempfile
+
+    # the scripts in it are the user's own: nobody else reads them
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        db = sqlite3.connect(name, isolation_level=None)
+        try:
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        finally:
+            db.close()
+        with contextlib.suppress(FileExistsError):
+            os.link(name, path)
+    except sqlite3.Error as exc:
+        _refuse(path, exc)
+    finally:
+        Path(name).unlink()
 
 
 def _aside(path: Path) -> str:

@@ -75,6 +75,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         staged: what was copied there and is to be fetched back (see ``hpcscale.staging``).
         ended: whether the state is final.
         fetched: whether outputs and logs were brought back.
+        earlier_s: seconds that nodes were held by starts before the latest.
     """
 
     attempt_id: int
@@ -111,6 +112,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: Decimal | None
     staged: dict[str, Any]
     fetched: bool
+    earlier_s: float = 0.0
 
     @property
     def ref(self) -> JobRef | None:
@@ -314,6 +316,11 @@ def changed_fields(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
     fields = status_fields(status)
     if status.gpus and not attempt.gpus:  # else the row has those that are paid for
         fields["gpus"] = status.gpus
+    restarted = status.restarts > attempt.restarts and attempt.last_state.active
+    if restarted and attempt.start_time and status.submit_time:
+        # a requeue sets the submit time anew (seen on 22.05): there the start before ended
+        held = max(0.0, (status.submit_time - attempt.start_time).total_seconds())
+        fields["earlier_s"] = attempt.earlier_s + held
     changed = {k: v for k, v in fields.items() if _stored(getattr(attempt, k)) != v}
     if "state" in changed:
         changed["seen_at"] = stamp(status.observed_at or utc_now())

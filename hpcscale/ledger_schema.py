@@ -140,10 +140,13 @@ _MOVES = (
         settled INTEGER NOT NULL,
         revision INTEGER NOT NULL,
         data TEXT NOT NULL
-    ) STRICT
+    )
     """,
     "CREATE UNIQUE INDEX moves_open ON moves (run_id) WHERE settled = 0",
     "CREATE INDEX moves_by_run ON moves (run_id)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _MOVES)
+# seconds that nodes were held by starts before the latest: a requeue sets start_time anew
+_EARLIER = ("ALTER TABLE attempts ADD COLUMN earlier_s REAL NOT NULL DEFAULT 0",)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _MOVES, _EARLIER)

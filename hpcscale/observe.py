@@ -17,7 +17,7 @@ from hpcscale.errors import HpcscaleError
 from hpcscale.judge import Heard, judge, judge_array, pending_tasks
 from hpcscale.ledger import Attempt, Ledger, SiteAnswer, utc_now
 from hpcscale.ledger_rows import money_text, read_time
-from hpcscale.reports import read_reports
+from hpcscale.reports import Report, read_reports
 from hpcscale.slurm.types import JobStatus
 from hpcscale.staging import remove_secrets
 from hpcscale.units import parse_array
@@ -93,7 +93,8 @@ def observe(
             else:
                 fields = judge_array(ledger, attempt, indices[attempt.run_id], said, seen_at)
             if fields:
-                changes.append((attempt, _with_cost(ledger, attempt, fields)))
+                reports = said.reports.get(attempt.submission_id, ())
+                changes.append((attempt, _with_cost(ledger, attempt, fields, reports)))
     ledger.update_attempts(changes)
     _forget_secrets(ledger, connections, [a for a, fields in changes if fields.get("ended")])
     answers = {
@@ -195,15 +196,35 @@ def _forget_secrets(ledger: Ledger, connections: Connections, ended: Sequence[At
                 remove_secrets(transport, attempt.run_dir, attempt.submission_id)
 
 
-def _with_cost(ledger: Ledger, attempt: Attempt, fields: dict[str, Any]) -> Mapping[str, Any]:
-    """The columns, and the settled cost when the attempt has ended."""
+def _reported_s(reports: Sequence[Report]) -> float:
+    """Seconds between begin and end of all starts but the last, as the job itself reported."""
+    last = max((r.restart for r in reports), default=0)
+    begun: dict[int, dt.datetime] = {}
+    seconds = 0.0
+    for report in reports:  # a start's first report comes first: at its gate, or as it begins
+        if report.at is None or report.restart == last:
+            continue
+        if not report.ended:
+            begun.setdefault(report.restart, report.at)
+        elif report.restart in begun:
+            seconds += max(0.0, (report.at - begun[report.restart]).total_seconds())
+    return seconds
+
+
+def _with_cost(
+    ledger: Ledger, attempt: Attempt, fields: dict[str, Any], reports: Sequence[Report]
+) -> Mapping[str, Any]:
+    """The columns, and the settled cost when the attempt has ended: all its starts together."""
     if not fields.get("ended") or attempt.cost_usd is not None:
         return fields
     gpus = int(fields.get("gpus", attempt.gpus))
     now = utc_now()
     if attempt.array_size is None:
         start = read_time(fields["start_time"]) if "start_time" in fields else attempt.start_time
-        seconds = held_s(start, read_time(fields.get("end_time")), now)
+        earlier = float(fields.get("earlier_s", attempt.earlier_s))
+        # a start that no round of questions saw is known by its reports
+        fields["earlier_s"] = max(earlier, _reported_s(reports))
+        seconds = fields["earlier_s"] + held_s(start, read_time(fields.get("end_time")), now)
     else:
         parts = ledger.elements(attempt).values()
         seconds = sum(held_s(e.start_time, e.end_time, now) for e in parts)

@@ -217,7 +217,8 @@ def log_notices(spec: JobSpec, run_dir: str) -> tuple[str, ...]:
     ]
     if not own:
         return ()
-    return (f"the script's {' '.join(own)} is not used: output and errors go to {run_dir}/logs",)
+    text = f"the script's {' '.join(own)} is not used: output and errors go to {run_dir}/logs, "
+    return (text + "where `hpcscale logs` reads them",)
 
 
 def user_comment(spec: JobSpec) -> str | None:

@@ -144,7 +144,7 @@ class JobRef:
         return cls(site, JobId.parse(job_id))
 
 
-_ARRAY_PART = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7})(?::([0-9]{1,7}))?)?")
+_ARRAY_PART = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18})(?::([0-9]{1,18}))?)?")
 _MAX_ARRAY_SIZE = 4_000_001  # the most that slurm.conf(5) lets MaxArraySize be
 
 
@@ -156,14 +156,18 @@ def parse_array(text: str) -> tuple[list[int], int | None]:
     """
     body, _, limit = text.strip().partition("%")
     indices: set[int] = set()
+    largest = 0
     try:
         for part in body.split(","):
             match = _ARRAY_PART.fullmatch(part)
             if match is None:
                 raise ValueError
             first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
-            if last < first or step < 1 or last >= _MAX_ARRAY_SIZE:
+            if last < first or step < 1:
                 raise ValueError
+            if last >= _MAX_ARRAY_SIZE:
+                largest = last
+                break
             indices.update(range(first, last + 1, step))
         throttle = int(limit) if "%" in text else None
         if throttle is not None and (throttle < 1 or not limit.isdigit()):
@@ -172,6 +176,10 @@ def parse_array(text: str) -> tuple[list[int], int | None]:
         raise ValueError(
             f"{text!r} is no array: write like 0-15, 1,3,5-7, 0-30:3 or 0-99%4"
         ) from None
+    if largest:
+        raise ValueError(
+            f"{text!r} goes to index {largest}: no Slurm takes one above {_MAX_ARRAY_SIZE - 1}"
+        )
     return sorted(indices), throttle
 
 

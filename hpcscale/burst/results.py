@@ -38,7 +38,8 @@ def settle_cost(ledger: Ledger, target: Attempt) -> None:
     """Dollars from the allocation's start to its end, once it has ended."""
     target = ledger.attempt(target.submission_id)
     if target.ended and target.cost_usd is None and target.start_time and target.end_time:
-        seconds = held_s(target.start_time, target.end_time, target.end_time)
+        last_s = held_s(target.start_time, target.end_time, target.end_time)
+        seconds = target.earlier_s + last_s
         cost = spent_usd(target.gpus, seconds, target.gpu_hour_usd)
         if cost is not None:
             ledger.set_cost(target, cost)

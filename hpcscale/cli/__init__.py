@@ -121,7 +121,9 @@ def run() -> NoReturn:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # `hpcscale status | head`: the reader left, which is no error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from hpcscale.cli._output import silence_stdout
+
+        silence_stdout()
         sys.exit(0)
     except Exception as exc:  # the last line of defence: a bug shows no traceback unasked
         if os.environ.get("HPCSCALE_DEBUG"):
@@ -140,7 +142,9 @@ def run() -> NoReturn:
                 where="standard output",
                 hint="hpcscale status  (what was asked for may have been done)",
             )
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            from hpcscale.cli._output import silence_stdout
+
+            silence_stdout()
             report_error(error)
             sys.exit(error.exit_code)
         report_error(

@@ -44,6 +44,11 @@ def emit_json(data: Any) -> None:
     click.echo(json.dumps({"schema": SCHEMA, "data": data}, default=_plain, indent=2))
 
 
+def silence_stdout() -> None:
+    """Let what is still buffered go nowhere: writing it at exit would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def printable(text: str) -> str:
     """Text from a site or a user with control characters made visible.
 

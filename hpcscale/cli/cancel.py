@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from hpcscale.slurm.types import JobState
 
 
+CONFIRM_S = 5.0  # Slurm ends a job within a second or two of the request
+
+
 @click.command("cancel")
 @click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
@@ -121,8 +124,30 @@ def _cancel(ledger: "Ledger", pool: "SitePool", attempt: "Attempt", task: int | 
             where=f"{attempt.site}:{named}",
             hint=f"hpcscale status {attempt.run_id}",
         )
-    observe(ledger, pool, [attempt])
-    return "cancelled"
+    return _outcome(ledger, pool, attempt, task)
+
+
+def _outcome(ledger: "Ledger", pool: "SitePool", attempt: "Attempt", task: int | None) -> str:
+    """What became of it: scancel's exit code alone says that the request was taken."""
+    import time
+
+    from hpcscale.observe import observe
+    from hpcscale.slurm.types import JobState
+
+    until = time.monotonic() + CONFIRM_S
+    while True:
+        snapshot = observe(ledger, pool, [attempt])
+        attempt = ledger.attempt(attempt.submission_id)
+        state = attempt.state
+        if task is not None and (element := ledger.elements(attempt).get(task)) is not None:
+            state = element.state
+        if attempt.site in snapshot.failed or state is JobState.UNKNOWN:
+            return "cancelled, but its end was not seen yet"
+        if state.terminal or state is JobState.COMPLETING:
+            return "cancelled"
+        if time.monotonic() > until:
+            return f"asked to end, and still {state.value}: hpcscale status {attempt.run_id}"
+        time.sleep(0.5)
 
 
 def _ending(ledger: "Ledger", attempt: "Attempt", task: int | None) -> "JobState | None":

@@ -268,7 +268,8 @@ class _View:
             return attempt.cost_usd
         if attempt.array_size is not None and not attempt.ended:
             return None  # known when its elements have ended
-        return spent_usd(attempt.gpus, self._held_s(attempt), attempt.gpu_hour_usd)
+        held = attempt.earlier_s + self._held_s(attempt)
+        return spent_usd(attempt.gpus, held, attempt.gpu_hour_usd)
 
 
 def _unsent(ledger: "Ledger", site_name: str | None) -> list[dict[str, Any]]:

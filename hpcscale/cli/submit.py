@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcscale.cli._job_options import JobArguments, JobCommand, job_options
-from hpcscale.cli._output import emit_json, json_option, notice
+from hpcscale.cli._output import emit_json, json_option, notice, silence_stdout
+from hpcscale.errors import HpcscaleError
 
 if TYPE_CHECKING:
     from hpcscale.render import RenderedJob
     from hpcscale.site import Site
     from hpcscale.spec import JobSpec
+    from hpcscale.submit import Submission
 
 
 @click.command("submit", cls=JobCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,6 +52,18 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
         submission = submit(rendered, site, connection, ledger)
     for text in submission.notices:
         notice(text)
+    try:
+        _tell(submission, burst, as_json=as_json)
+    except OSError as exc:  # a full disk, or nobody reads: the job exists all the same
+        silence_stdout()
+        raise HpcscaleError(
+            f"{submission.ref} was submitted as run {submission.run_id}, but standard output "
+            f"cannot be written: {exc.strerror}",
+            hint=f"hpcscale status {submission.run_id}",
+        ) from exc
+
+
+def _tell(submission: "Submission", burst: list[str], *, as_json: bool) -> None:
     if as_json:
         emit_json(
             {
@@ -83,7 +97,7 @@ def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
     if spec.burst.mode is BurstMode.NEVER:
         return []
     from hpcscale.cost import estimate
-    from hpcscale.errors import BurstRefusedError, HpcscaleError
+    from hpcscale.errors import BurstRefusedError
     from hpcscale.render import burst_blockers
     from hpcscale.site import load_site, site_names
 
@@ -162,10 +176,13 @@ def _dry_run(
             }
         )
     else:
+        goes = [item for item in rendered.staged.items() if not item[0].startswith("outputs/")]
+        comes = [item for item in rendered.staged.items() if item[0].startswith("outputs/")]
         rows: list[tuple[str, Any]] = [
             ("site", f"{site.name}, by {why}"),
             ("sbatch", " ".join(options)),
-            ("copied", ", ".join(f"{path} -> {n}" for n, path in rendered.staged.items())),
+            ("copied", ", ".join(f"{path} -> {name}" for name, path in goes)),
+            ("fetched", ", ".join(f"{name} -> {path}" for name, path in comes)),
             ("cost", cost),
             *(("burst", note) for note in burst),
             *(("notice", text) for text in notices),

@@ -16,10 +16,18 @@ from submitit.slurm import slurm
 from hpcscale import batches
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, UnreachableError, UsageError
-from hpcscale.executor.job import HpcscaleJob, there_of
+from hpcscale.executor.job import HpcscaleJob
 from hpcscale.executor.jobside import HpcscaleJobEnvironment
-from hpcscale.executor.params import check, num_tasks, time_limit_min, to_spec, valid_parameters
-from hpcscale.executor.pickles import OWN, outside_modules, write_pickles
+from hpcscale.executor.known import site_file, there_of
+from hpcscale.executor.params import (
+    ParameterError,
+    check,
+    num_tasks,
+    time_limit_min,
+    to_spec,
+    valid_parameters,
+)
+from hpcscale.executor.pickles import outside_modules, write_pickles
 from hpcscale.executor.probe import default_python, require_same_python
 from hpcscale.executor.watch import HpcscaleInfoWatcher, own_ledger, watcher_of
 from hpcscale.ledger import Ledger, Role, Run
@@ -142,7 +150,7 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
     def _internal_update_parameters(self, **kwargs: tp.Any) -> None:
         unknown = sorted(set(kwargs) - self._valid_parameters())
         if unknown:
-            raise UsageError(
+            raise ParameterError(
                 f"no such parameters: {', '.join(unknown)}",
                 hint=f"there are: {', '.join(sorted(self._valid_parameters()))}",
             )
@@ -251,7 +259,7 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
         Job ids of two sites may be the same, and submitit names its files by them.
         """
         whole = utils.JobPaths.get_first_id_independent_folder(self.folder)
-        owner = whole / OWN / "site"
+        owner = site_file(self.folder)
         owner.parent.mkdir(parents=True, exist_ok=True)
         try:
             with owner.open("x", encoding="utf-8") as file:

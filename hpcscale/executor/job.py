@@ -10,6 +10,7 @@ from submitit.slurm import slurm
 
 from hpcscale import batches
 from hpcscale.errors import HpcscaleError, NotFoundError, RefusedError, UnreachableError
+from hpcscale.executor.known import attempt_of, site_of, there_of
 from hpcscale.executor.watch import HpcscaleInfoWatcher, own_ledger, watcher_of
 from hpcscale.ledger import Attempt
 from hpcscale.reports import read_reports
@@ -25,6 +26,9 @@ _LAST_SENT: dict[str, float] = {}
 
 class HpcscaleJob(slurm.SlurmJob[R_co]):
     """A submitit job at a site.
+
+    ``HpcscaleJob(folder, job_id)`` is enough for a job submitted before: the folder knows its site,
+    and the ledger the rest.
 
     Args:
         folder: submitit's folder, on this machine.
@@ -54,15 +58,19 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
         there: str = "",
         batch: tuple[str, int] | None = None,
     ) -> None:
-        self.site = site
+        self.site = site or site_of(Path(folder))
         self.submission_id = submission_id
         self.run_dir = run_dir
         self.rendered = rendered
         self.there = there
         self.batch = batch
+        if not submission_id and batch is None and (known := attempt_of(self.site, job_id)):
+            self.submission_id, self.run_dir = known.submission_id, known.run_dir
+            self.there = there_of(known)
+            self.rendered = not self.there
         self._created = time.time()
         self._brought = False
-        self.watcher = watcher_of(site)
+        self.watcher = watcher_of(self.site)
         super().__init__(folder, job_id, tasks[:1])
         if len(tasks) > 1:
             self._tasks = tuple(tasks)
@@ -72,10 +80,10 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
                     folder,
                     job_id,
                     (task,),
-                    site=site,
-                    submission_id=submission_id,
-                    run_dir=run_dir,
-                    there=there,
+                    site=self.site,
+                    submission_id=self.submission_id,
+                    run_dir=self.run_dir,
+                    there=self.there,
                     batch=batch,
                 )
                 for task in tasks
@@ -231,10 +239,14 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
 
     def _outcome_is_ours(self) -> bool:
         """Whether the function's end is known here, without a question to the site."""
+        if not self.submission_id:
+            return self.paths.result_pickle.exists()
         found = self._outcome_file()
         return found is not None and self._is_ours(found) and self.paths.result_pickle.exists()
 
     def _is_ours(self, found: dict[str, tp.Any] | None) -> bool:
+        if not self.submission_id:
+            return True  # of a job that is known by its id alone, as submitit has it
         if found is None:  # it died between the result and the outcome: by its age then
             with_time = self.paths.result_pickle.stat().st_mtime
             return self._brought or with_time >= self._created - 5.0
@@ -278,10 +290,10 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
     def _get_logs_string(self, name: str) -> str | None:
         if not self._sent():
             return None
-        if not self._in_place():
+        if self.there and not self._in_place():
             self._fetch(self.paths.stdout if name == "stdout" else self.paths.stderr)
         text = super()._get_logs_string(name)
-        if name == "stderr" and not text:
+        if name == "stderr" and not text and self.run_dir:
             # it came no further than its script: what that said
             batch_log = self._batch_log()
             text = batch_log or text
@@ -370,10 +382,3 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
     def __setstate__(self, state: dict[str, tp.Any]) -> None:
         self.watcher = watcher_of(state["site"])
         super().__setstate__(state)
-
-
-def there_of(attempt: Attempt) -> str:
-    """Where submitit's files of an attempt are on its site."""
-    if "outputs/submitit" in attempt.staged:
-        return f"{attempt.run_dir}/outputs/submitit"
-    return own_ledger().run(attempt.run_id).spec.outputs["submitit"].rstrip("/")

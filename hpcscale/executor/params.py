@@ -1,5 +1,6 @@
 """submitit's parameters in a ``JobSpec``'s words."""
 
+import math
 import os
 import shlex
 import sys
@@ -24,6 +25,10 @@ _TO_OPTION = (
 )  # fmt: skip
 
 
+class ParameterError(UsageError, ValueError):
+    """A parameter that cannot be; a ``ValueError`` as well, as submitit raises."""
+
+
 def valid_parameters() -> set[str]:
     """Every name that ``update_parameters`` takes."""
     return set(slurm._get_default_parameters()) | OWN  # noqa: SLF001 # submitit's plugin contract
@@ -36,11 +41,14 @@ def time_limit_min(asked: tp.Mapping[str, tp.Any]) -> int:
         try:
             seconds = parse_duration_s(value)
         except ValueError as exc:
-            raise UsageError(str(exc), where="time") from None
+            raise ParameterError(str(exc), where="time") from None
         if seconds is None:
-            raise UsageError("a function needs a time limit", where="time", hint="timeout_min=60")
+            raise ParameterError(
+                "a function needs a time limit", where="time", hint="timeout_min=60"
+            )
         return max(1, -(-seconds // 60))
-    return int(value)
+    # Slurm counts minutes, and takes 0 for no limit at all
+    return max(1, math.ceil(float(value)))
 
 
 def num_tasks(asked: tp.Mapping[str, tp.Any]) -> int:
@@ -141,20 +149,20 @@ def check(asked: tp.Mapping[str, tp.Any]) -> None:
     """Refuse what would break the script, when it is set and not when it is sent.
 
     Raises:
-        UsageError: a value that cannot be.
+        ParameterError: a value that cannot be.
     """
     for name in ("setup", "teardown", "srun_args"):
         if isinstance(asked.get(name), str):
-            raise UsageError(f"{name} is a list of texts", hint=f"{name}=['…']")
+            raise ParameterError(f"{name} is a list of texts", hint=f"{name}=['…']")
     for line in (*(asked.get("setup") or ()), *(asked.get("teardown") or ())):
         if "\0" in str(line):
-            raise UsageError("a shell line cannot hold a NUL byte")
+            raise ParameterError("a shell line cannot hold a NUL byte")
     time_limit_min(asked)
     if asked.get("burst") is not None:
         try:
             BurstMode(asked["burst"])
         except ValueError:
-            raise UsageError(
+            raise ParameterError(
                 f"burst={asked['burst']!r}", hint="one of: " + ", ".join(BurstMode)
             ) from None
 
@@ -186,4 +194,4 @@ def _gigabytes(text: str) -> float:
     try:
         return parse_memory_mb(text) / 1024
     except ValueError as exc:
-        raise UsageError(str(exc), where="mem") from None
+        raise ParameterError(str(exc), where="mem") from None

@@ -16,6 +16,10 @@ OWN = ".hpcscale"  # our directory below submitit's folder
 _MODULE = "hpcscale_jobside"
 
 
+class PickleSizeError(UsageError, RuntimeError):
+    """Pickles larger than ``max_pickle_size_gb``; a ``RuntimeError`` as well, as in submitit."""
+
+
 def write_pickles(
     folder: Path,
     submissions: Sequence[utils.DelayedSubmission],
@@ -34,7 +38,7 @@ def write_pickles(
         max_size_gb: of all pickles, judged by the first.
 
     Raises:
-        UsageError: the pickles are larger than that.
+        PickleSizeError: the pickles are larger than that.
     """
     directory = folder / OWN / uuid.uuid4().hex[:16]
     directory.mkdir(parents=True, mode=0o700)
@@ -47,7 +51,7 @@ def write_pickles(
             size_gb = path.stat().st_size / 1024**3 * len(submissions)
             if size_gb > max_size_gb:
                 shutil.rmtree(directory)
-                raise UsageError(
+                raise PickleSizeError(
                     f"about {size_gb:.2f} GB of pickles, more than max_pickle_size_gb="
                     f"{max_size_gb:g}",
                     hint="pass a path instead of the data, or raise hpcscale_max_pickle_size_gb",

@@ -9,7 +9,7 @@ from submitit.core import logger
 from submitit.slurm import slurm
 
 from hpcscale.connect import Connection, connect
-from hpcscale.errors import UnreachableError
+from hpcscale.errors import NotFoundError, UnreachableError
 from hpcscale.ledger import Ledger, ledger_path
 from hpcscale.reports import Report, read_reports
 from hpcscale.site import load_site
@@ -42,6 +42,12 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
     @property
     def connection(self) -> Connection:
         """To the site; made at the first need."""
+        if self._connection is None and not self.site:
+            raise NotFoundError(
+                "nothing here knows the site of this job",
+                hint='HpcscaleJob(folder, job_id, site="…"); its folder is not the one that '
+                "it was submitted with",
+            )
         if self._connection is None:
             self._connection = connect(load_site(self.site).site)
         return self._connection

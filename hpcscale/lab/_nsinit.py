@@ -9,6 +9,7 @@ System calls are made directly because a process keeps its new capabilities only
 
     keeper PLAN.json            unshare, arrange the mounts, report one JSON line, then wait
     node NAME MODE -- ARGV…     own UTS namespace with hostname NAME, then exec ARGV
+    tend -- ARGV…               start ARGV's daemon, and stay as long as anything of it lives
     fill PID MODE TARGET SIZE   inside PID's namespaces, leave SIZE bytes free below TARGET
     unfill PID MODE TARGET      the undo; what was written meanwhile is kept
 
@@ -40,6 +41,8 @@ MNT_DETACH = 2
 # statvfs(3) reports mount flags with its own numbers; only relatime differs from mount(2)
 ST_RELATIME = 4096
 KEPT_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME
+
+PR_SET_CHILD_SUBREAPER = 36
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -169,6 +172,41 @@ def keep(plan: dict[str, Any]) -> None:
             pass
 
 
+def tend(argv: list[str]) -> int:
+    """Start a daemon below a process that inherits all its orphans; its exit code.
+
+    For systems without a pid namespace: whatever the daemon and its jobs start, however often it
+    forks and forgets where it came from, stays a descendant of the tender (prctl(2),
+    PR_SET_CHILD_SUBREAPER) and can be found. The tender ends with the last of them.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    if os.fork() > 0:
+        os.close(writing)
+        code = os.read(reading, 8)
+        return int(code) if code else 1
+    os.close(reading)
+    os.setsid()
+    _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+    daemon = os.fork()
+    if daemon == 0:
+        os.execvp(argv[0], argv)  # noqa: S606  # what we were asked to run
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.chdir("/")
+    while True:
+        try:
+            pid, status = os.wait()
+        except ChildProcessError:
+            os._exit(0)
+        if pid == daemon:
+            null = os.open("/dev/null", os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            end = os.waitstatus_to_exitcode(status)
+            os.write(writing, str(end if end >= 0 else 128 - end).encode())
+            os.close(writing)
+
+
 def enter(pid: int, user_ns: bool) -> None:
     """Join a keeper's user and mount namespaces: setns(2)."""
     names = (("user", CLONE_NEWUSER), ("mnt", CLONE_NEWNS)) if user_ns else (("mnt", CLONE_NEWNS),)
@@ -230,6 +268,8 @@ def main(argv: list[str]) -> None:
             unshare_as_self(CLONE_NEWUTS, mode == "user")
             socket.sethostname(name)
         os.execv(argv[4], argv[4:])  # noqa: S606  # argv[3] is `--`
+    elif verb == "tend":
+        raise SystemExit(tend(argv[2:]))  # argv[1] is `--`
     elif verb in {"fill", "unfill"}:
         enter(int(argv[1]), argv[2] == "user")
         if verb == "fill":

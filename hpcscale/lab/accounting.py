@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 
 from hpcscale.errors import LabError
-from hpcscale.lab import config
+from hpcscale.lab import config, namespace
 from hpcscale.lab.daemons import Site
 from hpcscale.lab.model import NODE_PREFIX, ONPREM
 from hpcscale.lab.process import find, start_time, tail, wait_until
@@ -53,6 +53,7 @@ def start_mariadb(site: Site, port: int) -> str:
         process = subprocess.Popen(
             site.argv(
                 [
+                    *namespace.tend_argv(site.paths, site.state),
                     _program("mariadbd"),
                     *common,
                     *small,

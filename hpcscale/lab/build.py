@@ -181,7 +181,10 @@ def _write_cloud(
                 "run": str(paths.run),
                 "env": daemons.Site(state, site).env(),
                 "node": {
-                    node: namespace.node_argv(paths, site, node)
+                    node: [
+                        *namespace.tend_argv(paths, site),
+                        *namespace.node_argv(paths, site, node),
+                    ]
                     for node in node_names(CLOUD, options.nodes)
                 },
             },

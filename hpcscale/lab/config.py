@@ -239,8 +239,15 @@ def slurmdbd_conf(config: SiteConfig, mysql_port: int, password: str) -> str:
 
 
 def cgroup_conf(version: tuple[int, int]) -> str:
-    """cgroup.conf: no cgroups. The key that says so changed with Slurm 24.05 (its man pages)."""
-    return "CgroupPlugin=disabled\n" if version >= (24, 5) else "CgroupAutomount=no\n"
+    """cgroup.conf: nothing of a lab uses cgroups, and slurmd must start where there are none.
+
+    Slurm 24.05 has a key for that (cgroup.conf(5) of 23.11 and 24.05 differ in it). Before, slurmd
+    gives up when it cannot find out which cgroups the machine has, and on version 2 wants systemd;
+    told that it is version 1, it looks at none of them until a plugin asks.
+    """
+    if version >= (24, 5):
+        return "CgroupPlugin=disabled\n"
+    return "CgroupPlugin=cgroup/v1\n" if version >= (22, 5) else "CgroupAutomount=no\n"
 
 
 def hosts(config: SiteConfig, host_name: str) -> str:

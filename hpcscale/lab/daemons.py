@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcscale.errors import LabError
-from hpcscale.lab import namespace
+from hpcscale.lab import namespace, sshdir
 from hpcscale.lab.model import CLOUD, LabOptions, LabState, SitePaths, SiteState, node_names
 from hpcscale.lab.process import SYSTEM_PATH, find, kill, run, start_time, tail, wait_until
 
@@ -35,7 +35,6 @@ FAKETIME_PACKAGES = {
     "zypper install": "libfaketime",
 }
 FAKETIME = "libfaketimeMT.so.1"
-RUN_SSHD = Path("/run/sshd")
 FAMILIES = ("Debian/Ubuntu", "RHEL/Rocky/Alma", "SUSE")
 
 
@@ -232,7 +231,7 @@ class Site:
         with output.open("wb") as file:
             try:
                 done = subprocess.run(
-                    self.argv(command),
+                    self.argv([*namespace.tend_argv(self.paths, self.state), *command]),
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=file,
@@ -363,15 +362,12 @@ class Site:
     def start_sshd(self) -> None:
         """The only door to the cloud site."""
         paths = self.paths
-        # root's sshd wants it; inside the namespaces the keeper has made it
-        if os.geteuid() == 0 and self.state.keeper_pid is None and not RUN_SSHD.exists():
-            self.lab.made.append(str(RUN_SSHD))
-            self.lab.save()
-            RUN_SSHD.mkdir(mode=0o755)
-        self.start(
-            "sshd",
-            [_program("sshd"), "-f", f"{paths.etc}/sshd_config", "-E", f"{paths.log}/sshd.log"],
-        )
+        argv = [_program("sshd"), "-f", f"{paths.etc}/sshd_config", "-E", f"{paths.log}/sshd.log"]
+        if self.state.keeper_pid is None:
+            with sshdir.provided():
+                self.start("sshd", argv)
+        else:
+            self.start("sshd", argv)  # its keeper has made /run/sshd
 
     def start_slurmdbd(self) -> None:
         """Slurmdbd; returns when sacctmgr is answered."""

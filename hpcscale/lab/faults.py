@@ -17,7 +17,15 @@ from hpcscale.lab import namespace
 from hpcscale.lab.daemons import Site, faketime_library, registered
 from hpcscale.lab.lab import Lab
 from hpcscale.lab.model import CLOUD
-from hpcscale.lab.process import kill, namespace_of, run, start_time, state_letter, wait_until
+from hpcscale.lab.process import (
+    kill,
+    namespace_of,
+    parent,
+    run,
+    start_time,
+    state_letter,
+    wait_until,
+)
 
 ControllerAct = Literal["stop", "continue", "kill", "restart"]
 CutMode = Literal["after", "before", "hang", "refuse", "normal"]
@@ -44,7 +52,9 @@ def _processes_on(site: Site, node: str, slurmd: int) -> list[int]:
             if namespace_of(pid, "uts") == own
         ]
     mark = f"SLURMD_NODENAME={node}".encode()
-    found = [slurmd]
+    above = parent(slurmd)
+    tended = above is not None and namespace.is_tender(above)
+    found = list(namespace.descendants([above if tended and above else slurmd]))
     for pid in namespace.members(site.state, site.paths):
         try:
             if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):

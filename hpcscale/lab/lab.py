@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import shutil
-import signal
 import socket
 import sys
 import time
@@ -26,8 +24,15 @@ from hpcscale.lab.model import (
     SiteState,
     default_dir,
 )
-from hpcscale.lab.place import locked, real, sigterm_as_interrupt, take_down, usable_dir
-from hpcscale.lab.process import kill, start_time, state_letter, tail, wait_until
+from hpcscale.lab.place import (
+    locked,
+    real,
+    sigterm_as_interrupt,
+    take_down,
+    take_down_unknown,
+    usable_dir,
+)
+from hpcscale.lab.process import state_letter, tail, wait_until
 
 ATTEMPTS = 3
 
@@ -248,14 +253,8 @@ class Lab:
         try:
             Lab(LabState.load(directory)).down(keep=keep)
         except LabError:
-            keepers = namespace.marked_keepers(directory)
-            if not clientconfig.is_lab_dir(directory) or not keepers:
+            if not take_down_unknown(directory, keep=keep):
                 raise
-            for pid in keepers:
-                kill(pid, signal.SIGKILL)
-            wait_until(lambda: all(start_time(pid) is None for pid in keepers), 15)
-            if not keep:
-                shutil.rmtree(directory)
         return directory
 
     # ---- using

@@ -165,7 +165,6 @@ class LabState:
         started_at: Unix time; the controllers' accelerated clocks count from it.
         isolation: guarantee -> does it hold.
         notes: for each guarantee that falls, a sentence.
-        made: directories made outside the lab's own, to be removed with it.
     """
 
     directory: Path
@@ -177,7 +176,6 @@ class LabState:
     sites: dict[str, SiteState] = field(default_factory=dict)
     isolation: dict[str, bool] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    made: list[str] = field(default_factory=list)
     mysql_port: int | None = None
 
     def save(self) -> None:
@@ -214,7 +212,12 @@ class LabState:
 
     def paths(self, site: str) -> SitePaths:
         """Where a site's files lie."""
-        return SitePaths(self.directory / site)
+        return self.site_paths(self.directory, site)
+
+    @staticmethod
+    def site_paths(directory: Path, site: str) -> SitePaths:
+        """Where the files of a site of the lab in ``directory`` lie."""
+        return SitePaths(directory / site)
 
     def lab_options(self) -> LabOptions:
         """The options that the lab was built with."""

@@ -4,6 +4,7 @@ The plan of the mounts is data (:func:`mount_plan`); ``_nsinit.py`` carries it o
 this way stands in ``docs/decisions/0002-lab-isolation.md``.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -11,7 +12,7 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from hpcscale.lab.process import (
     inner_pid,
     kill,
     namespace_of,
+    parent,
     start_time,
     wait_until,
 )
 
 MARK = "HPCSCALE_LAB"
+HELPER = "nsinit.py"
 # never covered, whatever a strange $HOME says: without these no daemon starts
 VITAL = frozenset(
     Path(p)
@@ -130,7 +133,7 @@ def mount_plan(
 
 def install_helpers(paths: SitePaths) -> None:
     """Copy into the site's own tree what must run where hpcscale cannot be seen."""
-    shutil.copy(_nsinit.__file__, paths.etc / "nsinit.py")
+    shutil.copy(_nsinit.__file__, paths.etc / HELPER)
     absent = paths.etc / "absent"
     absent.mkdir()
     (absent / "__init__.py").write_text(
@@ -224,6 +227,33 @@ def node_argv(paths: SitePaths, site: SiteState, node: str) -> list[str]:
     return [*_helper(paths), "node", node, _mode_name(site), "--"]
 
 
+def tend_argv(paths: SitePaths, site: SiteState) -> list[str]:
+    """The start of a command line that starts a daemon so that all it starts can be found."""
+    return [] if site.pid_ns else [*_helper(paths), "tend", "--"]
+
+
+def descendants(pids: Iterable[int]) -> set[int]:
+    """All processes below some processes."""
+    children: dict[int | None, list[int]] = {}
+    for pid in all_pids():
+        children.setdefault(parent(pid), []).append(pid)
+    found: set[int] = set()
+    look = list(pids)
+    while look:
+        below = [pid for pid in children.get(look.pop(), []) if pid not in found]
+        found.update(below)
+        look += below
+    return found
+
+
+def is_tender(pid: int) -> bool:
+    """Is it the process above a daemon of a site without a pid namespace?"""
+    with contextlib.suppress(OSError):
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return b"tend" in argv and any(word.endswith(f"/{HELPER}".encode()) for word in argv)
+    return False
+
+
 def fill_argv(paths: SitePaths, site: SiteState, target: Path, free_bytes: int) -> list[str]:
     """The command line that makes a directory full, as processes of the site see it."""
     pid = str(site.keeper_pid)
@@ -240,7 +270,7 @@ def _mode_name(site: SiteState) -> str:
 
 
 def _helper(paths: SitePaths) -> list[str]:
-    return [helper_python(), "-I", "-S", str(paths.etc / "nsinit.py")]
+    return [helper_python(), "-I", "-S", str(paths.etc / HELPER)]
 
 
 def keeper_alive(site: SiteState) -> bool:
@@ -253,45 +283,38 @@ def keeper_alive(site: SiteState) -> bool:
 def members(site: SiteState, paths: SitePaths) -> Iterator[int]:
     """Every process of a site, by the namespace that it lives in.
 
-    Without namespaces: by marks (see :func:`_marked`), and all that descends from marked ones.
+    Without a pid namespace: also by marks and descent (see :func:`_marked`).
     """
-    if site.keeper_pid is None:
-        yield from _marked(paths)
-        return
-    kind = "pid" if site.pid_ns else "mnt"
-    for pid in all_pids():
-        if namespace_of(pid, kind) == site.namespace:
-            yield pid
+    found: set[int] = set() if site.pid_ns else _marked(paths)
+    # the kernel gives the number of a namespace that is gone to the next one
+    if keeper_alive(site):
+        kind = "pid" if site.pid_ns else "mnt"
+        found.update(pid for pid in all_pids() if namespace_of(pid, kind) == site.namespace)
+    yield from found
 
 
 def _marked(paths: SitePaths) -> set[int]:
-    """Processes of a site without namespaces.
+    """Processes of a site without a pid namespace.
 
     They carry the site's name in their environment; daemons that have overwritten theirs (sshd
-    does) name a file of the site in their arguments; a session's shells descend from one of them.
+    does) name a file of the site in their arguments; all others descend from one of them, at
+    least from the tender (:func:`tend_argv`) above the daemon that they came from.
     """
     mark = f"{MARK}={paths.root.parent}:{paths.root.name}".encode()
     inside = os.fsencode(f"{paths.root}/")
     found: set[int] = set()
-    children: dict[int, list[int]] = {}
     for pid in all_pids():
         try:
             process = Path(f"/proc/{pid}")
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             name = (process / "comm").read_text()
             arguments = (process / "cmdline").read_bytes()
         except OSError:
             continue
-        children.setdefault(parent, []).append(pid)
         # only daemons: an editor may well have a log of the lab open
         daemon = name.startswith(("slurm", "munge", "sshd", "maria"))
         if _environ_has(pid, mark) or (daemon and inside in arguments):
             found.add(pid)
-    look = list(found)
-    while look:
-        below = [pid for pid in children.get(look.pop(), []) if pid not in found]
-        found.update(below)
-        look += below
+    found |= descendants(found)
     # this process may have been started in the site's environment itself
     return found - {os.getpid(), os.getppid()}
 
@@ -304,9 +327,23 @@ def _environ_has(pid: int, mark: bytes) -> bool:
 
 
 def marked_keepers(lab_dir: Path) -> list[int]:
-    """The keepers of a lab whose state file cannot be read, by the mark in their environment."""
+    """The keepers of a lab that its state file does not tell of, by the mark they carry."""
     mark = f"{MARK}={lab_dir}".encode()
-    return [pid for pid in all_pids() if _environ_has(pid, mark)]
+    return [p for p in all_pids() if _environ_has(p, mark) and start_time(p) is not None]
+
+
+def end_strays(lab_dir: Path, timeout_s: float = 15) -> int:
+    """End keepers of a lab that are left when its sites are down; how many there were.
+
+    Raises:
+        LabError: one does not end.
+    """
+    strays = marked_keepers(lab_dir)
+    for pid in strays:
+        kill(pid, 9)
+    if not wait_until(lambda: all(start_time(pid) is None for pid in strays), timeout_s):
+        raise LabError(f"keepers of {lab_dir} do not end: {strays}")
+    return len(strays)
 
 
 def by_inner_pid(site: SiteState, paths: SitePaths) -> dict[int, int]:
@@ -332,16 +369,20 @@ def end_site(site: SiteState, paths: SitePaths, timeout_s: float = 15) -> None:
             raise LabError(f"processes of {site.name} do not end: {left}")
         return
 
+    rest: list[int] = []
+
     def none_left() -> bool:
-        left = [p for p in members(site, paths) if p != site.keeper_pid and start_time(p)]
-        for pid in left:
-            if start_time(pid) is not None:
-                kill(pid, 9)
-        return all(start_time(pid) is None for pid in left)
+        rest[:] = [p for p in members(site, paths) if p != site.keeper_pid and start_time(p)]
+        for pid in rest:
+            # a tender ends by itself when nothing is left below it
+            if not is_tender(pid):
+                with contextlib.suppress(PermissionError):  # it is named below
+                    kill(pid, 9)
+        return all(start_time(pid) is None for pid in rest)
 
     # a process may fork while it is looked at: repeat until a look finds nobody
     if not wait_until(none_left, timeout_s):
-        raise LabError(f"processes of {site.name} do not end")
+        raise LabError(f"processes of {site.name} do not end: {rest}")
     if keeper_alive(site) and site.keeper_pid is not None:
         keeper = site.keeper_pid
         kill(keeper, 9)

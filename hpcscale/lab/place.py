@@ -1,19 +1,19 @@
 """A lab's directory: may it be used, who works on it, and how it is cleared away."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from hpcscale.errors import HpcscaleError, LabError
-from hpcscale.lab import clientconfig, namespace
-from hpcscale.lab.model import MAX_DIR_BYTES, LabState, SiteState
+from hpcscale.lab import clientconfig, namespace, sshdir
+from hpcscale.lab.model import MAX_DIR_BYTES, ONPREM, SITES, LabState, SiteState
+from hpcscale.lab.process import locked_now, wait_until
 
 
 def real(directory: Path) -> Path:
@@ -79,12 +79,12 @@ def locked(directory: Path) -> Iterator[None]:
     except OSError as exc:
         raise LabError(f"cannot use {directory}: {exc.strerror}") from exc
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        # not at once: of an `up` that was just killed, a child may be on its way to exec(2)
+        if not wait_until(lambda: locked_now(fd), 3):
             raise LabError(
-                f"another `hpcscale lab up` or `down` is at work in {directory}"
-            ) from None
+                f"another `hpcscale lab up` or `down` is at work in {directory}",
+                hint="wait for its end",
+            )
         yield
     finally:
         os.close(fd)
@@ -117,20 +117,49 @@ def take_down(state: LabState, *, keep: bool) -> None:
     Raises:
         LabError: some process does not end; the directory stays.
     """
+    _end(state.directory, state.sites)
+    if not keep and clientconfig.is_lab_dir(state.directory):
+        _remove(state.directory)
+
+
+def take_down_unknown(directory: Path, *, keep: bool) -> bool:
+    """Take down a lab whose state file cannot be read; False when it is none for certain.
+
+    Raises:
+        LabError: some process does not end; the directory stays.
+    """
+    helper = LabState.site_paths(directory, ONPREM).etc / namespace.HELPER
+    if not (clientconfig.is_lab_dir(directory) and helper.is_file()):
+        return False
+    try:
+        LabState.load(directory)
+    except LabError:
+        with locked(directory):
+            # a keeper takes its whole site with it; without one, marks lead to the processes
+            namespace.end_strays(directory)
+            _end(directory, {name: SiteState(name) for name in SITES})
+            if not keep:
+                _remove(directory)
+        return True
+    return False
+
+
+def _end(directory: Path, sites: Mapping[str, SiteState]) -> None:
     errors: list[HpcscaleError] = []
-    for name, site in state.sites.items():
+    for name, site in sites.items():
         try:
-            namespace.end_site(site, state.paths(name))
+            namespace.end_site(site, LabState.site_paths(directory, name))
         except HpcscaleError as exc:
             errors.append(exc)
     if errors:
         raise errors[0]
-    for made in state.made:
-        # another sshd may have put something there
-        with contextlib.suppress(OSError):
-            Path(made).rmdir()
-    if not keep and clientconfig.is_lab_dir(state.directory):
-        shutil.rmtree(state.directory, ignore_errors=True)
-        if state.directory.exists():
-            # a process that was just killed may have created a last file
-            shutil.rmtree(state.directory)
+    # `up` may have been killed between starting a keeper and writing that down
+    namespace.end_strays(directory)
+    sshdir.removed()
+
+
+def _remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        # a process that was just killed may have created a last file
+        shutil.rmtree(directory)

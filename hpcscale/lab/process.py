@@ -1,6 +1,7 @@
 """Running programs for the lab, and looking at processes through /proc."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -73,6 +74,15 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 
     return True
 
 
+def locked_now(fd: int) -> bool:
+    """Take the lock on an open file (flock(2)); False when somebody else holds it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def start_time(pid: int) -> int | None:
     """Start of a process in clock ticks after boot; None when it is gone or a zombie.
 
@@ -89,6 +99,14 @@ def state_letter(pid: int) -> str | None:
     """``R``, ``S``, ``T`` (stopped) …; None when the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return None
+
+
+def parent(pid: int) -> int | None:
+    """Its parent's pid; None when the process is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, IndexError):
         return None
 

@@ -140,8 +140,6 @@ def _notices(script: Script, notices: list[str], dropped: set[str], site: Site) 
             f"{script.path}: its --deadline is Slurm's own, which deletes a job that cannot end in "
             "time; it is left as it is"
         )
-    if names & {"output", "error"}:
-        notices.append(f"{script.path}: its log goes to the run's directory: see `hpcscale logs`")
     if dropped:
         listed = ", ".join(f"--{option}" for option in sorted(dropped))
         notices.append(f"{script.path}: {listed} of {script.site} left out at {site.name}")

@@ -57,6 +57,11 @@ def variable_name(name: str) -> str:
     return re.sub(r"[^A-Z0-9_]", "_", name.upper())
 
 
+# srun's own signs in the names of log files, srun(1) "filename pattern": submitit's logs would not
+# be where they belong
+_PATTERN = frozenset("\\%")
+
+
 def is_below(path: str, directories: tuple[str, ...]) -> bool:
     """Whether an absolute path is one of these directories or below one."""
     normal = PurePosixPath(os.path.normpath(path))
@@ -107,7 +112,7 @@ def places(spec: JobSpec, site: Site) -> list[Place]:
                 f"HPCSCALE_{kind.upper()}_{variable_name(name)}",
                 path,
                 f"{kind}s/{name}",
-                in_place=_shared(path, site),
+                in_place=_shared(path, site) and not (spec.function and set(path) & _PATTERN),
             )
             for name, path in sorted(declared.items())
         ]

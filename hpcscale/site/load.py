@@ -11,7 +11,7 @@ import msgspec
 
 from hpcscale.assets import bundled_dir
 from hpcscale.errors import InvalidFileError, NotFoundError, UnreachableError
-from hpcscale.settings import config_dir, etc_dir
+from hpcscale.settings import config_dir, default_site, etc_dir
 from hpcscale.site.profile import Evidence, Site, TransportKind
 from hpcscale.tomlfile import (
     bad_key,
@@ -61,20 +61,24 @@ def load_site(name: str, overrides: Iterable[str] = ()) -> LoadedSite:
     """
     if name not in (names := site_names()):
         close = difflib.get_close_matches(name, names, n=1)
+        chosen = default_site()
         raise NotFoundError(
             f"no site is named {name!r}; known: {', '.join(names) or 'none'}",
+            where=_default_where(chosen[1]) if chosen and chosen[0] == name else None,
             hint=f"--site {close[0]}" if close else "hpcscale site list",
         )
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for directory in site_dirs():
         path = directory / f"{name}.toml"
-        if path.is_file():
+        if path.exists():  # a directory of that name is an error, not a missing layer
             merge_layer(
                 merged, _expand_variables(read_toml(path), str(path), origins), str(path), origins
             )
-    prefix = "HPCSCALE_SITE__" + re.sub(r"[^A-Z0-9]", "_", name.upper()) + "__"
+    prefix = _VARIABLE + _in_variable(name) + "__"
     for variable, value in sorted(os.environ.items()):
+        if variable.startswith(_VARIABLE):
+            _require_known(variable, names)
         if variable.startswith(prefix):
             keys = spelled_as(merged, variable[len(prefix) :].split("__"))
             _merge_one(merged, keys, value, f"${variable}", origins)
@@ -89,6 +93,31 @@ def load_site(name: str, overrides: Iterable[str] = ()) -> LoadedSite:
         _merge_one(merged, key.split("."), value, f"--set {key}", origins)
     merged.setdefault("name", name)
     return LoadedSite(site=_convert(merged, origins, name), origins=origins)
+
+
+_VARIABLE = "HPCSCALE_SITE__"
+
+
+def _in_variable(name: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "_", name.upper())
+
+
+def _require_known(variable: str, names: Iterable[str]) -> None:
+    """A variable for a site that does not exist would be silently without effect."""
+    named, _, key = variable.removeprefix(_VARIABLE).partition("__")
+    known = {_in_variable(name): name for name in names}
+    if named in known and key:
+        return
+    close = difflib.get_close_matches(named, known, n=1)
+    raise InvalidFileError(
+        f"it names no site: {named!r}" if key else "it names no key of a site",
+        where=f"${variable}",
+        hint=f"{_VARIABLE}{close[0] if close else 'NAME'}__KEY=value, or unset {variable}",
+    )
+
+
+def _default_where(origin: str) -> str:
+    return origin if origin.startswith("$") else with_line(origin, "default_site")
 
 
 def user_file(name: str) -> Path:

@@ -54,6 +54,11 @@ def _variable(transport: Transport, name: str) -> str | None:
     done = transport.run(["printenv", name])
     if done.returncode == 0 and done.stdout.strip():
         return done.stdout.removesuffix("\n")
+    if done.returncode == 127:  # env(1) and every shell: the command was not found
+        raise NotFoundError(
+            f"printenv was not found on {transport.name}",
+            hint="PATH lacks the system's own commands: export PATH=$PATH:/usr/bin:/bin",
+        )
     if name in {"USER", "LOGNAME"}:  # neither cron nor a bare container sets them
         return _ok(transport.run(["id", "-un"]), transport).stdout.strip()
     return None

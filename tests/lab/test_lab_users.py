@@ -1,44 +1,10 @@
 """The lab as an ordinary user: the same guarantees, without root."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-import pytest
 from lab_helpers import ROOT, until
-
-HELPER = Path(__file__).parent / "as_ordinary_user.py"
-
-
-@pytest.fixture
-def ordinary():
-    """Run `hpcscale lab …` as an ordinary user: as somebody else when the tests run as root."""
-    home = Path(tempfile.mkdtemp(prefix="hpcscale-lab-user-", dir="/tmp"))
-    if os.getuid() == 0:
-        os.chown(home, 54321, 54321)
-
-    def run(*argv, timeout_s=60):
-        as_user = [sys.executable, str(HELPER), str(home)] if os.getuid() == 0 else []
-        if argv[0] == "lab":
-            verbs = 3 if argv[1] == "fault" else 2
-            command = [sys.executable, "-m", "hpcscale", *argv[:verbs], "--dir", f"{home}/lab"]
-            command += argv[verbs:]
-        else:
-            command = [shutil.which(argv[0]) or argv[0], *argv[1:]]
-        return subprocess.run(
-            [*as_user, *command], capture_output=True, text=True, timeout=timeout_s, check=False,
-            env=os.environ | {"HOME": str(home), "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-
-    run.home = home
-    yield run
-    if (home / "lab").exists():
-        run("lab", "down")
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def test_an_ordinary_user_has_a_whole_lab(ordinary):

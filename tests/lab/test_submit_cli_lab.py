@@ -1,6 +1,8 @@
 """``hpcscale submit`` as it is typed, on real Slurm."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from job_helpers import data, hpcscale
@@ -28,6 +30,19 @@ def test_json_holds_what_programs_need(lab_env):
     assert got["submission_id"].startswith("hs-")
     assert got["array_size"] == 2
     assert data("status", got["run_id"])["runs"][0]["name"] == "true"
+
+
+def test_an_answer_that_cannot_be_printed_is_said_with_the_job(lab_env):
+    words = ["submit", *SMALL, "--no-code", "--name", "unheard", "--", "true"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123  # a device
+        done = subprocess.run(
+            [sys.executable, "-m", "hpcscale", *words],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    run = data("status", "unheard")["runs"][0]
+    assert done.returncode == 1
+    assert f"was submitted as run {run['run_id']}" in done.stderr
+    assert f"hpcscale status {run['run_id']}" in done.stderr
 
 
 def test_a_job_file_is_run_as_it_says(lab_env, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import submitit
 from submitit.core import plugins, utils
 
 from hpcscale.connect import Connection
-from hpcscale.errors import NotThisJobError, UnreachableError, UsageError
+from hpcscale.errors import NotFoundError, NotThisJobError, UnreachableError, UsageError
 from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, HpcscaleJobEnvironment, watch
 from hpcscale.ledger import Ledger
 from hpcscale.render import render
@@ -252,3 +252,38 @@ def test_a_job_survives_pickling(executor):
     assert isinstance(again, HpcscaleJob)
     assert again.ref == job.ref
     assert again.watcher is job.watcher
+
+
+def test_a_job_is_found_again_by_its_folder_and_id(executor, tmp_path):
+    job = executor.submit(len, "abc")
+    again = HpcscaleJob(executor.folder, job.job_id)
+    assert (again.site, again.submission_id, again.run_dir, again.there, again.rendered) == (
+        job.site, job.submission_id, job.run_dir, job.there, False
+    )  # fmt: skip
+    assert again.submission().args == ("abc",)
+    script = submitted(executor)
+    assert HpcscaleJob(executor.folder, script.job_id).rendered
+    with pytest.raises(NotFoundError, match="knows the site"):
+        HpcscaleJob(tmp_path / "elsewhere", "12").done(force_check=True)
+
+
+def test_a_time_limit_below_a_minute_is_a_minute_and_not_none_at_all(executor):
+    spec, _ = spec_of(executor, time=2 / 60)
+    assert spec.resources.time_limit_s == 60
+    spec, _ = spec_of(executor, time=1.5)
+    assert spec.resources.time_limit_s == 120
+
+
+def test_wrong_parameters_are_value_errors_as_in_submitit(executor):
+    with pytest.raises(ValueError, match="no such parameters"):
+        executor.update_parameters(partion="x")
+    executor.max_pickle_size_gb = 1e-9
+    with pytest.raises(RuntimeError, match="max_pickle_size_gb"):
+        executor.submit(len, "abc")
+
+
+@pytest.mark.parametrize("name", ["back\\slash", "50%", "a%x"])
+def test_a_folder_that_srun_would_read_as_a_pattern_is_not_written_to_by_the_job(executor, name):
+    executor.folder = executor.folder / name
+    job = executor.submit(len, "abc")
+    assert job.there == f"{job.run_dir}/outputs/submitit"

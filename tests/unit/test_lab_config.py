@@ -105,7 +105,10 @@ def test_extra_lines_come_last():
 
 
 def test_no_cgroups_on_old_and_new_slurm():
-    assert config.cgroup_conf((22, 5)) == "CgroupAutomount=no\n"
+    assert config.cgroup_conf((21, 8)) == "CgroupAutomount=no\n"
+    # "autodetect" would end slurmd where there are no cgroups (tests/lab/test_lab_bare.py)
+    assert config.cgroup_conf((22, 5)) == "CgroupPlugin=cgroup/v1\n"
+    assert config.cgroup_conf((23, 11)) == "CgroupPlugin=cgroup/v1\n"
     assert config.cgroup_conf((24, 5)) == "CgroupPlugin=disabled\n"
 
 

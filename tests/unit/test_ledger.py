@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from decimal import Decimal
 
 import msgspec
@@ -331,12 +332,27 @@ def test_a_newer_ledger_is_refused(tmp_path):
     assert "newer hpcscale" in str(broken(tmp_path, make))
 
 
-def test_an_empty_file_becomes_a_ledger(tmp_path):
+def test_an_empty_file_is_a_damaged_ledger(tmp_path):
+    # ours is made whole at once: what is empty was cut short, and its jobs must not be forgotten
+    assert "damaged" in str(broken(tmp_path, lambda path: path.touch()))
+
+
+def test_two_that_make_it_at_once_get_the_same(tmp_path):
     path = tmp_path / "ledger.sqlite3"
-    path.touch()
-    full(path, 1)
+    together = threading.Barrier(8)
+
+    def work():
+        together.wait()
+        full(path, 1)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     with Ledger.open(path) as ledger:
-        assert len(ledger.runs()) == 1
+        assert len(ledger.runs()) == 8
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_writer_killed_in_its_transaction_leaves_the_last_whole_state(tmp_path):

@@ -5,6 +5,7 @@ import datetime as dt
 import pytest
 from fake_site import FakeSite
 
+from hpcscale.cost import spent_usd
 from hpcscale.errors import NotThisJobError, SubmitUnknownError
 from hpcscale.ledger import utc_now
 from hpcscale.observe import observe
@@ -324,3 +325,36 @@ def test_elements_that_are_not_listed_are_unknown(site):
         0: JobState.COMPLETED,
         1: JobState.UNKNOWN,
     }
+
+
+# --- money
+
+
+def test_all_starts_of_a_requeued_job_are_paid_for(site):
+    got = site.submit("sleep 600")
+    site.see(got)
+    site.slurm.advance(100)
+    site.connection.client.requeue(got.ref.job_id)
+    site.slurm.advance(20)  # past the delay: it runs again
+    assert site.see(got).restarts == 1
+    site.slurm.advance(700)
+    attempt = site.see(got)
+    assert attempt.ended
+    assert attempt.earlier_s == pytest.approx(100, abs=2)
+    whole = spent_usd(attempt.gpus, attempt.earlier_s + 600, attempt.gpu_hour_usd)
+    assert attempt.cost_usd == pytest.approx(whole, abs=whole / 50)
+
+
+def test_a_start_that_nobody_watched_is_known_by_its_reports(site):
+    got, _other = site.submit("sleep 600"), site.submit()
+    site.observe()
+    now = utc_now()
+    for restart, kind, at in ((0, "started", 0), (0, "ended", 50), (1, "started", 60)):
+        time = (now + dt.timedelta(seconds=at)).timestamp()
+        site.report(got, kind, restart=restart, exit_code=0, requeued=True, time=time)
+    end = (now + dt.timedelta(seconds=100)).timestamp()
+    site.report(got, "ended", restart=1, exit_code=0, requeued=False, time=end)
+    site.forget(got)
+    attempt = site.see(got)
+    assert attempt.ended
+    assert attempt.earlier_s == pytest.approx(50)

@@ -249,3 +249,30 @@ def test_key_lines_of_awkward_toml():
         "many": 10,
         "many.d": 11,
     }
+
+
+def test_a_site_file_that_is_a_directory_is_said_to_be_one(layers):
+    path = layers("user", "mine", MINE)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InvalidFileError, match="it is a directory") as caught:
+        load_site("mine")
+    assert str(path) in str(caught.value.where)
+
+
+@pytest.mark.parametrize("variable", ["HPCSCALE_SITE__AWS_P6__QOS", "HPCSCALE_SITE__AWS_P5"])
+def test_a_variable_that_sets_nothing_is_named(layers, monkeypatch, variable):
+    monkeypatch.setenv(variable, "x")
+    with pytest.raises(InvalidFileError) as caught:
+        load_site("generic-ib")
+    assert caught.value.where == f"${variable}"
+    assert "AWS_P5" in str(caught.value.hint)
+
+
+def test_a_default_site_that_does_not_exist_names_its_file(layers, tmp_path):
+    layers("user", "mine", MINE)
+    config = tmp_path / "user" / "config.toml"
+    config.write_text('# mine\ndefault_site = "nowhere"\n')
+    with pytest.raises(NotFoundError) as caught:
+        load_site("nowhere")
+    assert caught.value.where == f"{config}:2"

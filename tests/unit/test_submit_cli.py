@@ -91,3 +91,11 @@ def test_bad_input_is_one_clear_message(nowhere, args, code, word):
     done = dry(*site, *args, code=code)
     assert done.returncode not in {0, 1, 70}, done.stderr
     assert word in done.stderr
+
+
+def test_what_goes_along_and_what_comes_back_are_told_apart(nowhere, tmp_path):
+    (tmp_path / "data").mkdir()
+    words = ("--no-code", "--input", f"d={tmp_path}/data", "--output", f"o={tmp_path}/out")
+    out = dry(*JOB, *words, "--", "true").stdout
+    assert f"# copied: {tmp_path}/data -> inputs/d" in out
+    assert f"# fetched: outputs/o -> {tmp_path}/out" in out

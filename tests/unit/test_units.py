@@ -144,12 +144,17 @@ def test_array_spans(first, length, step):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "1-", "3-1", "1:2", "1-5:0", "1%0", "1%", "1%x", "-1", "1,,2", "1_0", "0-99999999999",
+    ["", "x", "1-", "3-1", "1:2", "1-5:0", "1%0", "1%", "1%x", "-1", "1,,2", "1_0",
      "1-2-3", "1%+2"],
 )  # fmt: skip
 def test_no_arrays(text):
     with pytest.raises(ValueError, match="no array"):
         parse_array(text)
+
+
+def test_an_index_above_what_any_slurm_takes_is_named():
+    with pytest.raises(ValueError, match="index 99999999: no Slurm takes one above 4000000"):
+        parse_array("0-99999999")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ class Judge:
             end = f"done.{self.done[-1][0]}"
         elif self.cancelled_by_user:
             end = "cancelled by its user"
+        elif 97 in self.exits:
+            end = "failed, and told: no claim could be made on a full disk"
         elif self.begun or self.claimed:
             end = "ended by a fault after its start"
         else:

@@ -18,7 +18,7 @@ from collections import Counter
 import greenlet
 from sim_faults import CLOUD, FAULTS, ONPREM, Faults
 from sim_judge import Judge, ViolationError
-from sim_patch import START, left_out, memory_ledger, patched
+from sim_patch import START, left_out, memory_ledger, patched, simulated
 from sim_process import Killed, Process, SimSite
 from sim_script import Job
 from sim_site import ALIVE
@@ -67,6 +67,7 @@ class World(Faults, Judge):
         self.known = set()
         self.begun = []  # (site, submission, restart, number)
         self.done = []
+        self.exits = set()
         self.cancelled_by_user = False
         self.silent_until = {}
         self.full_until = {}
@@ -352,6 +353,7 @@ class World(Faults, Judge):
             self.scripts.remove(script)
             if was and script.exit_code == 0:
                 self.done.append((script.site, script.submission, script.restart))
+            self.exits.add(script.exit_code)
             self._finish(script)
             return
         script.wake = self.now_s + wait
@@ -496,3 +498,15 @@ def one(base, seed, without=(), steps=160):
         world = World(base, seed, without, steps)
     world.run()
     return world
+
+
+def simulate(first, count):
+    """Interleavings of these seeds: the sum of their counts, and what was violated."""
+    total, wrong = Counter(), []
+    with simulated() as base:
+        for seed in range(first, first + count):
+            try:
+                total += one(base, seed).counts
+            except ViolationError as exc:
+                wrong.append(f"seed {seed}: {exc}")
+    return total, wrong

@@ -83,10 +83,9 @@ class Acts:
         if not same_nodes(now, fence):
             return now
         for earlier in reversed(self.moves.of_run(move.run_id)):
-            # lifted, which a controller that died has forgotten; or the move ended before it
-            # had a cloud job, and left its fence
-            mine = earlier.step is Step.FAILED or (earlier.step.settled and earlier.target is None)
-            if earlier.fence is None or not mine:
+            # lifted, which a controller that died has forgotten; or the job began here, which
+            # it has forgotten too; or the move ended before it knew more than its fence
+            if earlier.fence is None or earlier.yielded or not earlier.step.settled:
                 continue
             if same_nodes(earlier.fence, now) and earlier.old_exc is not None:
                 return earlier.old_exc
@@ -136,8 +135,17 @@ class Acts:
             message=f"its job on {move.from_site} is {seen.word}: nothing was moved",
         )
 
-    def _end(self, move: Move, message: str, ends_as: Step = Step.FAILED) -> Move | None:
-        return self.moves.save(move, step=Step.ENDING, message=message, ends_as=ends_as)
+    def _end(
+        self,
+        move: Move,
+        message: str,
+        ends_as: Step = Step.FAILED,
+        *,
+        yielded: bool = False,
+    ) -> Move | None:
+        return self.moves.save(
+            move, step=Step.ENDING, message=message, ends_as=ends_as, yielded=yielded
+        )
 
     def _fail(self, move: Move, message: str) -> Move | None:
         earlier = [m for m in self.moves.of_run(move.run_id) if m.step is Step.FAILED]
@@ -161,6 +169,17 @@ class Acts:
         if move.fence and move.old_exc is not None and same_nodes(move.fence, move.old_exc):
             return True  # the user had excluded every node
         return not stands(seen.status, move.fence or "")
+
+    def watch(self) -> None:
+        """Look after jobs whose moves have settled a short time ago.
+
+        Raises:
+            UnreachableError: no answer from a site.
+        """
+        since = utc_now() - dt.timedelta(seconds=WATCH_ORIGIN_S)
+        for move in self.moves.settled_since(since):
+            if move.step in {Step.DONE, Step.CANCELLED} and move.target is not None:
+                self._watch_origin(move)
 
     def _watch_origin(self, move: Move) -> None:
         """A controller that died may have forgotten the cancel: the job must not run twice."""

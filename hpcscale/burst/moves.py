@@ -73,6 +73,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         cancel_asked: whether the on-prem job's cancel may have been ours.
         gate_idle_s: how long the cloud job stood at its gate.
         after_number: the run's latest attempt when it began; its own come after that one.
+        yielded: another handover has the job's claim; the fence is that one's too.
         lost_at: when the running cloud job was first no longer known to its Slurm.
     """
 
@@ -102,6 +103,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     asked_at: dt.datetime | None = None
     lost_at: dt.datetime | None = None
     after_number: int | None = None
+    yielded: bool = False
     created_at: dt.datetime | None = None
     updated_at: dt.datetime | None = None
 
@@ -169,6 +171,13 @@ class Moves:
     def unsettled(self) -> list[Move]:
         """Moves under way, oldest first."""
         return self._read("WHERE settled = 0")
+
+    def settled_since(self, since: dt.datetime) -> list[Move]:
+        """The last moves of their runs that were settled since then."""
+        last = {move.run_id: move for move in self._read("")}
+        return [
+            m for m in last.values() if m.step.settled and m.updated_at and m.updated_at >= since
+        ]
 
     def all(self) -> list[Move]:
         """Every move, oldest first."""

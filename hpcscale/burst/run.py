@@ -120,6 +120,10 @@ def tick(
     for move in under_way:
         _advance(handover, move, done)
     try:
+        handover.watch()
+    except HpcscaleError as exc:
+        done.problems.append(f"jobs of settled moves: {exc}")
+    try:
         done.plan = make_plan(ledger, policy, connections)
     except HpcscaleError as exc:
         if not exc.transient:

@@ -23,7 +23,8 @@ from hpcscale.connect import Connection
 from hpcscale.errors import NotFoundError, RefusedError, SubmitUnknownError
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.precheck import cached_facts, fetch_facts
-from hpcscale.render import render
+from hpcscale.prepare import EVENT as CODE_EVENT
+from hpcscale.prepare import code_of, prepare
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import JobSpec
 from hpcscale.submit import submit
@@ -223,7 +224,11 @@ def _send_part(ledger: Ledger, connection: Connection, batch: Batch, start: int,
     run = ledger.new_run(spec, site=batch.run.site, cwd=batch.run.cwd)
     ledger.event(batch.run.run_id, SENDING, {**noted, "run_id": run.run_id})
     try:
-        submit(render(spec, connection.site), connection.site, connection, ledger, run=run)
+        known = code_of(ledger, batch.run.run_id)
+        rendered = prepare(spec, connection.site, code=known)
+        if known is None and rendered.code is not None:  # later parts start the same program
+            ledger.event(batch.run.run_id, CODE_EVENT, msgspec.to_builtins(rendered.code))
+        submit(rendered, connection.site, connection, ledger, run=run)
     except RefusedError:
         if len(tasks) < batch.size:
             shutil.rmtree(pickles, ignore_errors=True)

@@ -64,7 +64,10 @@ def connect(site: Site) -> Connection:
     require_host(site)
     transport = make_transport(site.transport, site.name)
     client = CliClient(
-        transport, slurm_conf=site.transport.slurm_conf, slurm_bin=site.transport.slurm_bin
+        transport,
+        slurm_conf=site.transport.slurm_conf,
+        slurm_bin=site.transport.slurm_bin,
+        cluster=site.transport.cluster,
     )
     return Connection(site=site, transport=transport, client=client, clock=SiteClock(client.now))
 
@@ -90,6 +93,8 @@ def make_transport(config: TransportConfig, site_name: str) -> Transport:
             user=config.user,
             identity_file=config.identity_file,
             known_hosts=config.known_hosts,
+            proxy_jump=config.proxy_jump,
+            ssh_config=config.ssh_config,
             connect_timeout_s=config.connect_timeout_s,
         )
     from hpcscale.slurm.openssh import OpensshTransport
@@ -100,5 +105,7 @@ def make_transport(config: TransportConfig, site_name: str) -> Transport:
         user=config.user,
         identity_file=config.identity_file,
         known_hosts=config.known_hosts,
+        proxy_jump=config.proxy_jump,
+        ssh_config=config.ssh_config,
         connect_timeout_s=config.connect_timeout_s,
     )

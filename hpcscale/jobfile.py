@@ -29,6 +29,7 @@ from hpcscale.jobvalues import (
 from hpcscale.sbatch_script import fields, read_script
 from hpcscale.settings import choose_site, project_job_defaults, user_job_defaults
 from hpcscale.spec import (
+    IN_CONTAINER,
     JobSpec,
     Launcher,
     Script,
@@ -176,7 +177,7 @@ def _paths_from(data: dict[str, Any], here: Path, cwd: Path) -> dict[str, Any]:
         if table in data:
             data[table] = {n: _join(here, p) for n, p in data[table].items()}
     for key in ("code", "workdir"):
-        if data.get(key):
+        if data.get(key) and not data[key].startswith(IN_CONTAINER):
             data[key] = _join(here, data[key])
     if "dir" in data.get("checkpoint", {}):
         data["checkpoint"] = data["checkpoint"] | {"dir": _join(here, data["checkpoint"]["dir"])}
@@ -238,7 +239,7 @@ def _build(
     if "\0" in name or not name.strip() or len(name) > 512:
         raise reader.error("name", "a job's name holds 1 to 512 characters and no NUL")
     workdir = absolute(keys.workdir, cwd) if keys.workdir else str(cwd)
-    code = keys.code if keys.code in {None, ""} else absolute(keys.code or "", cwd)
+    code = _code(keys.code, cwd)
     array = keys.array
     if array is not None:
         reader.parse("array", parse_array, array)
@@ -273,6 +274,12 @@ def _build(
         after=tuple(keys.after),
         burst=burst_of(keys, reader, now),
     )
+
+
+def _code(code: str | None, cwd: Path) -> str | None:
+    if not code or code.startswith(IN_CONTAINER):
+        return code
+    return absolute(code, cwd)
 
 
 def _sbatch(keys: JobKeys, layers: _Layers) -> dict[str, str | None]:

@@ -81,7 +81,8 @@ class JobKeys(_Keys, frozen=True, kw_only=True):
         constraint: Slurm's.
         comment: kept in Slurm's comment, before our id.
         software: a ``[software.NAME]`` of the site.
-        code: directory that goes along where the nodes do not see it; ``""`` for none.
+        code: directory that goes along where the nodes do not see it; ``""`` for none,
+            ``"container:DIR"`` when the program is in the software's image.
         workdir: directory the job starts in; default where the user stands.
         array: as sbatch's ``--array``.
         after: jobs to wait for, ``afterok:JOB``.

@@ -212,6 +212,18 @@ class Ledger(LedgerReads):
             ended=1,
         )
 
+    def set_forgotten(self, attempt: Attempt) -> Attempt:
+        """The user says that it is gone: the record ends, and its end stays unknown."""
+        return self._set(
+            attempt,
+            "attempt.forgotten",
+            {"state": attempt.state.value, "last_state": attempt.last_state.value},
+            state=JobState.UNKNOWN.value,
+            reason="its end was not seen; its user closed the record",
+            end_time=stamp(utc_now()),
+            ended=1,
+        )
+
     def set_fetched(self, attempt: Attempt, files: Sequence[str] = ()) -> Attempt:
         """Outputs and logs are here."""
         return self._set(attempt, "attempt.fetched", {"files": list(files)[:100]}, fetched=1)

@@ -10,6 +10,8 @@ from decimal import Decimal
 
 import msgspec
 
+IN_CONTAINER = "container:"
+
 
 class Launcher(enum.StrEnum):
     """How ranks start once Slurm has given the nodes."""
@@ -119,6 +121,22 @@ class Function(_Frozen, frozen=True, kw_only=True):
     stderr_to_stdout: bool = False
 
 
+class CodeId(_Frozen, frozen=True, kw_only=True):
+    """Which program it is: what stands in a script's header and in the ledger.
+
+    Attributes:
+        kind: ``git``, ``folder`` or ``container``.
+        commit: of git; None: no checkout, or none yet.
+        dirty_sha256: over what differed from the commit; None: nothing did.
+        tree_sha256: over all files that go along; None: they are used in place.
+    """
+
+    kind: str
+    commit: str | None = None
+    dirty_sha256: str | None = None
+    tree_sha256: str | None = None
+
+
 class JobSpec(_Frozen, frozen=True, kw_only=True):
     """What to run, complete; the same spec renders for every site.
 
@@ -129,6 +147,7 @@ class JobSpec(_Frozen, frozen=True, kw_only=True):
         after: Slurm dependency terms such as ``afterok:onprem:123``.
         workdir: directory that the job starts in, on the submitting machine (absolute).
         code: directory that goes along when ``workdir`` is not seen by the nodes; default workdir.
+            ``container:DIR``: the program is in the image of ``software``, nothing goes along.
         function: the command is a pickled function; ``command`` then tells people what it is.
     """
 

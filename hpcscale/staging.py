@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from hpcscale.code.store import Packed, place
 from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError, UnreachableError
 from hpcscale.slurm.transport import Transport
 
@@ -26,11 +27,6 @@ CODE = "code"
 CHECKPOINT = "checkpoint"
 SUBDIRS = ("logs", "events", "inputs", "outputs")
 COPY_TIMEOUT_S = 3600.0
-MAX_CODE_BYTES = 2 * 1024**3
-# never part of a program, and often larger than it
-CODE_EXCLUDED = frozenset(
-    {".git", ".hg", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
-)
 
 
 @dataclass(slots=True)
@@ -52,17 +48,49 @@ def make_run_dir(transport: Transport, run_dir: str) -> None:
     Raises:
         HpcscaleError: the site's state directory cannot be written.
     """
-    dirs = [run_dir, *(f"{run_dir}/{name}" for name in SUBDIRS)]
+    runs = str(PurePosixPath(run_dir).parent)
+    checked = [str(PurePosixPath(runs).parent), runs, run_dir]
+    dirs = [f"{run_dir}/{name}" for name in SUBDIRS]
     if transport.is_local:
         try:
-            for directory in dirs:
-                os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103 # text paths of a site
+            for directory in (*checked, *dirs):
+                _make_private(directory)
+            wrong = [d for d in checked if not _private(d)]
         except OSError as exc:
             raise _unwritable(transport, run_dir, exc.strerror or str(exc)) from exc
-        return
-    done = transport.run(["install", "-d", "-m", "700", "--", *dirs])
-    if done.returncode:
-        raise _unwritable(transport, run_dir, done.stderr.strip())
+    else:
+        done = transport.run(["/bin/sh", "-c", _MAKE, "sh", *checked, *dirs])
+        if done.returncode:
+            raise _unwritable(transport, run_dir, done.stderr.strip())
+        wrong = done.stdout.splitlines()
+    if wrong:
+        raise HpcscaleError(
+            "it is not yours alone to write: others could change your jobs",
+            where=f"{transport.name}:{wrong[0]}",
+            hint=f"chmod go-w {wrong[0]}, or set `state_dir` to a directory of your own",
+        )
+
+
+# new directories are this user's alone; those that are there already are looked at, not changed
+_MAKE = (
+    'umask 077; mkdir -p -- "$@" && '
+    'find -H "$1" "$2" "$3" -maxdepth 0 "(" ! -user "$(id -u)" -o -perm /022 ")" -print'
+)
+
+
+def _make_private(directory: str) -> None:
+    missing = []
+    path = Path(directory)
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+
+
+def _private(directory: str) -> bool:
+    found = Path(directory).stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 def _unwritable(transport: Transport, run_dir: str, why: str) -> HpcscaleError:
@@ -105,28 +133,15 @@ def remove_secrets(transport: Transport, run_dir: str, submission_id: str) -> No
 
 
 def check_local(staged: Mapping[str, str]) -> None:
-    """Whether everything that must be copied is here and readable.
+    """Whether inputs are here and readable, and outputs can be brought to where they are wanted.
 
     Raises:
-        NotFoundError: something is not here.
-        InvalidFileError: the code directory is larger than code is.
+        NotFoundError: an input is not here.
+        InvalidFileError: it cannot be read, or an output's place cannot be written.
     """
     for name, path in staged.items():
         local = Path(path)
-        if name == CODE:
-            if not local.is_dir():
-                raise NotFoundError(
-                    f"the code directory {path} does not exist",
-                    hint="--code DIR or --workdir DIR, of an existing directory",
-                )
-            if _larger_than(local, MAX_CODE_BYTES):
-                raise InvalidFileError(
-                    f"the code directory holds more than {MAX_CODE_BYTES // 1024**3} GB: too much "
-                    "to copy as code",
-                    where=path,
-                    hint="set code = DIR to the program alone; name data with --input NAME=PATH",
-                )
-        elif name.startswith("inputs/"):
+        if name.startswith("inputs/"):
             input_name = name.removeprefix("inputs/")
             if not local.exists():
                 raise NotFoundError(
@@ -134,17 +149,24 @@ def check_local(staged: Mapping[str, str]) -> None:
                     hint=f"--input {input_name}=PATH of an existing file or directory",
                 )
             if not os.access(local, os.R_OK):
-                raise InvalidFileError(f"input {input_name!r} cannot be read", where=path)
+                raise InvalidFileError(f"input {input_name!r} cannot be read", where=str(local))
+        elif name.startswith("outputs/"):
+            _require_writable(name.removeprefix("outputs/"), local)
 
 
-def _larger_than(root: Path, limit_bytes: int) -> bool:
-    total = 0
-    for path in _walk(root):
-        with contextlib.suppress(OSError):
-            total += path.lstat().st_size
-        if total > limit_bytes:
-            return True
-    return False
+def _require_writable(output: str, path: Path) -> None:
+    """After hours of computing is too late to find that the result has no place."""
+    there = next(p for p in (path, *path.parents) if p.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    if there == path and there.is_file() and os.access(there, os.W_OK):
+        return
+    raise InvalidFileError(
+        f"output {output!r} cannot be brought to {path}: {there} "
+        + ("is not writable" if there.is_dir() or there == path else "is no directory"),
+        where=f"--output {output}",
+        hint=f"--output {output}=PATH in a directory of yours",
+    )
 
 
 def stage_in(
@@ -152,6 +174,7 @@ def stage_in(
     run_dir: str,
     staged: Mapping[str, str],
     *,
+    code: Packed | None = None,
     never: frozenset[Path] = frozenset(),
 ) -> None:
     """Copy code, inputs and an existing checkpoint into the run's directory.
@@ -160,20 +183,25 @@ def stage_in(
         transport: to the site.
         run_dir: the run's directory there.
         staged: what ``render`` says must be copied.
+        code: the code, when it goes along.
         never: files (resolved) that are left out of every directory: those that secrets are read
             from, which would stay at the site otherwise.
 
     Raises:
         HpcscaleError: a file cannot be read here or written there.
     """
+    if code is not None:
+        store = f"{PurePosixPath(run_dir).parent.parent}/{CODE}"
+        place(transport, store, code, f"{run_dir}/{CODE}")
     for name, path in staged.items():
         local = Path(path)
         if name.startswith("outputs/") or (name == CHECKPOINT and not local.is_dir()):
             continue  # these begin empty; the script makes them
+        if name == CODE:
+            continue
         target = f"{run_dir}/{name}"
         if local.is_dir():
-            exclude = CODE_EXCLUDED if name == CODE else ()
-            _put_tree(transport, local, target, exclude=exclude, never=never)
+            _put_tree(transport, local, target, never=never)
         else:
             transport.put_file(local, target)
 
@@ -183,7 +211,6 @@ def _put_tree(
     local: Path,
     target: str,
     *,
-    exclude: frozenset[str] | tuple[()],
     never: frozenset[Path],
 ) -> None:
     """Copy a directory as one tar file: a single transfer, however many files it has."""
@@ -194,7 +221,7 @@ def _put_tree(
     try:
         with tempfile.NamedTemporaryFile(prefix="hpcscale-", suffix=".tar") as packed:
             with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                _pack(tar, local, exclude, never)
+                _pack(tar, local, never)
             packed.flush()
             transport.put_file(Path(packed.name), archive, mode=0o600)
     except OSError as exc:
@@ -216,19 +243,14 @@ def _put_tree(
             transport.run(["rm", "-f", "--", archive])
 
 
-def _pack(
-    tar: "tarfile.TarFile",
-    root: Path,
-    exclude: frozenset[str] | tuple[()],
-    never: frozenset[Path],
-) -> None:
+def _pack(tar: "tarfile.TarFile", root: Path, never: frozenset[Path]) -> None:
     real_root = root.resolve()
-    for path in _walk(root, exclude):
+    for path in _walk(root):
         if never and real_root / path.relative_to(root) in never:
             continue
         if path.is_symlink():
             # Never followed out of the tree: a link in a cloned repository may point at a key.
-            if not exclude and not path.resolve().is_relative_to(real_root):
+            if not path.resolve().is_relative_to(real_root):
                 raise InvalidFileError(
                     f"a link leads out of the directory, to {path.resolve()}",
                     where=str(path),
@@ -239,10 +261,10 @@ def _pack(
         tar.add(path, str(path.relative_to(root)), recursive=False)
 
 
-def _walk(root: Path, exclude: frozenset[str] | tuple[()] = CODE_EXCLUDED) -> Iterator[Path]:
+def _walk(root: Path) -> Iterator[Path]:
     """Files, links and directories below ``root``, sorted, links not followed."""
     for directory, names, files in os.walk(root):
-        names[:] = sorted(n for n in names if n not in exclude)
+        names.sort()
         here = Path(directory)
         for name in [*names, *sorted(files)]:
             yield here / name

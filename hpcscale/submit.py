@@ -24,6 +24,7 @@ from hpcscale.errors import (
 )
 from hpcscale.ledger import Attempt, Ledger, Role, Run, new_run_id, new_submission_id
 from hpcscale.precheck import doubts, explain_refusal, require_fit
+from hpcscale.prepare import note_code, pack_code, secret_files
 from hpcscale.render import RenderedJob
 from hpcscale.site import Site
 from hpcscale.slurm.types import JobState
@@ -94,6 +95,7 @@ def submit(
     require_fit(spec, site)
     secrets = read_secrets(spec.secrets)
     staging.check_local(rendered.staged)
+    code = pack_code(rendered)
     dependency, notices = resolve_dependency(spec, site.name, ledger)
     notices = (*notices, *doubts(spec, site))
 
@@ -120,12 +122,17 @@ def submit(
         gpu_hour_usd=cost.gpu_hour_usd,
         staged=rendered.staged,
     )
+    note_code(ledger, attempt, rendered, code)
     options = sbatch_options(rendered, run_dir, comment, dependency)
     try:
         staging.make_run_dir(connection.transport, run_dir)
         connection.transport.put_bytes(rendered.script.encode(), f"{run_dir}/script.sh", mode=0o700)
         staging.stage_in(
-            connection.transport, run_dir, rendered.staged, never=secret_files(spec.secrets)
+            connection.transport,
+            run_dir,
+            rendered.staged,
+            code=code,
+            never=secret_files(spec.secrets),
         )
         staging.put_secrets(connection.transport, run_dir, submission_id, secrets)
     except BaseException as exc:  # a Ctrl-C during a long copy as well: sbatch was not called
@@ -231,13 +238,6 @@ def user_comment(spec: JobSpec) -> str | None:
         if option == "comment" and value:
             return value
     return None
-
-
-def secret_files(sources: Mapping[str, SecretSource]) -> frozenset[Path]:
-    """Files that secrets are read from: they go nowhere, even where the code's directory does."""
-    return frozenset(
-        Path(s.name).expanduser().resolve() for s in sources.values() if s.kind == "file"
-    )
 
 
 def read_secrets(sources: Mapping[str, SecretSource]) -> dict[str, bytes]:

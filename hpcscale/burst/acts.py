@@ -49,7 +49,8 @@ class Acts:
     def _submit(self, move: Move, connection: Connection) -> str:
         """Render for the target and submit through submitit; the submission id."""
         from hpcscale.executor import HpcscaleExecutor
-        from hpcscale.render import Gate, render
+        from hpcscale.prepare import code_of, prepare
+        from hpcscale.render import Gate
 
         run = self.ledger.run(move.run_id)
         origin = self.ledger.attempt(move.origin)
@@ -57,7 +58,12 @@ class Acts:
         spec = with_gate_time(
             spec_for(run.spec, origin.time_limit_s, connection.site), move.lease_s + move.staging_s
         )
-        rendered = render(spec, connection.site, gate=Gate(lease_s=move.lease_s))
+        rendered = prepare(
+            spec,
+            connection.site,
+            gate=Gate(lease_s=move.lease_s),
+            code=code_of(self.ledger, move.run_id),
+        )
         executor = HpcscaleExecutor(
             self._folder, site=move.to_site, connection=connection, ledger=self.ledger
         )

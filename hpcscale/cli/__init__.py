@@ -71,9 +71,12 @@ def main(debug: bool) -> None:
 
 def report_error(error: HpcscaleError) -> None:
     """Print an error for a person: what, where, what to do next. To stderr."""
-    click.echo(f"hpcscale: error: {error}", err=True)
+    from hpcscale.cli._output import printable_lines
+
+    # a site's own words stand in it
+    click.echo(printable_lines(f"hpcscale: error: {error}"), err=True)
     if error.hint:
-        click.echo(f"  try: {error.hint}", err=True)
+        click.echo(printable_lines(f"  try: {error.hint}"), err=True)
 
 
 def _open_standard_streams() -> None:

@@ -145,7 +145,11 @@ _OPTIONS = (
         multiple=True,
         help="Written to $HPCSCALE_OUTPUT_<N>; a slash at its end makes it a directory.",
     ),
-    click.option("--code", metavar="DIR", help="Goes along where the nodes do not see it."),
+    click.option(
+        "--code",
+        metavar="DIR",
+        help="Goes along where the nodes do not see it; container:DIR is in the image.",
+    ),
     click.option("--no-code", is_flag=True, help="No directory goes along."),
     click.option("--workdir", metavar="DIR", help="Start there; default the current directory."),
     click.option(

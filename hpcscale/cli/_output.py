@@ -61,6 +61,12 @@ def printable(text: str) -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    """``printable`` for several lines; further ones are indented, to pass for no new message."""
+    first, *more = text.split("\n")
+    return "\n".join([printable(first), *(f"    {printable(line.strip())}" for line in more)])
+
+
 def emit_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A rich table on a terminal that is wide enough; else aligned plain text, uncut, uncoloured.
 

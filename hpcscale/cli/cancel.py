@@ -19,8 +19,13 @@ CONFIRM_S = 5.0  # Slurm ends a job within a second or two of the request
 @click.command("cancel")
 @click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option(
+    "--forget",
+    is_flag=True,
+    help="Close the record of a job that its site answers for but no longer lists.",
+)
 @json_option
-def command(jobs: tuple[str, ...], yes: bool, as_json: bool) -> None:
+def command(jobs: tuple[str, ...], yes: bool, forget: bool, as_json: bool) -> None:
     """Cancel jobs, pending or running.
 
     JOB is a run id (or its beginning), SITE:ID, SITE:ID_TASK, a Slurm id or a job's name. A run is
@@ -28,6 +33,9 @@ def command(jobs: tuple[str, ...], yes: bool, as_json: bool) -> None:
 
     Slurm reuses ids. A job is cancelled only when its comment holds our submission id and its user
     and submit time agree (else exit 4). Cancelling a job that has ended is no error.
+
+    A job whose end nobody saw stays UNKNOWN, as after a crash of the controller. When you know that
+    it is gone, --forget ends its record; a job that Slurm lists is cancelled all the same.
     """
     from hpcscale.cli._jobs import SitePool, attempts_of, resolve_all
     from hpcscale.errors import HpcscaleError
@@ -50,7 +58,7 @@ def command(jobs: tuple[str, ...], yes: bool, as_json: bool) -> None:
             if attempt.ended and len(targets) > 1 and still:
                 continue  # earlier attempts of a run are no news
             try:
-                result = _cancel(ledger, pool, attempt, task)
+                result = _cancel(ledger, pool, attempt, task, forget=forget)
             except HpcscaleError as exc:
                 # one that fails keeps nobody else alive
                 first_error = first_error or exc
@@ -74,7 +82,14 @@ def _label(attempt: "Attempt", task: int | None) -> str:
     return f"{attempt.site}:{attempt.job_id}" + (f"_{task}" if task is not None else "")
 
 
-def _cancel(ledger: "Ledger", pool: "SitePool", attempt: "Attempt", task: int | None) -> str:
+def _cancel(
+    ledger: "Ledger",
+    pool: "SitePool",
+    attempt: "Attempt",
+    task: int | None,
+    *,
+    forget: bool = False,
+) -> str:
     from hpcscale.errors import NotFoundError, RefusedError, UnreachableError
     from hpcscale.observe import observe
     from hpcscale.units import JobId
@@ -105,11 +120,15 @@ def _cancel(ledger: "Ledger", pool: "SitePool", attempt: "Attempt", task: int | 
         observe(ledger, pool, [attempt])
         attempt = ledger.attempt(attempt.submission_id)
         ended = _ending(ledger, attempt, task) if status is None else status.state
+        if ended is None and forget and task is None:
+            ledger.set_forgotten(attempt)
+            return "forgotten: Slurm does not list it, and its end was not seen"
         if ended is None:  # not listed is not ended: it may run where nobody looks
             raise NotFoundError(
                 "Slurm lists no such job, and its end was not seen: nothing was cancelled",
                 where=f"{attempt.site}:{named}",
-                hint=f"hpcscale status {attempt.run_id}; when it is listed again, cancel again",
+                hint=f"hpcscale status {attempt.run_id}; when it is listed again, cancel again; "
+                f"when it is surely gone: hpcscale cancel --forget {attempt.run_id}",
             )
         return f"had already ended: {ended.value}"
     ledger.event(

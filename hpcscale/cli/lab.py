@@ -67,6 +67,9 @@ def _show(lab: "Lab", *, as_json: bool) -> None:
 @click.option("--nodes", default=4, show_default=True, help="Nodes of each site.")
 @click.option("--gpus", default=4, show_default=True, help="GPUs of each node.")
 @click.option("--accounting", is_flag=True, help="slurmdbd on MariaDB for both sites.")
+@click.option(
+    "--one-slurmdbd", is_flag=True, help="One slurmdbd for both: `-M` reaches the other site."
+)
 @click.option("--fast", default=1, metavar="N", help="Controllers' clocks run N times faster.")
 @click.option(
     "--software",
@@ -99,6 +102,7 @@ def up(  # noqa: PLR0917  # click passes them by keyword
     nodes: int,
     gpus: int,
     accounting: bool,
+    one_slurmdbd: bool,
     fast: int,
     software: str | None,
     boot_delay: float,
@@ -119,6 +123,7 @@ def up(  # noqa: PLR0917  # click passes them by keyword
             nodes=nodes,
             gpus=gpus,
             accounting=accounting,
+            one_slurmdbd=one_slurmdbd,
             fast=fast,
             software=_path(software),
             boot_delay_s=boot_delay,

@@ -1,6 +1,5 @@
 """``hpcscale logs``: what a job printed, wherever it ran."""
 
-import re
 import sys
 import time
 from collections import deque
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpcscale.cli._output import emit_json, json_option, notice
+from hpcscale.cli._terminal import TerminalFilter
 
 if TYPE_CHECKING:
     from hpcscale.cli._jobs import SitePool
@@ -19,12 +19,6 @@ CHUNK = 1 << 20
 FIRST_PAUSE_S = 0.3
 LONGEST_PAUSE_S = 3.0
 STATE_EVERY_S = 3.0
-
-# what moves the cursor, sets titles or answers queries; colours may stay
-_ESCAPES = re.compile(
-    rb"\x1b\[[0-9;:?<=>]*[ -/]*[@-ln-~]|\x1b[\]PX^_].*?(?:\x07|\x1b\\)|\x1b[^\[\]PX^_]", re.DOTALL
-)
-_CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 @click.command("logs")
@@ -83,6 +77,7 @@ class _Log:
         self._pool = pool
         self._attempt = attempt
         self._offset = 0
+        self.shown = TerminalFilter()
 
     def read(self) -> bytes:
         """What is new, at most CHUNK bytes. Raises NotFoundError when there is no log (yet)."""
@@ -103,10 +98,9 @@ class _Log:
         return self._pool(self._attempt.site).transport
 
 
-def _write(data: bytes) -> None:
-    if sys.stdout.isatty():
-        data = _CONTROLS.sub(b"", _ESCAPES.sub(b"", data))
-    click.echo(data, nl=False)
+def _write(log: _Log, data: bytes) -> None:
+    """Byte for byte into a file or pipe; without what a terminal would obey onto one."""
+    click.echo(log.shown.feed(data) if sys.stdout.isatty() else data, nl=False)
 
 
 def _whole(log: _Log, lines: int | None) -> bytes:
@@ -159,12 +153,12 @@ def _print_once(ledger: "Ledger", pool: "SitePool", found: "Found", lines: int |
     if lines is None:
         try:
             while data := log.read():
-                _write(data)
+                _write(log, data)
         except NotFoundError:
             _no_log(ledger, pool, found, log)
         return
     try:
-        _write(_whole(log, lines))
+        _write(log, _whole(log, lines))
     except NotFoundError:
         _no_log(ledger, pool, found, log)
 
@@ -233,8 +227,8 @@ def _follow(ledger: "Ledger", pool: "SitePool", found: "Found", lines: int | Non
                 notice(f"{word}: no log yet")
         except UnreachableError as exc:
             notice(f"no answer, asking again: {exc}")
-        if data:
-            _write(data)
+        if data and log is not None:
+            _write(log, data)
             pause_s = FIRST_PAUSE_S
             continue
         over = _finished(ledger, found, attempt)

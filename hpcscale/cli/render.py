@@ -20,12 +20,12 @@ def command(job: JobArguments, as_json: bool) -> None:
     The script alone goes to standard output; it runs with plain sbatch, where hpcscale is not
     installed. A JOB.toml holds the same as the flags, and flags win.
     """  # noqa: D301  # click's mark for text that is not rewrapped
-    from hpcscale.render import render
+    from hpcscale.prepare import prepare
     from hpcscale.site import load_site
 
     spec = job.load()
     assert spec.site is not None  # load() chose one
-    rendered = render(spec, load_site(spec.site).site)
+    rendered = prepare(spec, load_site(spec.site).site, sending=False)
     for text in rendered.notices:
         notice(text)
     if as_json:

@@ -167,6 +167,138 @@ def check(
         ctx.exit(UnreachableError.exit_code if silent else HpcscaleError.exit_code)
 
 
+@command.command()
+@click.argument("host", required=False)
+@click.option("--name", help="Name of the profile.  [default: the cluster's own name]")
+@click.option(
+    "--kind",
+    type=click.Choice(["local", "ssh", "openssh"]),
+    help="How to reach it.  [default: local without HOST; else ssh, and openssh where that is "
+    "not let in]",
+)
+@click.option("--user", help="The name there.")
+@click.option("--port", default=22, show_default=True, help="Of its sshd.")
+@click.option("--identity-file", type=click.Path(), help="Private key.")
+@click.option("--known-hosts", type=click.Path(), help="File that pins its host key.")
+@click.option("--proxy-jump", metavar="HOSTS", help="[user@]host[:port] to go through.")
+@click.option("--ssh-config", type=click.Path(), help="Read instead of ~/.ssh/config.")
+@click.option("--cluster", metavar="NAME", help="Ask this other cluster of its slurmdbd (-M).")
+@click.option("--slurm-conf", metavar="PATH", help="SLURM_CONF there.")
+@click.option("--slurm-bin", metavar="DIR", help="Where Slurm's commands are there.")
+@click.option("--state-dir", metavar="DIR", help="Where runs are to lie there.")
+@click.option(
+    "--probe-job/--no-probe-job",
+    default=None,
+    help="Run a job of some seconds to see the state directory from a node.  [default: yes, "
+    "unless a node would boot for it]",
+)
+@click.option("-o", "--output", type=click.Path(), metavar="FILE", help="Where to; - prints it.")
+@click.option("--force", is_flag=True, help="Overwrite a profile of that name.")
+@json_option
+def detect(  # noqa: PLR0917  # click passes them by keyword
+    host: str | None,
+    name: str | None,
+    state_dir: str | None,
+    probe_job: bool | None,
+    output: str | None,
+    force: bool,
+    as_json: bool,
+    **reach: Any,
+) -> None:
+    """Write the profile of a live cluster, as far as it can be seen.
+
+    HOST is the login node, or an alias of ~/.ssh/config; without it, this machine's Slurm is
+    looked at. What no command can tell, such as prices and the fabric's variables, is left out.
+    """
+    import msgspec
+
+    from hpcscale.survey.detect import detect as look
+    from hpcscale.survey.draft import UNKNOWN, draft, remarks
+
+    if name is not None:
+        _refuse_taken(name, output, force=force)  # before anything runs there
+    seen = look(
+        _transport(host, **reach),
+        name=name,
+        state_dir=state_dir,
+        probe_job=probe_job,
+        say=_progress,
+    )
+    text = draft(seen)
+    path = None if output == "-" else _refuse_taken(seen.name, output, force=force)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
+    if as_json:
+        emit_json(
+            {
+                "name": seen.name,
+                "path": None if path is None else str(path),
+                "toml": text,
+                "facts": msgspec.to_builtins(seen.facts),
+                "unknown": list(UNKNOWN),
+                "remarks": remarks(seen),
+            }
+        )
+        return
+    if path is None:
+        click.echo(text, nl=False)
+        return
+    click.echo(str(path))
+    for remark in remarks(seen):
+        notice(remark)
+    notice(f"left out, since no command tells: {', '.join(UNKNOWN)}")
+    notice(f"next: hpcscale site check {seen.name}")
+
+
+def _transport(host: str | None, kind: str | None, **reach: Any) -> Any:
+    """What the options say of the way there."""
+    from hpcscale.errors import UsageError
+    from hpcscale.site import TransportConfig, TransportKind
+
+    chosen = kind or ("ssh" if host else "local")
+    if (chosen == "local") != (host is None):
+        raise UsageError(
+            f"--kind {chosen} {'takes no HOST' if host else 'needs a HOST'}",
+            hint="hpcscale site detect --help",
+        )
+    user, at, name = (host or "").rpartition("@")
+    if at:
+        host, reach["user"] = name, reach["user"] or user
+    return TransportConfig(kind=TransportKind(chosen), host=host, **reach)
+
+
+def _refuse_taken(name: str, output: str | None, *, force: bool) -> Any:
+    """The path to write, when nothing is there that it would overwrite or be mixed with."""
+    import re
+    from pathlib import Path
+
+    from hpcscale.errors import RefusedError, UsageError
+    from hpcscale.site import site_names, user_file
+
+    if re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) is None:
+        raise UsageError(f"{name!r} is no name of a site", hint="--name with a-z, 0-9 and -")
+    path = Path(output) if output not in {None, "-"} else user_file(name)
+    taken = path.exists() or (output is None and name in site_names())
+    if taken and output != "-" and not force:
+        raise RefusedError(
+            f"there is a profile {name} already",
+            where=str(path) if path.exists() else None,
+            hint="--name OTHER, -o FILE, or --force to overwrite it",
+        )
+    return path
+
+
+def _progress(text: str) -> None:
+    """On a terminal only."""
+    import sys
+
+    if sys.stderr.isatty():
+        notice(f"{text} …")
+
+
 def _flat(value: Any, at: str = "") -> list[tuple[str, str]]:
     """Dotted keys and their values as text; what is unset is left out."""
     if isinstance(value, dict):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcscale.cli._job_options import JobArguments, JobCommand, job_options
-from hpcscale.cli._output import emit_json, json_option, notice, silence_stdout
+from hpcscale.cli._output import emit_json, json_option, notice, printable, silence_stdout
 from hpcscale.errors import HpcscaleError
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
     win. When sbatch gives no answer (exit 5) do not submit again: `hpcscale status` finds the job
     by its submission id.
     """  # noqa: D301  # click's mark for text that is not rewrapped
-    from hpcscale.render import render
+    from hpcscale.prepare import prepare
     from hpcscale.site import load_site
 
     spec = job.load()
     assert spec.site is not None  # load() chose one
     site = load_site(spec.site).site
-    rendered = render(spec, site)
+    rendered = prepare(spec, site)
     burst = _burst_notes(spec, site)
     if dry_run:
         _dry_run(job, rendered, site, burst, as_json=as_json)
@@ -189,7 +189,7 @@ def _dry_run(
         ]
         for name, text in rows:
             if text:
-                click.echo(f"# {name}: {text}")
+                click.echo(printable(f"# {name}: {text}"))
         click.echo(rendered.script, nl=False)
     require_fit(spec, site)  # last: what does not fit is worth seeing
 

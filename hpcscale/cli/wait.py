@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpcscale.cli._output import emit_json, json_option, notice
+from hpcscale.cli._output import emit_json, json_option, notice, printable
 
 if TYPE_CHECKING:
     from hpcscale.cli._jobs import SitePool
@@ -46,7 +46,7 @@ def command(jobs: tuple[str, ...], timeout: str | None, as_json: bool) -> None:
             emit_json({"jobs": final})
         else:
             for job in final:
-                click.echo(f"{job['job']}: {job['state']}{job['why']}")
+                click.echo(printable(f"{job['job']}: {job['state']}{job['why']}"))
         if not in_time:
             raise HpcscaleError(
                 f"not all have ended within {timeout}", hint=f"hpcscale wait {' '.join(jobs)}"

@@ -31,7 +31,8 @@ from hpcscale.executor.pickles import outside_modules, write_pickles
 from hpcscale.executor.probe import default_python, require_same_python
 from hpcscale.executor.watch import HpcscaleInfoWatcher, own_ledger, watcher_of
 from hpcscale.ledger import Ledger, Role, Run
-from hpcscale.render import RenderedJob, render
+from hpcscale.prepare import prepare
+from hpcscale.render import RenderedJob
 from hpcscale.settings import choose_site
 from hpcscale.spec import JobSpec
 from hpcscale.submit import Submission, submit
@@ -184,7 +185,7 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
 
     def _send_one(self, spec: JobSpec, pickles: Path) -> core.Job[tp.Any]:
         site = self.connection.site
-        submission = submit(render(spec, site), site, self.connection, self._book())
+        submission = submit(prepare(spec, site), site, self.connection, self._book())
         job = self._job(submission.submission_id, str(submission.ref.job_id))
         self._keep_script(job, submission)
         batches.link(pickles / "0.pkl", job.paths.submitted_pickle)

@@ -1,7 +1,8 @@
 """``--accounting``: MariaDB, and slurmdbd for each site with its own database on it.
 
 Two slurmdbd, not one: clusters that share a slurmdbd must share a munge key and can be reached
-with ``-M``, and then the cloud site would not be reachable over SSH alone.
+with ``-M``, and then the cloud site would not be reachable over SSH alone. ``--one-slurmdbd`` makes
+just that: the centre with two clusters.
 """
 
 import secrets
@@ -104,8 +105,13 @@ def add_cluster(site: Site) -> None:
     site.exec(["sacctmgr", "-i", "add", "cluster", site.name], timeout_s=60, check=True)
 
 
-def add_accounts(site: Site) -> None:
-    """QOS and accounts; only after slurmctld registered does slurmdbd know gres/gpu."""
+def add_accounts(site: Site, *, new_qos: bool) -> None:
+    """QOS and accounts; only after slurmctld registered does slurmdbd know gres/gpu.
+
+    Args:
+        site: whose cluster.
+        new_qos: False when another cluster's start has made them in this slurmdbd.
+    """
 
     def knows_gpus() -> bool:
         done = site.exec(["sacctmgr", "-n", "-P", "show", "tres", "format=type,name"], timeout_s=60)
@@ -113,7 +119,8 @@ def add_accounts(site: Site) -> None:
 
     if not wait_until(knows_gpus, 30, poll_s=0.1):
         raise LabError("slurmdbd never heard of gres/gpu", where=site.name)
-    commands = ACCOUNTS.format(cluster=site.name, user=site.lab.user)
+    lines = ACCOUNTS.format(cluster=site.name, user=site.lab.user).splitlines(keepends=True)
+    commands = "".join(line for line in lines if new_qos or not line.startswith("add qos"))
     site.exec(["sacctmgr", "-i"], stdin=commands, timeout_s=60, check=True)
 
 

@@ -61,7 +61,10 @@ def choose_ports(options: LabOptions) -> tuple[dict[str, dict[str, int]], int, s
         }
         if options.accounting:
             ports[ONPREM]["slurmdbd"] = first + 3
-            ports[CLOUD]["slurmdbd"] = first + 4
+            if options.one_slurmdbd:
+                ports[CLOUD]["slurmdbd_there"] = first + 3
+            else:
+                ports[CLOUD]["slurmdbd"] = first + 4
         return ports, first + 5, holder
     raise LabError(f"no {needed} free ports in a row on 127.0.0.1")
 
@@ -83,13 +86,14 @@ def make_trees(state: LabState, options: LabOptions) -> None:
     """Everything that does not depend on how the namespaces turn out."""
     ssh = state.directory / "ssh"
     ssh.mkdir(mode=0o700)
+    munge_key = secrets.token_bytes(1024)
     for name in SITES:
         paths = state.paths(name)
         paths.make()
         namespace.install_helpers(paths)
         key = paths.etc / "munge.key"
         key.touch(mode=0o600)
-        key.write_bytes(secrets.token_bytes(1024))
+        key.write_bytes(munge_key if options.one_slurmdbd else secrets.token_bytes(1024))
         (paths.scratch / STATE_DIR).mkdir()
         (paths.etc / "dev").mkdir()
         for i in range(options.gpus):

@@ -118,10 +118,11 @@ def slurm_conf(config: SiteConfig) -> str:
 def _accounting(config: SiteConfig) -> list[str]:
     if not config.options.accounting:
         return ["AccountingStorageType=accounting_storage/none"]
+    port = config.ports.get("slurmdbd") or config.ports["slurmdbd_there"]
     return [
         "AccountingStorageType=accounting_storage/slurmdbd",
         "AccountingStorageHost=127.0.0.1",
-        f"AccountingStoragePort={config.ports['slurmdbd']}",
+        f"AccountingStoragePort={port}",
         # the munge socket for slurmdbd; AuthInfo is not looked at for it
         f"AccountingStoragePass={config.paths.munge_socket}",
         "AccountingStorageTRES=gres/gpu,gres/gpu:h100",

@@ -216,6 +216,8 @@ def slurmdbd(lab: Lab, act: Literal["stop", "start"], site_name: str | None = No
         raise LabError("the lab has no slurmdbd", hint="hpcscale lab up --accounting")
     for name in [site_name] if site_name else list(lab.sites):
         site = lab.site(name)
+        if "slurmdbd" not in site.state.ports:
+            continue  # it uses the other site's
         if act == "stop":
             site.stop("slurmdbd")
         elif site.pid_of("slurmdbd") is None:

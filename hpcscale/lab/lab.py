@@ -126,7 +126,8 @@ class Lab:
             password = ""
             if options.accounting:
                 password = accounting.start_mariadb(lab.sites[ONPREM], mysql_port)
-        with ThreadPoolExecutor(max_workers=2) as pool:
+        # the cloud's controller needs the on-prem site's slurmdbd
+        with ThreadPoolExecutor(max_workers=1 if options.one_slurmdbd else 2) as pool:
             starts = [
                 pool.submit(lab._start_site, lab.sites[name], options, password) for name in SITES
             ]
@@ -182,7 +183,8 @@ class Lab:
             self._start_accounting(site, options, password)
         site.start_controller()
         if options.accounting:
-            accounting.add_accounts(site)
+            new_qos = not options.one_slurmdbd or site.name == ONPREM
+            accounting.add_accounts(site, new_qos=new_qos)
         if site.name == CLOUD:
             site.start_sshd()
             return
@@ -190,6 +192,9 @@ class Lab:
             list(pool.map(site.start_node, site.nodes))
 
     def _start_accounting(self, site: Site, options: LabOptions, password: str) -> None:
+        if options.one_slurmdbd and site.name != ONPREM:
+            accounting.add_cluster(site)
+            return
         assert self.state.mysql_port is not None
         text = config.SiteConfig(
             site=site.name,

@@ -27,6 +27,8 @@ class LabOptions:
         nodes: nodes of each site.
         gpus: GPUs of each node (``gpu:h100``).
         accounting: slurmdbd on MariaDB for both sites.
+        one_slurmdbd: with accounting: one slurmdbd and one munge key for both, so that each site's
+            commands reach the other with ``-M``.
         fast: the controllers' clocks run this many times faster (libfaketime).
         software: the one directory shared by both sites, read-only; default ``sys.prefix``.
         boot_delay_s: real seconds between ResumeProgram and a cloud node's slurmd.
@@ -42,6 +44,7 @@ class LabOptions:
     nodes: int = 4
     gpus: int = 4
     accounting: bool = False
+    one_slurmdbd: bool = False
     fast: int = 1
     software: Path | None = None
     boot_delay_s: float = 1.0
@@ -55,6 +58,10 @@ class LabOptions:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no lab can have."""
+        if self.one_slurmdbd and not self.accounting:
+            raise UsageError(
+                "--one-slurmdbd is about accounting", hint="--accounting --one-slurmdbd"
+            )
         limits = (
             ("--nodes", self.nodes, 1, 256),
             ("--gpus", self.gpus, 0, 16),
@@ -141,7 +148,8 @@ class SiteState:
         namespace: identity of the pid namespace, or of the mount namespace without one.
         pid_ns: every process of the site ends with the keeper.
         user_ns: the site lives in an unprivileged user namespace.
-        ports: ``slurmctld``, ``slurmd`` (the first of a row), ``sshd``, ``slurmdbd``.
+        ports: ``slurmctld``, ``slurmd`` (the first of a row), ``sshd``, ``slurmdbd``, or
+            ``slurmdbd_there`` where it is the other site's.
         clock_skew_s: offset of the controller's clock, by ``lab fault clock-skew``.
         full: directories made full by ``lab fault disk-full``.
     """

@@ -12,7 +12,7 @@ from hpcscale.render.job import job_context
 from hpcscale.render.places import code_in_place, staged_paths
 from hpcscale.render.templating import fill
 from hpcscale.site import Site
-from hpcscale.spec import JobSpec
+from hpcscale.spec import CodeId, JobSpec
 
 __all__ = ["Gate", "RenderedJob", "burst_blockers", "render"]
 
@@ -32,6 +32,7 @@ class RenderedJob:
             ``inputs/N``, ``outputs/N``, ``checkpoint``) -> path on the submitting machine.
         home: whether the job starts in the submitter's own directory, in place.
         notices: what the user should know.
+        code: which program it starts, when somebody looked (``hpcscale.prepare``).
     """
 
     site: str
@@ -43,6 +44,7 @@ class RenderedJob:
     staged: dict[str, str] = field(default_factory=dict)
     home: bool = False
     notices: tuple[str, ...] = ()
+    code: CodeId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,16 @@ class Gate:
     lease_s: int
 
 
-def render(spec: JobSpec, site: Site, *, gate: Gate | None = None) -> RenderedJob:
+def render(
+    spec: JobSpec, site: Site, *, gate: Gate | None = None, code: CodeId | None = None
+) -> RenderedJob:
     """Write the script of a job for a site.
 
     Args:
         spec: what to run.
         site: where.
         gate: for an attempt that a handover makes; by plain sbatch the script has none.
+        code: which program it starts: stands in the script's header.
 
     Raises:
         UsageError: the spec has neither command nor script.
@@ -74,9 +79,9 @@ def render(spec: JobSpec, site: Site, *, gate: Gate | None = None) -> RenderedJo
     if spec.script is not None:
         from hpcscale.render.foreign import foreign_text
 
-        script = foreign_text(spec, spec.script, site, options, notices, gate=gate)
+        script = foreign_text(spec, spec.script, site, options, notices, gate=gate, code=code)
     elif spec.command:
-        script = fill("job.sh.j2", job_context(spec, site, options, notices) | {"gate": gate})
+        script = fill("job.sh.j2", job_context(spec, site, options, notices, code) | {"gate": gate})
     else:
         raise UsageError(
             "there is nothing to run", hint="hpcscale submit … -- COMMAND, or name a script"
@@ -91,6 +96,7 @@ def render(spec: JobSpec, site: Site, *, gate: Gate | None = None) -> RenderedJo
         staged=staged_paths(spec, site),
         home=code_in_place(spec, site),
         notices=tuple(notices),
+        code=code,
     )
 
 

@@ -5,7 +5,7 @@ from hpcscale.lint.finding import Finding
 from hpcscale.lint.portable import FABRIC_VARIABLE, absolute_paths, site_bound, system_path
 from hpcscale.lint.source import Source
 from hpcscale.render.launch import find_software
-from hpcscale.render.places import declared, places
+from hpcscale.render.places import container_code, declared, is_below, places
 from hpcscale.sbatch_script import SITE_BOUND
 from hpcscale.site import Site
 from hpcscale.spec import JobSpec, Script
@@ -59,6 +59,7 @@ def script_blockers(script: Script, site: Site) -> list[Finding]:
 def undeclared_paths(spec: JobSpec, site: Site) -> list[str]:
     """Absolute paths in the command that no input, output, checkpoint or code directory covers."""
     known = places(spec, site)
+    in_image = container_code(spec)
     found: list[str] = []
     shell = spec.command[0].rpartition("/")[2] in _SHELLS if spec.command else False
     for position, word in enumerate(spec.command):
@@ -71,6 +72,8 @@ def undeclared_paths(spec: JobSpec, site: Site) -> list[str]:
             value = word
         for path in [value] if value.startswith("/") else absolute_paths(value):
             if path.startswith("/") and (system_path(path) or declared(path, known)):
+                continue
+            if in_image and is_below(path, (in_image,)):
                 continue
             found.append(path)
     return list(dict.fromkeys(found))

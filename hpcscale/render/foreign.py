@@ -17,7 +17,7 @@ from hpcscale.render.shell import words
 from hpcscale.render.templating import fill
 from hpcscale.sbatch_script import SITE_BOUND, body_start, fields
 from hpcscale.site import Site, Software
-from hpcscale.spec import JobSpec, Script
+from hpcscale.spec import CodeId, JobSpec, Script
 from hpcscale.units import parse_duration_s, parse_memory_mb
 
 _NEVER = frozenset({"deadline"})  # ours is no option of Slurm's: it would delete the job
@@ -31,6 +31,7 @@ def foreign_text(
     notices: list[str],
     *,
     gate: object = None,
+    code: CodeId | None = None,
 ) -> str:
     """The script with our prologue.
 
@@ -41,6 +42,7 @@ def foreign_text(
         options: gets what no ``#SBATCH`` line can hold.
         notices: gets what the user should know.
         gate: whether and how long the script waits for a decision (``render.Gate``).
+        code: which program goes along.
 
     Raises:
         LintRefusedError: it was written for another site, and cannot run here.
@@ -66,7 +68,7 @@ def foreign_text(
             f"{script.path}: a script of one's own gets $HPCSCALE_CHECKPOINT_DIR, but neither "
             "warning nor requeue: it asks for them itself"
         )
-    context = _context(spec, script, site, notices, moved=moved)
+    context = _context(spec, script, site, notices, code, moved=moved)
     context["directives"] = directive_lines(added, options)
     context["gate"] = gate
     prologue = fill("foreign.sh.j2", context)
@@ -146,9 +148,15 @@ def _notices(script: Script, notices: list[str], dropped: set[str], site: Site) 
 
 
 def _context(
-    spec: JobSpec, script: Script, site: Site, notices: list[str], *, moved: bool
+    spec: JobSpec,
+    script: Script,
+    site: Site,
+    notices: list[str],
+    code: CodeId | None,
+    *,
+    moved: bool,
 ) -> dict[str, Any]:
-    context = common_context(spec, site, notices if moved else [])
+    context = common_context(spec, site, notices if moved else [], code)
     own_chdir = [value for _, option, value in script.directives if option in {"chdir", "workdir"}]
     return context | {
         "foreign": True,

@@ -10,13 +10,17 @@ from hpcscale.render.launch import find_software, launch, mounts_word, port_offs
 from hpcscale.render.places import Place, code_root, places, start_dir
 from hpcscale.render.shell import site_path
 from hpcscale.site import ContainerRuntime, Site, Software
-from hpcscale.spec import JobSpec
+from hpcscale.spec import CodeId, JobSpec
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def job_context(
-    spec: JobSpec, site: Site, options: list[str], notices: list[str]
+    spec: JobSpec,
+    site: Site,
+    options: list[str],
+    notices: list[str],
+    code: CodeId | None = None,
 ) -> dict[str, Any]:
     """The templates' ``job``.
 
@@ -25,8 +29,9 @@ def job_context(
         site: where.
         options: gets what no ``#SBATCH`` line can hold.
         notices: gets what the user should know.
+        code: which program it starts.
     """
-    context = common_context(spec, site, notices)
+    context = common_context(spec, site, notices, code)
     software = find_software(spec, site)
     image = software is not None and software.image is not None
     names = sorted({n for key in ("site_env", "user_env") for n, _ in context[key]})
@@ -52,11 +57,13 @@ def job_context(
     }
     if options:
         given = " ".join(option.partition("=")[0] for option in options)
-        context["header_notes"] = [f"hpcscale gives sbatch besides, exact: {given}"]
+        context["header_notes"] += [f"hpcscale gives sbatch besides, exact: {given}"]
     return context
 
 
-def common_context(spec: JobSpec, site: Site, notices: list[str]) -> dict[str, Any]:
+def common_context(
+    spec: JobSpec, site: Site, notices: list[str], code: CodeId | None = None
+) -> dict[str, Any]:
     """What our own scripts and the prologue of foreign ones have in common."""
     found = places(spec, site)
     examples = [name for name, v in sorted(site.fabric.env.items()) if v.example]
@@ -85,7 +92,7 @@ def common_context(spec: JobSpec, site: Site, notices: list[str]) -> dict[str, A
         "site": site.name,
         "as_of": site.as_of.isoformat(),
         "fabric_kind": site.fabric.kind,
-        "header_notes": [],
+        "header_notes": _provenance(code),
         "places": found,
         "paths": _paths(found),
         "exported": " \\\n  ".join(part for part in exported if part),
@@ -106,6 +113,24 @@ def common_context(spec: JobSpec, site: Site, notices: list[str]) -> dict[str, A
         "user_env": sorted(spec.env.items()),
         "secrets": sorted(spec.secrets),
     }
+
+
+def _provenance(code: CodeId | None) -> list[str]:
+    """The header's lines on the code."""
+    if code is None:
+        return []
+    if code.kind == "container":
+        return ["Code: in the container's image."]
+    lines = []
+    if code.kind == "git":
+        commit = f"commit {code.commit}" if code.commit else "no commit yet"
+        dirty = ", and changes:" if code.dirty_sha256 else "."
+        lines.append(f"Code: git {commit}{dirty}")
+        if code.dirty_sha256:
+            lines.append(f"changes since, sha256 {code.dirty_sha256}")
+    if code.tree_sha256:
+        lines.append(f"{'' if lines else 'Code: '}files, sha256 {code.tree_sha256}")
+    return lines
 
 
 def _check_names(site: Site) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from hpcscale.errors import InvalidFileError, UsageError
 from hpcscale.render.directives import cpus_per_slurm_task, ranks_per_node, slurm_tasks_per_node
-from hpcscale.render.places import Place, shell_words
+from hpcscale.render.places import Place, container_code, shell_words
 from hpcscale.render.shell import site_path, words
 from hpcscale.site import ContainerRuntime, Site, Software
-from hpcscale.spec import Function, JobSpec, Launcher
+from hpcscale.spec import IN_CONTAINER, Function, JobSpec, Launcher
 
 PYTHON = re.compile(r"(?:.*/)?python(?:3(?:\.\d+)?)?")
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./+=:-]+")
@@ -91,18 +91,31 @@ def launch(
     apptainer = image and site.container.runtime is ContainerRuntime.APPTAINER
     want = spec.resources
     inside: list[str] = []
+    own_dir = container_code(spec)
+    if own_dir is not None and not image:
+        raise InvalidFileError(
+            f"code = {spec.code!r}: the job runs in no container at site {site.name}",
+            hint="software = NAME of a [software.NAME] with an image; or code = DIR",
+        )
+    if own_dir and not (own_dir.startswith("/") and _PLAIN_WORD.fullmatch(own_dir)):
+        raise InvalidFileError(
+            f"code = {spec.code!r}: an absolute path of plain characters is needed",
+            hint=f'code = "{IN_CONTAINER}/opt/program"',
+        )
+    pwd = own_dir or '"$PWD"'
     if apptainer:
         gpu = " --nv" if want.gpus_per_node else ""
-        inside.append(f'apptainer exec{gpu} --pwd "$PWD" "$HPCSCALE_IMAGE"')
+        inside.append(f'apptainer exec{gpu} --pwd {pwd} "$HPCSCALE_IMAGE"')
     if spec.function is not None:
-        return _function(spec, site, spec.function, inside, _pyxis(container_env) if pyxis else [])
+        inner_srun = _pyxis(container_env, pwd) if pyxis else []
+        return _function(spec, site, spec.function, inside, inner_srun)
     if spec.launcher is Launcher.PLAIN:
         if not pyxis:
             return Launch(
                 (), (), " ".join([*inside, shell_words(spec.command, found)]), rendezvous=False
             )
         return Launch(
-            ("--nodes=1 --ntasks=1", *_pyxis(container_env)),
+            ("--nodes=1 --ntasks=1", *_pyxis(container_env, pwd)),
             (),
             shell_words(spec.command, found),
             rendezvous=False,
@@ -110,7 +123,7 @@ def launch(
     tasks = slurm_tasks_per_node(spec)
     srun = _srun(spec, site)
     if pyxis:
-        srun += _pyxis(container_env)
+        srun += _pyxis(container_env, pwd)
     if spec.launcher is Launcher.SRUN:
         inner = (
             "export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS NODE_RANK=$SLURM_NODEID",
@@ -161,10 +174,10 @@ def _function(
     return Launch(tuple(srun), (), " ".join(call), rendezvous=False)
 
 
-def _pyxis(container_env: list[str]) -> list[str]:
+def _pyxis(container_env: list[str], pwd: str) -> list[str]:
     found = [
         '--container-image="$HPCSCALE_IMAGE" --container-mounts="$HPCSCALE_MOUNTS"',
-        '--container-workdir="$PWD" --no-container-mount-home',
+        f"--container-workdir={pwd} --no-container-mount-home",
     ]
     if container_env:  # without this the image's own value wins
         found.append(f"--container-env={','.join(container_env)}")

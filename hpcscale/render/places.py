@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from hpcscale.site import Site, TransportKind
-from hpcscale.spec import JobSpec
+from hpcscale.spec import IN_CONTAINER, JobSpec
 
 RUN_DIR = "$HPCSCALE_RUN_DIR"
 
@@ -74,9 +74,18 @@ def _shared(path: str, site: Site) -> bool:
 
 def code_root(spec: JobSpec) -> str | None:
     """The directory that the program lives in; None when none goes along (``code = ""``)."""
+    if container_code(spec) is not None:
+        return None
     if spec.code is not None:
         return spec.code or None
     return spec.workdir
+
+
+def container_code(spec: JobSpec) -> str | None:
+    """The program's directory within its image, of ``code = "container:DIR"``; else None."""
+    if spec.code is None or not spec.code.startswith(IN_CONTAINER):
+        return None
+    return spec.code.removeprefix(IN_CONTAINER)
 
 
 def code_in_place(spec: JobSpec, site: Site) -> bool:

@@ -165,6 +165,7 @@ def _convert(merged: dict[str, Any], origins: dict[str, str], name: str) -> Site
             where=with_line(origin, "name"),
             hint=f"name = {name!r}, or rename the file",
         )
+    _check_transport(site, origins)
     if site.default_partition and site.partitions and site.default_partition not in site.partitions:
         raise InvalidFileError(
             f"default_partition is {site.default_partition!r}, which is none of [partitions]: "
@@ -179,6 +180,28 @@ def _convert(merged: dict[str, Any], origins: dict[str, str], name: str) -> Site
             key = f"partitions.{partition}.max_time"
             raise InvalidFileError(str(exc), where=with_line(origins[key], key)) from exc
     return site
+
+
+# These become words of ssh's and Slurm's command lines: none may pass for an option or hold what a
+# ProxyCommand's shell would act on.
+_SAFE_WORDS = {
+    "host": r"[A-Za-z0-9_.\[:][A-Za-z0-9_.:%\[\]-]*",
+    "user": r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]*",
+    "proxy_jump": r"[A-Za-z0-9_.\[][A-Za-z0-9_.,:/@+%\[\]-]*",
+    "cluster": r"[A-Za-z0-9_][A-Za-z0-9_.-]*",
+}
+
+
+def _check_transport(site: Site, origins: dict[str, str]) -> None:
+    for key, pattern in _SAFE_WORDS.items():
+        value = getattr(site.transport, key)
+        if value is not None and re.fullmatch(pattern, value) is None:
+            origin = origins.get(f"transport.{key}", "")
+            raise InvalidFileError(
+                f"transport.{key} cannot be {value!r}",
+                where=with_line(origin, f"transport.{key}") if origin else f"site {site.name}",
+                hint="plain letters, digits and . _ - only, not starting with -",
+            )
 
 
 def _expand_variables(

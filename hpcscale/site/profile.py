@@ -29,11 +29,16 @@ class TransportConfig(_Frozen, frozen=True, kw_only=True):
         kind: ``local`` runs the commands here; ``ssh`` connects by itself; ``openssh`` uses the
             user's ssh(1) with its configuration and open connections (sites that ask for a second
             factor).
-        host: the login node.
-        port: of its sshd.
-        user: the name there; default the name here.
-        identity_file: private key; default what the agent and ``~/.ssh`` offer.
+        host: the login node: name, address or alias of ``~/.ssh/config``, which both kinds read.
+        port: of its sshd; 22 leaves it to ``~/.ssh/config``.
+        user: the name there; default that of ``~/.ssh/config``, else the name here.
+        identity_file: private key; default what ``~/.ssh/config``, the agent and ``~/.ssh`` offer.
         known_hosts: file that pins the host key; default ``~/.ssh/known_hosts``.
+        proxy_jump: ``[user@]host[:port]`` to go through, several with commas; default that of
+            ``~/.ssh/config``; ``none`` for no jump.
+        ssh_config: read instead of ``~/.ssh/config``.
+        cluster: given as ``-M`` to every Slurm command: the host is a login node of another
+            cluster that shares its slurmdbd with this one (sbatch(1), --clusters).
         slurm_conf: value of ``SLURM_CONF`` for every Slurm command there.
         slurm_bin: directory of the Slurm commands when they are not on PATH.
         connect_timeout_s: longest wait for the login node.
@@ -45,6 +50,9 @@ class TransportConfig(_Frozen, frozen=True, kw_only=True):
     user: str | None = None
     identity_file: str | None = None
     known_hosts: str | None = None
+    proxy_jump: str | None = None
+    ssh_config: str | None = None
+    cluster: str | None = None
     slurm_conf: str | None = None
     slurm_bin: str | None = None
     connect_timeout_s: float = 10.0
@@ -60,6 +68,8 @@ class Partition(_Frozen, frozen=True, kw_only=True):
         cpus_per_node: as Slurm counts them.
         mem_gb_per_node: memory that jobs can have of a node.
         max_time: longest time limit, a Slurm duration; left out when unlimited or unknown.
+        max_nodes: most nodes of one job; left out when unlimited or unknown.
+        features: what ``--constraint`` may name here.
         default: the controller's own default partition.
         preemptible: its jobs may be stopped for others.
         gpu_hour_usd: price of a GPU-hour here when it differs from the site's.
@@ -72,6 +82,8 @@ class Partition(_Frozen, frozen=True, kw_only=True):
     cpus_per_node: int | None = None
     mem_gb_per_node: float | None = None
     max_time: str | None = None
+    max_nodes: int | None = None
+    features: tuple[str, ...] = ()
     default: bool = False
     preemptible: bool = False
     gpu_hour_usd: Decimal | None = None
@@ -232,6 +244,8 @@ class Site(_Frozen, frozen=True, kw_only=True):
         qos: likewise.
         gpus_per_node: of the nodes that jobs with GPUs run on.
         gpu_type: as in GRES, such as ``h100``.
+        topology: the switches, for people (``hpcscale site detect`` writes what it saw).
+        max_array_size: the controller's MaxArraySize; the largest array index is one less.
         keep_env: variables that ``--export`` lets through in spite of NONE.
         env: exported in every job.
         directives: extra ``#SBATCH`` options for every job, such as ``constraint = "gpu"``.
@@ -250,6 +264,8 @@ class Site(_Frozen, frozen=True, kw_only=True):
     partitions: dict[str, Partition] = msgspec.field(default_factory=dict)
     gpus_per_node: int | None = None
     gpu_type: str | None = None
+    topology: str | None = None
+    max_array_size: int | None = None
     fabric: Fabric
     container: Container = Container()
     launch: Launch = Launch()

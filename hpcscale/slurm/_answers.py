@@ -19,6 +19,9 @@ NOT_SENT = (
     "Could not establish a configuration source",
     "Unable to process configuration file",
     "Unable to resolve",
+    # another cluster (-M): its controller is not registered with slurmdbd, or that is away
+    "can't be reached now, or it is an invalid entry for --cluster",
+    "Only local cluster communication is available",
     "resolve_ctls_from_dns_srv",
     "MUNGE",
     "Munge encode failed",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from hpcscale.errors import UnreachableError
 from hpcscale.slurm import _squeue
 from hpcscale.slurm.transport import Completed
-from hpcscale.slurm.types import PartitionFacts, SiteFacts
+from hpcscale.slurm.types import PartitionFacts, SiteFacts, Switch
 from hpcscale.units import gres_gpus, parse_tres, tres_gpus
 
 Ask = Callable[[Sequence[str]], Completed]
@@ -62,7 +62,7 @@ def gather(ask: Ask, user_name: Callable[[], str]) -> SiteFacts:
     qos: tuple[str, ...] | None = None
     if has_accounting:
         try:
-            accounts, qos = _associations(ask, user_name())
+            accounts, qos = _associations(ask, user_name(), config.get("ClusterName", ""))
         except UnreachableError as exc:
             notes.append(f"accounts and QOS are unknown: {exc.message}")
     else:
@@ -99,11 +99,12 @@ def _config(text: str) -> dict[str, str]:
 def _add_nodes(partitions: dict[str, dict[str, str]], ask: Ask) -> None:
     """Put the largest node of each partition beside the partition's own words."""
     sep = _squeue.Separators.new()
-    columns = ",".join(f"{c}:{sep.field}" for c in ("PartitionName", "Gres", "CPUs", "Memory"))
+    names = ("PartitionName", "Gres", "CPUs", "Memory", "Features", "StateComplete")
+    columns = ",".join(f"{name}:{sep.field}" for name in names)
     argv = ["sinfo", "--noheader", "--all", f"--Format={columns},NodeList:{sep.record}"]
     for record in ask(argv).stdout.split(sep.record + "\n"):
         fields = record.split(sep.field)
-        if len(fields) != 5:
+        if len(fields) != len(names) + 1:
             continue
         known = partitions.get(fields[0].rstrip("*"))
         if known is None:
@@ -111,10 +112,31 @@ def _add_nodes(partitions: dict[str, dict[str, str]], ask: Ask) -> None:
         gpus, kind = gres_gpus(fields[1])
         if gpus > int(known.get("_gpus", "0")):
             known["_gpus"], known["_gpu_type"] = str(gpus), kind or ""
+        known["_gres"] = _added(known.get("_gres"), [re.sub(r"\(S:[^)]*\)", "", fields[1])], " ")
+        known["_features"] = _added(known.get("_features"), fields[4].split(","), ",")
+        if "cloud" in fields[5].lower().split("+"):
+            known["_boots"] = "yes"
         for key, value in (("_cpus", fields[2]), ("_memory", fields[3])):
             number = value.rstrip("+")
             if number.isdigit() and int(number) > int(known.get(key, "0")):
                 known[key] = number
+
+
+def _added(known: str | None, words: Sequence[str], separator: str) -> str:
+    """A list kept as text, with those words that are new; Slurm's words for none left out."""
+    have = known.split(separator) if known else []
+    new = [w for w in words if w and w not in have and w != "(null)"]
+    return separator.join([*have, *dict.fromkeys(new)])
+
+
+def switches(text: str) -> tuple[Switch, ...]:
+    """The switches of ``scontrol --oneliner show topology``; none where there is no tree."""
+    found = []
+    for line in text.splitlines():
+        pairs = {m[1]: m[2] for m in _PAIR.finditer(line)}
+        if (name := pairs.get("SwitchName")) and pairs.get("Level", "").isdigit():
+            found.append(Switch(name, int(pairs["Level"]), pairs.get("Nodes", "")))
+    return tuple(found)
 
 
 def _facts_of(pairs: dict[str, str]) -> PartitionFacts:
@@ -138,6 +160,11 @@ def _facts_of(pairs: dict[str, str]) -> PartitionFacts:
         allow_accounts=_names(pairs.get("AllowAccounts", "ALL")),
         allow_qos=_names(pairs.get("AllowQos", "ALL")),
         node_list=pairs.get("Nodes", "").replace("(null)", ""),
+        features=tuple(w for w in pairs.get("_features", "").split(",") if w),
+        gres=tuple(w for w in pairs.get("_gres", "").split(" ") if w),
+        preempt_mode=pairs.get("PreemptMode", "OFF"),
+        priority_tier=int(tier) if (tier := pairs.get("PriorityTier", "")).isdigit() else 1,
+        boots="_boots" in pairs,
     )
 
 
@@ -145,10 +172,13 @@ def _names(text: str) -> tuple[str, ...] | None:
     return None if text in {"", "ALL", "(null)"} else tuple(text.split(","))
 
 
-def _associations(ask: Ask, user: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """This user's accounts and QOS names (sacctmgr(1)); no name there holds ``|`` or a comma."""
+def _associations(ask: Ask, user: str, cluster: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """This user's accounts and QOS names (sacctmgr(1)); no name there holds ``|`` or a comma.
+
+    One slurmdbd may keep several clusters: only this one's count.
+    """
     argv = ["sacctmgr", "--noheader", "--parsable2", "--readonly", "show", "associations",
-            "where", f"users={user}", "format=Account,QOS"]  # fmt: skip
+            "where", f"users={user}", f"clusters={cluster}", "format=Account,QOS"]  # fmt: skip
     accounts: dict[str, None] = {}
     qos: dict[str, None] = {}
     for line in ask(argv).stdout.splitlines():

@@ -5,6 +5,7 @@ given one ``exec /bin/sh -c …`` whose words are single-quoted and hold no newl
 ``!`` of ours; that sh drops Slurm's variables before it starts the command.
 """
 
+import abc
 import secrets
 import shlex
 import signal
@@ -19,6 +20,8 @@ from hpcscale.slurm.transport import (
     KEPT_VARIABLE,
     STRIPPED_PREFIXES,
     Completed,
+    input_bytes,
+    require_sendable,
 )
 
 GRACE_S = 8.0  # the answer to a killed command's end may need this much more
@@ -49,17 +52,25 @@ def command_line(
     argv: Sequence[str], env: Mapping[str, str] | None, cwd: str | None, timeout_s: float
 ) -> str:
     """The one line that the login shell gets."""
+    require_sendable(argv, env, cwd)
     settings = [f"{name}={value}" for name, value in (env or {}).items()]
     runner = [f"{timeout_s:g}", "env", *settings] if settings else [f"{timeout_s:g}"]
     return "exec " + shlex.join(["/bin/sh", "-c", _SCRIPT, "sh", cwd or "", *runner, *argv])
 
 
-class RemoteShell:
+def shown_name(host: str, port: int, user: str | None) -> str:
+    """``user@host:port`` for messages; 22 is left out, since ``~/.ssh/config`` may change it."""
+    name = f"{user}@{host}" if user else host
+    return name if port == 22 else f"{name}:{port}"
+
+
+class RemoteShell(abc.ABC):
     """Base of the ssh transports: ``run`` and files on top of ``_exec``."""
 
     name: str
     is_local = False
 
+    @abc.abstractmethod
     def _exec(self, line: str, stdin: bytes | None, timeout_s: float) -> RawResult:
         """Send one line to the login shell and wait for its end.
 
@@ -67,7 +78,6 @@ class RemoteShell:
             NotSentError: it was not sent.
             UnreachableError: it may have been, but there is no answer.
         """
-        raise NotImplementedError
 
     def run(
         self,
@@ -79,7 +89,7 @@ class RemoteShell:
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Completed:
         """Run one command there; ``timeout(1)`` there kills it even when the connection is cut."""
-        data = stdin.encode() if isinstance(stdin, str) else stdin
+        data = input_bytes(stdin)
         raw = self._run_raw(argv, data, env, cwd, timeout_s)
         return Completed(
             tuple(argv),
@@ -153,8 +163,9 @@ class RemoteShell:
             self._file_failed(f"cannot read {remote}", raw)
         return raw.stdout
 
+    @abc.abstractmethod
     def close(self) -> None:
-        """Drop connections."""
+        """Drop connections; the next use opens others."""
 
     def _file_failed(self, what: str, raw: RawResult) -> NoReturn:
         text = raw.stderr.decode("utf-8", "replace").strip().splitlines()

@@ -7,6 +7,7 @@ jobs. See ``hpcscale.slurm.client.SlurmClient`` for the contract of each method.
 import datetime as dt
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -20,7 +21,7 @@ from hpcscale.errors import (
 )
 from hpcscale.slurm import _answers, _squeue
 from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S, Completed, Transport
-from hpcscale.slurm.types import Answer, JobStatus, SiteFacts
+from hpcscale.slurm.types import Answer, JobStatus, SiteFacts, Switch
 from hpcscale.units import JobId
 
 _SUBMITTED = re.compile(r"^(\d+)(?:;\S+)?$", re.MULTILINE)
@@ -35,6 +36,8 @@ class CliClient:
         transport: where the commands run.
         slurm_conf: value of ``SLURM_CONF`` for them; None leaves the place's own.
         slurm_bin: directory of the commands when they are not on PATH there.
+        cluster: given as ``-M`` to every command: the place belongs to another cluster, whose
+            slurmdbd knows this one too.
         timeout_s: for each question.
     """
 
@@ -44,10 +47,13 @@ class CliClient:
         *,
         slurm_conf: str | None = None,
         slurm_bin: str | None = None,
+        cluster: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self.transport = transport
         self._bin = slurm_bin.rstrip("/") + "/" if slurm_bin else ""
+        self._there = ["-M", cluster] if cluster else []
+        self._header = f"CLUSTER: {cluster}\n" if cluster else ""
         self._conf = {"SLURM_CONF": slurm_conf} if slurm_conf else {}
         self._timeout_s = timeout_s
         self._accounting: bool | None = None  # unknown until asked
@@ -190,6 +196,15 @@ class CliClient:
 
         return _facts.gather(self._require, self._user_name)
 
+    def switches(self) -> tuple[Switch, ...]:
+        """The switches of topology.conf(5), as the controller has them."""
+        from hpcscale.slurm import _facts
+
+        done = self._ask(["scontrol", "--oneliner", "show", "topology"])
+        if (error := _answers.no_answer(done, self.transport.name)) is not None:
+            raise error
+        return _facts.switches(done.stdout)  # with an error code where there is no topology
+
     def now(self) -> dt.datetime:
         """The controller's clock."""
         done = self._require(["sdiag"])
@@ -203,10 +218,15 @@ class CliClient:
     def _sbatch_argv(self, options: Sequence[str], script_args: Sequence[str]) -> list[str]:
         # With arguments sbatch wants a file name; its own standard input is one.
         script = ["/dev/stdin", *script_args] if script_args else []
-        return [self._bin + "sbatch", "--parsable", *options, *script]
+        return [self._bin + "sbatch", *self._there, "--parsable", *options, *script]
 
     def _ask(self, argv: Sequence[str]) -> Completed:
-        return self._run([self._bin + argv[0], *argv[1:]])
+        there = [] if argv[0] == "sacctmgr" else self._there  # which asks slurmdbd itself
+        done = self._run([self._bin + argv[0], *there, *argv[1:]])
+        if self._header and done.stdout.startswith(self._header):
+            # 22.05 leaves it out with --noheader; nothing promises that others do
+            return replace(done, stdout=done.stdout.removeprefix(self._header))
+        return done
 
     def _run(self, argv: Sequence[str], *, stdin: str | None = None) -> Completed:
         env = {**_squeue.QUERY_ENVIRONMENT, **self._conf}

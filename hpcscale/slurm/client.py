@@ -8,7 +8,7 @@ import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from hpcscale.slurm.types import Answer, JobStatus, SiteFacts
+from hpcscale.slurm.types import Answer, JobStatus, SiteFacts, Switch
 from hpcscale.units import JobId
 
 
@@ -82,6 +82,9 @@ class SlurmClient(Protocol):
 
     def facts(self) -> SiteFacts:
         """Version, partitions, limits, accounts: a few calls, for checks and ``site check``."""
+
+    def switches(self) -> tuple[Switch, ...]:
+        """The switches that the controller knows; empty where no tree is configured."""
 
     def node_states(self, nodes: str) -> dict[str, str]:
         """Slurm's state word of each node of a hostlist (``sinfo -N``), flags included."""

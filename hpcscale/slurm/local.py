@@ -8,7 +8,13 @@ from typing import BinaryIO
 
 from hpcscale.errors import HpcscaleError, NotFoundError, UnreachableError
 from hpcscale.slurm._process import run_process
-from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S, Completed, slurm_environment
+from hpcscale.slurm.transport import (
+    DEFAULT_TIMEOUT_S,
+    Completed,
+    input_bytes,
+    require_sendable,
+    slurm_environment,
+)
 
 
 class LocalTransport:
@@ -27,9 +33,10 @@ class LocalTransport:
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Completed:
         """Run one command in its own process group."""
+        require_sendable(argv, env, cwd)
         if cwd is not None and not os.path.isdir(cwd):  # noqa: PTH112  # no Path on the hot path
             raise NotFoundError(f"directory {cwd} does not exist on {self.name}")
-        data = stdin.encode() if isinstance(stdin, str) else stdin
+        data = input_bytes(stdin)
         try:
             done = run_process(
                 argv, stdin=data, env=slurm_environment(env), cwd=cwd, timeout_s=timeout_s

@@ -7,12 +7,13 @@ connection with the line that the error message holds; commands then go through 
 import re
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 from hpcscale.errors import HostKeyError, NotSentError, UnreachableError
 from hpcscale.slurm._answers import bad_options
 from hpcscale.slurm._process import run_process
-from hpcscale.slurm._remote_shell import RawResult, RemoteShell
+from hpcscale.slurm._remote_shell import RawResult, RemoteShell, shown_name
 from hpcscale.slurm.transport import slurm_environment
 
 _CONTROL_PATH = "~/.ssh/hpcscale-%C"
@@ -28,6 +29,14 @@ _AUTH = re.compile(r"Permission denied|Authentication failed|Host is in the proc
 _HOST_KEY = re.compile(r"Host key verification failed|HOST IDENTIFICATION HAS CHANGED")
 
 
+_ATTEMPTS = 3
+_BACKOFF_S = 0.5  # doubled after each failed attempt
+
+
+class _NobodyThereError(NotSentError):
+    """No connection was made; another attempt may help."""
+
+
 class OpensshTransport(RemoteShell):
     """Runs commands through ssh(1). See ``hpcscale.slurm.ssh.SshTransport`` for the arguments.
 
@@ -37,6 +46,9 @@ class OpensshTransport(RemoteShell):
         user: given to ssh when set.
         identity_file: given to ssh when set, and then no other key is tried.
         known_hosts: given to ssh when set; the host key must then be in it.
+        proxy_jump: given to ssh when set (ssh(1), -J): the jump hosts' users, keys and host keys
+            come from the configuration.
+        ssh_config: given to ssh when set (-F): it is read instead of ``~/.ssh/config``.
         connect_timeout_s: for the connection alone.
     """
 
@@ -48,12 +60,18 @@ class OpensshTransport(RemoteShell):
         user: str | None = None,
         identity_file: str | None = None,
         known_hosts: str | None = None,
+        proxy_jump: str | None = None,
+        ssh_config: str | None = None,
         connect_timeout_s: float = 10.0,
     ) -> None:
         self._destination = f"{user}@{host}" if user else host
         self._host = host
         self._port = port
         self._options: list[str] = []
+        if ssh_config:
+            self._options += ["-F", str(Path(ssh_config).expanduser())]
+        if proxy_jump:
+            self._options += ["-J", proxy_jump]
         if port != 22:
             self._options += ["-p", str(port)]
         if identity_file:
@@ -65,16 +83,27 @@ class OpensshTransport(RemoteShell):
             self._options += ["-o", f'UserKnownHostsFile="{pinned}"']
             self._options += ["-o", "StrictHostKeyChecking=yes"]
         self._connect_timeout_s = connect_timeout_s
-        self._control_path: str | None = None
-        self.name = f"{self._destination}:{port}"
+        self._found: dict[str, str] | None = None
+        self.name = shown_name(host, port, user)
 
     def _exec(self, line: str, stdin: bytes | None, timeout_s: float) -> RawResult:
+        delay_s = _BACKOFF_S
+        for _ in range(1, _ATTEMPTS):
+            try:
+                return self._exec_once(line, stdin, timeout_s)
+            except _NobodyThereError:
+                time.sleep(delay_s)
+                delay_s *= 2
+        return self._exec_once(line, stdin, timeout_s)
+
+    def _exec_once(self, line: str, stdin: bytes | None, timeout_s: float) -> RawResult:
         argv = [
             *self._ssh(),
             "-T", "-x", "-a",
             "-o", "BatchMode=yes",
             "-o", "ClearAllForwardings=yes",
             "-o", "PermitLocalCommand=no",
+            "-o", "RemoteCommand=none",
             "-o", "LogLevel=ERROR",
             "-o", "ServerAliveInterval=15",
             "-o", "ServerAliveCountMax=3",
@@ -85,19 +114,25 @@ class OpensshTransport(RemoteShell):
         done = run_process(
             argv,
             stdin=stdin or b"",
-            env=slurm_environment(),
+            env=_quiet_environment(),
             cwd=None,
             timeout_s=timeout_s + self._connect_timeout_s,
         )
         if done.timed_out:
             raise UnreachableError(
-                f"no answer within {timeout_s:g} s", where=self.name, hint="try again"
+                f"no answer within {timeout_s:g} s",
+                where=self.name,
+                hint="try again; a master connection that hangs is ended by: "
+                + self._master_line("-O", "exit"),
             )
         if done.returncode == 255:  # of ssh itself, or of the command
             text = done.stderr.decode("utf-8", "replace")
             if not bad_options(done.returncode, text):
                 raise self._failure(text)
         return RawResult(done.returncode, done.stdout, done.stderr)
+
+    def close(self) -> None:
+        """Nothing is held open: a master connection is the user's."""
 
     def _ssh(self) -> list[str]:
         if shutil.which("ssh") is None:
@@ -110,25 +145,35 @@ class OpensshTransport(RemoteShell):
 
     def _control(self) -> str:
         """The user's own ControlPath for the host when the config has one, else ours."""
-        if self._control_path is None:
-            self._control_path = _CONTROL_PATH
+        found = self._configuration().get("controlpath", "none")
+        return _CONTROL_PATH if found == "none" else found
+
+    def _configuration(self) -> dict[str, str]:
+        """What ssh(1) makes of its configuration for this host (ssh -G); asked once."""
+        if self._found is None:
             done = run_process(
                 ["ssh", *self._options, "-G", "--", self._destination],
                 stdin=None,
-                env=slurm_environment(),
+                env=_quiet_environment(),
                 cwd=None,
                 timeout_s=self._connect_timeout_s,
             )
-            found = re.search(rb"^controlpath (.+)$", done.stdout, re.MULTILINE)
-            if found and found[1].strip() != b"none":
-                self._control_path = found[1].decode("utf-8", "replace").strip()
-        return self._control_path
+            lines = done.stdout.decode("utf-8", "replace").splitlines()
+            pairs = [line.partition(" ") for line in lines]
+            self._found = {key: value.strip() for key, _, value in reversed(pairs)}
+        return self._found
 
     def _failure(self, text: str) -> UnreachableError:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         reason = lines[-1] if lines else "ssh gave up without a word"
         if _HOST_KEY.search(text):
             return self._host_key_error(changed="HAS CHANGED" in text)
+        if "ControlPath too long" in text:
+            return NotSentError(
+                reason,
+                where=self.name,
+                hint="shorten ControlPath in ~/.ssh/config: a socket's path has 107 bytes at most",
+            )
         if _AUTH.search(text):
             return NotSentError(
                 f"the login was refused: {reason}",
@@ -136,26 +181,39 @@ class OpensshTransport(RemoteShell):
                 hint=f"log in once, then try again: {self.master_command()}",
             )
         if _BEFORE_SESSION.search(text):
-            return NotSentError(f"cannot connect: {reason}", where=self.name, hint="try again")
+            return _NobodyThereError(f"cannot connect: {reason}", where=self.name, hint="try again")
         return UnreachableError(f"the connection broke: {reason}", where=self.name)
 
     def master_command(self) -> str:
         """What the user types to open the master connection, all factors asked there."""
+        # kept alive, or told dead, so that no command hangs on it for hours
+        alive = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3"]
+        return self._master_line("-fN", "-o", "ControlMaster=yes", *alive)
+
+    def _master_line(self, *how: str) -> str:
         options = [*self._options, "-o", f"ControlPath={self._control()}"]
+        # ssh expands the ~ of a ControlPath itself
         words = " ".join(w if w.endswith(_CONTROL_PATH) else shlex.quote(w) for w in options)
-        return f"ssh -MNf {words} {shlex.quote(self._destination)}"
+        return f"ssh {shlex.join(how)} {words} {shlex.quote(self._destination)}"
 
     def _host_key_error(self, *, changed: bool) -> HostKeyError:
+        if (jump := self._configuration().get("proxyjump", "none")) != "none" and not changed:
+            return HostKeyError(  # ssh does not say which of them
+                f"its host key, or that of the jump host {jump} before it, is not known",
+                where=self.name,
+                hint="log in once through it and compare the fingerprint with the one the site "
+                f"publishes: {shlex.join(['ssh', *self._options, self._destination, 'true'])}",
+            )
         file = self._known_hosts or "~/.ssh/known_hosts"
         entry = self._host if self._port == 22 else f"[{self._host}]:{self._port}"
-        scan = f"ssh-keyscan -p {self._port} {self._host} >> {file}"
+        scan = f"ssh-keyscan -p {self._port} {shlex.quote(self._host)} >> {shlex.quote(file)}"
         if changed:
             return HostKeyError(
                 f"its host key is not the one pinned in {file}: this may be an attack, or a new"
                 " login node",
                 where=self.name,
                 hint="only if the site says that its key changed, type: ssh-keygen -R "
-                f"{shlex.quote(entry)} -f {file}; then {scan}",
+                f"{shlex.quote(entry)} -f {shlex.quote(file)}; then {scan}",
             )
         return HostKeyError(
             f"its host key is not in {file}",
@@ -163,3 +221,12 @@ class OpensshTransport(RemoteShell):
             hint=f"type: {scan} (and compare the fingerprint, ssh-keygen -lf, with the one the"
             " site publishes)",
         )
+
+
+def _quiet_environment() -> dict[str, str]:
+    """No window may ask for a password either: ssh(1), ENVIRONMENT (also of jump hosts' ssh)."""
+    env = slurm_environment()
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS"):
+        env.pop(name, None)
+    env["SSH_ASKPASS_REQUIRE"] = "never"
+    return env

@@ -1,7 +1,7 @@
 """``SshTransport``: one SSH connection by paramiko, reused; files over sftp.
 
-Host keys are pinned: an unknown or changed key is refused. No agent forwarding. It reads no
-``~/.ssh/config``: for jump hosts, host aliases and multi-factor logins use kind = "openssh".
+Host keys are pinned: an unknown or changed key is refused. No agent forwarding. Multi-factor
+logins, and what ssh(1) alone understands in a configuration, want kind = "openssh".
 """
 
 import contextlib
@@ -22,13 +22,14 @@ from hpcscale.errors import (
     NotSentError,
     UnreachableError,
 )
-from hpcscale.slurm._remote_shell import RawResult, RemoteShell
+from hpcscale.slurm._remote_shell import RawResult, RemoteShell, shown_name
+from hpcscale.slurm._ssh_login import PermanentError, login
+from hpcscale.slurm._ssh_route import Hop, Wish, route
 from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S
 
 if TYPE_CHECKING:
     import paramiko
 
-_KEEPALIVE_S = 15
 _ATTEMPTS = 3
 _BACKOFF_S = 0.5  # doubled after each failed attempt
 _SMALL_INPUT = 65536  # fits the channel's window: needs no thread
@@ -42,11 +43,14 @@ class SshTransport(RemoteShell):
     raised and nothing is repeated. Reads of files are repeated once.
 
     Args:
-        host: name or address.
-        port: of its sshd.
-        user: remote user; default the local one.
-        identity_file: private key; default the agent and the usual files in ``~/.ssh``.
+        host: name, address or alias of ``~/.ssh/config`` (see ``_ssh_route`` for what is read).
+        port: of its sshd; 22 leaves it to the configuration.
+        user: remote user; default the configuration's, else the local one.
+        identity_file: private key, from the agent when that holds it; default the configuration's,
+            the agent's and the usual files in ``~/.ssh``.
         known_hosts: file with the pinned host key; default ``~/.ssh/known_hosts``.
+        proxy_jump: ``[user@]host[:port]``, several with commas; default the configuration's.
+        ssh_config: read instead of ``~/.ssh/config``.
         connect_timeout_s: for each of: TCP, banner, authentication.
     """
 
@@ -58,152 +62,106 @@ class SshTransport(RemoteShell):
         user: str | None = None,
         identity_file: str | None = None,
         known_hosts: str | None = None,
+        proxy_jump: str | None = None,
+        ssh_config: str | None = None,
         connect_timeout_s: float = 10.0,
     ) -> None:
-        self._host = host
-        self._port = port
-        self._user = user
-        self._identity = str(Path(identity_file).expanduser()) if identity_file else None
-        self._known_hosts = Path(known_hosts or "~/.ssh/known_hosts").expanduser()
+        self._wish = Wish(host, port, user, identity_file, known_hosts, proxy_jump, ssh_config)
         self._connect_timeout_s = connect_timeout_s
-        self._client: paramiko.SSHClient | None = None
+        self._clients: list[paramiko.SSHClient] = []  # jump hosts, then the login node
         self._sftp: paramiko.SFTPClient | None = None
         self._lock = threading.RLock()
-        self.name = f"{user}@{host}:{port}" if user else f"{host}:{port}"
+        self.name = shown_name(host, port, user)
 
     # ---- the connection ----
 
     def _connected(self) -> "paramiko.Transport":
         with self._lock:
-            if self._client is not None:
-                current = self._client.get_transport()
+            if self._clients:
+                current = self._clients[-1].get_transport()
                 if current is not None and current.is_active():
                     return current
                 self.close()
-            delay = _BACKOFF_S
+            delay_s = _BACKOFF_S
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
                     return self._connect()
                 except HostKeyError:
                     raise
-                except _PermanentError as exc:
+                except PermanentError as exc:
                     raise exc.error from exc
                 except NotSentError:
                     if attempt == _ATTEMPTS:
                         raise
-                time.sleep(delay)
-                delay *= 2
+                time.sleep(delay_s)
+                delay_s *= 2
         raise AssertionError("the loop returns or raises")
 
     def _connect(self) -> "paramiko.Transport":
-        import paramiko
-
-        client = paramiko.SSHClient()
-        client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        """Log in on each jump host and on the login node, one through the other."""
+        hops = self._route()
+        clients: list[paramiko.SSHClient] = []
         try:
-            if self._known_hosts.is_file():
-                client.load_system_host_keys(str(self._known_hosts))
-        except OSError as exc:
-            raise _PermanentError(
-                NotSentError(
-                    f"{self._known_hosts} cannot be read: {exc.strerror}",
-                    where=self.name,
-                    hint="known_hosts stands in the site's [transport]; it must be yours to read",
+            for index, hop in enumerate(hops):
+                last = index == len(hops) - 1
+                sock = self._through(clients[-1], hop) if clients else None
+                client = login(
+                    hop,
+                    sock,
+                    where=self.name if last else f"{self.name} through {hop.destination()}",
+                    config=self._wish.ssh_config,
+                    jumps=hops[:index],
+                    timeout_s=self._connect_timeout_s,
                 )
-            ) from exc
-        timeout = self._connect_timeout_s
-        try:
-            client.connect(
-                self._host,
-                port=self._port,
-                username=self._user,
-                key_filename=self._identity,
-                allow_agent=self._identity is None,
-                look_for_keys=self._identity is None,
-                timeout=timeout,
-                banner_timeout=timeout,
-                auth_timeout=timeout,
-                channel_timeout=timeout,
-            )
-        except paramiko.BadHostKeyException as exc:
-            client.close()
-            raise self._changed_key(exc) from exc
-        except paramiko.AuthenticationException as exc:
-            client.close()
-            raise _PermanentError(self._login_refused(str(exc))) from exc
-        except paramiko.SSHException as exc:
-            client.close()
-            if "not found in known_hosts" in str(exc):
-                raise self._unknown_key() from exc
-            if "No authentication methods available" in str(exc) or "private key" in str(exc):
-                raise _PermanentError(self._login_refused(str(exc))) from exc
-            raise self._no_connection(str(exc)) from exc
-        except FileNotFoundError as exc:
-            client.close()
-            text = f"key file {exc.filename} does not exist"
-            raise _PermanentError(self._login_refused(text)) from exc
-        except (OSError, EOFError) as exc:
-            client.close()
-            if file := getattr(exc, "filename", None):
-                text = f"key file {file} cannot be read: {getattr(exc, 'strerror', exc)}"
-                raise _PermanentError(self._login_refused(text)) from exc
-            reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
-            raise self._no_connection(reason) from exc
-        transport = client.get_transport()
+                clients.append(client)
+        except BaseException:
+            _close_all(clients)
+            raise
+        transport = clients[-1].get_transport()
         if transport is None:
+            _close_all(clients)
             raise self._no_connection("closed at once")
-        transport.set_keepalive(_KEEPALIVE_S)
-        self._client = client
+        self._clients = clients
         return transport
+
+    def _route(self) -> tuple[Hop, ...]:
+        try:
+            return route(self._wish)
+        except NotSentError as exc:
+            raise PermanentError(exc) from exc
+
+    def _through(self, jump: "paramiko.SSHClient", hop: Hop) -> "paramiko.Channel":
+        transport = jump.get_transport()
+        try:
+            if transport is None:
+                raise EOFError("it closed at once")
+            return transport.open_channel(
+                "direct-tcpip",
+                (hop.address, hop.port),
+                ("127.0.0.1", 0),
+                timeout=self._connect_timeout_s,
+            )
+        except (OSError, EOFError, self._ssh_error()) as exc:
+            raise self._no_connection(f"the jump host does not reach {hop.name} ({exc})") from exc
 
     def _no_connection(self, reason: str) -> NotSentError:
         return NotSentError(
-            f"cannot connect: {reason}",
-            where=self.name,
-            hint=f"ssh -p {self._port} {self._destination()} true",
+            f"cannot connect: {reason}", where=self.name, hint=f"try again, or: {self._try_line()}"
         )
 
-    def _login_refused(self, reason: str) -> NotSentError:
-        key = f"-i {shlex.quote(self._identity)} " if self._identity else ""
-        return NotSentError(
-            f"the login was refused: {reason}",
-            where=self.name,
-            hint=f"ssh {key}-p {self._port} {self._destination()} true"
-            " (identity_file and user stand in the site's [transport]; for a multi-factor login"
-            ' set kind = "openssh")',
-        )
-
-    def _destination(self) -> str:
-        return f"{self._user}@{self._host}" if self._user else self._host
-
-    def _unknown_key(self) -> HostKeyError:
-        return HostKeyError(
-            f"its host key is not in {self._known_hosts}",
-            where=self.name,
-            hint=f"type: ssh-keyscan -p {self._port} {self._host} >> "
-            f"{shlex.quote(str(self._known_hosts))}"
-            " (and compare the fingerprint, ssh-keygen -lf, with the one the site publishes)",
-        )
-
-    def _changed_key(self, exc: "paramiko.BadHostKeyException") -> HostKeyError:
-        entry = self._host if self._port == 22 else f"[{self._host}]:{self._port}"
-        return HostKeyError(
-            f"its host key {exc.key.fingerprint} is not the one pinned in {self._known_hosts}:"
-            " this may be an attack, or a new login node",
-            where=self.name,
-            hint="only if the site says that its key changed, type: ssh-keygen -R "
-            f"{shlex.quote(entry)} -f {shlex.quote(str(self._known_hosts))}; then ssh-keyscan -p "
-            f"{self._port} {self._host} >> {shlex.quote(str(self._known_hosts))}",
-        )
+    def _try_line(self) -> str:
+        wish = self._wish
+        destination = f"{wish.user}@{wish.host}" if wish.user else wish.host
+        return shlex.join(["ssh", "-p", str(wish.port), destination, "true"])
 
     def close(self) -> None:
         """Drop the connection; the next use opens another."""
         with self._lock:
-            for thing in (self._sftp, self._client):
-                if thing is not None:
-                    with contextlib.suppress(OSError, EOFError):
-                        thing.close()
-            self._sftp = self._client = None
+            if self._sftp is not None:
+                with contextlib.suppress(OSError, EOFError):
+                    self._sftp.close()
+            _close_all(self._clients)
+            self._sftp, self._clients = None, []
 
     # ---- commands ----
 
@@ -265,7 +223,7 @@ class SshTransport(RemoteShell):
                 channel.sendall(data)
                 channel.shutdown_write()
 
-        channel.exec_command(line.encode())
+        channel.exec_command(line.encode("utf-8", "surrogateescape"))
         threads = [threading.Thread(target=read_errors, daemon=True)]
         data = stdin or b""
         if len(data) > _SMALL_INPUT:
@@ -369,8 +327,8 @@ class SshTransport(RemoteShell):
     def _files(self) -> "paramiko.SFTPClient":
         with self._lock:
             self._connected()
-            if self._sftp is None and self._client is not None:
-                self._sftp = self._client.open_sftp()
+            if self._sftp is None and self._clients:
+                self._sftp = self._clients[-1].open_sftp()
             if self._sftp is None:
                 raise self._no_connection("closed at once")
             channel = self._sftp.get_channel()
@@ -400,9 +358,8 @@ class SshTransport(RemoteShell):
             raise HpcscaleError(f"{what}: {exc.strerror or exc}", where=self.name) from exc
 
 
-class _PermanentError(Exception):
-    """Carries an error that another attempt would only repeat."""
-
-    def __init__(self, error: NotSentError) -> None:
-        super().__init__(str(error))
-        self.error = error
+def _close_all(clients: "list[paramiko.SSHClient]") -> None:
+    """The last first: the others carry it."""
+    for client in reversed(clients):
+        with contextlib.suppress(OSError, EOFError):
+            client.close()

@@ -5,10 +5,13 @@ and ControlMaster, for MFA sites). All pass the same contract tests.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from hpcscale.errors import HpcscaleError
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -82,6 +85,36 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Drop connections."""
+
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def require_sendable(
+    argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: str | None = None
+) -> None:
+    """Refuse what no command line can hold: nothing may be cut off or change its meaning.
+
+    Raises:
+        HpcscaleError: a NUL in a word, or a variable's name that is none.
+    """
+    for word in (*argv, *(env or {}).values(), cwd or ""):
+        if "\0" in word:
+            raise HpcscaleError(
+                f"a NUL byte in {word!r}: no command can be given that",
+                hint="remove it; job names, paths and values cannot hold NUL",
+            )
+    for name in env or {}:
+        if _NAME.fullmatch(name) is None:
+            raise HpcscaleError(
+                f"{name!r} is no name of an environment variable",
+                hint="letters, digits and _ only",
+            )
+
+
+def input_bytes(stdin: str | bytes | None) -> bytes | None:
+    """What a command gets on standard input; undecodable bytes of file names pass unharmed."""
+    return stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
 
 
 STRIPPED_PREFIXES = (

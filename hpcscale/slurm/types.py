@@ -121,6 +121,24 @@ class PartitionFacts(msgspec.Struct, frozen=True):
     allow_accounts: tuple[str, ...] | None = None  # None is ALL
     allow_qos: tuple[str, ...] | None = None
     node_list: str = ""
+    features: tuple[str, ...] = ()  # what --constraint may name, of any node
+    gres: tuple[str, ...] = ()  # the kinds of nodes by their GRES, such as gpu:h100:4
+    preempt_mode: str = "OFF"
+    priority_tier: int = 1
+    boots: bool = False  # some nodes are State=CLOUD: powered up when a job wants them
+
+
+class Switch(msgspec.Struct, frozen=True):
+    """One switch of the controller's topology (scontrol show topology).
+
+    Attributes:
+        level: 0 for the leaves.
+        nodes: hostlist of all nodes below it.
+    """
+
+    name: str
+    level: int
+    nodes: str
 
 
 class SiteFacts(msgspec.Struct, frozen=True):

@@ -148,17 +148,11 @@ def probe_partition(site: Site, facts: SiteFacts) -> str | None:
     return next((name for name in usable if facts.partitions[name].default), None)
 
 
-def _node_probe(
-    connection: Connection, facts: SiteFacts, directory: str, token: str, hint: str
-) -> Check:
-    """A job of some seconds, by srun: it holds no state to lose, so it needs no ledger row."""
-    what = "seen from the nodes"
-    site, transport = connection.site, connection.transport
-    taken = transport.run(["ln", "--", f"{directory}/token", f"{directory}/claim"])
-    if taken.returncode != 0:
-        return Check(what, Verdict.FAIL, taken.stderr.strip(), hint)
+def probe_argv(site: Site, facts: SiteFacts) -> tuple[list[str], dict[str, str] | None, float]:
+    """The srun that runs a few seconds on one node, its environment and how long to wait for it."""
     argv = [
         f"{site.transport.slurm_bin}/srun" if site.transport.slurm_bin else "srun",
+        *(["-M", site.transport.cluster] if site.transport.cluster else []),
         "--nodes=1",
         "--ntasks=1",
         "--time=2",
@@ -176,10 +170,23 @@ def _node_probe(
     argv += [f"--constraint={c}"] if (c := site.directives.get("constraint")) else []
     wait_s = NODE_WAIT_S + 60 + (site.burst.boot_timeout_s if site.burst.target else 0)
     conf = site.transport.slurm_conf
+    return argv, {"SLURM_CONF": conf} if conf else None, wait_s
+
+
+def _node_probe(
+    connection: Connection, facts: SiteFacts, directory: str, token: str, hint: str
+) -> Check:
+    """A job of some seconds, by srun: it holds no state to lose, so it needs no ledger row."""
+    what = "seen from the nodes"
+    site, transport = connection.site, connection.transport
+    taken = transport.run(["ln", "--", f"{directory}/token", f"{directory}/claim"])
+    if taken.returncode != 0:
+        return Check(what, Verdict.FAIL, taken.stderr.strip(), hint)
+    argv, env, wait_s = probe_argv(site, facts)
     try:
         ran = transport.run(
             [*argv, "/bin/sh", "-c", _NODE_PROBE, "sh", directory, token],
-            env={"SLURM_CONF": conf} if conf else None,
+            env=env,
             timeout_s=wait_s,
         )
     except UnreachableError as exc:

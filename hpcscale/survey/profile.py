@@ -43,10 +43,14 @@ def partitions(site: Site, facts: SiteFacts) -> Iterator[Check]:
                 ("gpus_per_node", known.gpus_per_node, live.gpus_per_node),
                 ("gpu_type", known.gpu_type, live.gpu_type),
                 ("cpus_per_node", known.cpus_per_node, live.cpus_per_node),
+                ("max_nodes", known.max_nodes, live.max_nodes),
                 ("max_time", _limit(known.max_time), format_duration(live.max_time_s)),
             )
             if said is not None and said != seen
         ]
+        gone = [name for name in known.features if name not in live.features]
+        if gone:
+            differences.append(f"features {', '.join(gone)} are not there")
         if not live.up:
             differences.append("it is not up")
         yield Check(

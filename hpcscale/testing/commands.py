@@ -162,6 +162,7 @@ class FakeCommands(FakeController):
                 "Gres": f"gpu:h100:{self.gpus}" if self.gpus else "(null)",
                 "CPUs": "32",
                 "Memory": "512000",
+                "Features": "h100",
             }
             out += "".join(values[name] + end for name, end in columns) + "\n"
         return 0, out, ""
@@ -204,6 +205,8 @@ class FakeCommands(FakeController):
                 f" MaxNodes=UNLIMITED MaxTime=7-00:00:00 Nodes={fold_hostlist(self.node_names)}"
                 f" State=UP TotalNodes={len(self.node_names)}\n"
             ), ""  # fmt: skip
+        if words[:2] == ["show", "topology"]:
+            return 0, "", ""
         if words[:2] == ["show", "config"]:
             return 0, (
                 "AccountingStorageType = accounting_storage/none\nClusterName = fake\n"

@@ -1,4 +1,4 @@
-"""The places that keep the contract: the fake, and real Slurm here, over paramiko and over ssh."""
+"""The places that keep the contract: the fake, and real Slurm here, over paramiko, ssh and -M."""
 
 import contextlib
 import time
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from hpcscale.lab import LabOptions, faults
+from hpcscale.lab.pytest_plugin import cancel_all, start
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
 from hpcscale.slurm.local import LocalTransport
@@ -18,6 +20,8 @@ REAL = [
     pytest.param("lab-local", marks=pytest.mark.lab),
     pytest.param("lab-ssh", marks=pytest.mark.lab),
     pytest.param("lab-openssh", marks=pytest.mark.lab),
+    # a login node of lab-onprem asks lab-cloud's controller, both in one slurmdbd
+    pytest.param("lab-M", marks=[pytest.mark.lab, pytest.mark.slow]),
 ]
 
 
@@ -65,18 +69,38 @@ class Place:
         return self.client.show(job_id)
 
 
+@pytest.fixture(scope="session")
+def clusters_session(pytestconfig):
+    lab = start(pytestconfig, LabOptions(accounting=True, one_slurmdbd=True))
+    yield lab
+    lab.down()
+
+
+@pytest.fixture
+def clusters(clusters_session):
+    """Two clusters in one slurmdbd; jobs and faults of a test end with it."""
+    yield clusters_session
+    faults.clear(clusters_session)
+    cancel_all(clusters_session)
+
+
 def make_place(kind, request, tmp_path, monkeypatch):
     if kind == "fake":
         fake = FakeSlurm()
         (tmp_path / "site").mkdir()
         return Place(kind, fake, CliClient(fake), "gpu", str(tmp_path / "site"))
-    lab = request.getfixturevalue("lab")
+    lab = request.getfixturevalue("clusters" if kind == "lab-M" else "lab")
     monkeypatch.setenv("HPCSCALE_CONFIG_DIR", lab.env()["HPCSCALE_CONFIG_DIR"])
     name = "lab-onprem" if kind == "lab-local" else "lab-cloud"
     site = load_site(name).site
     config = site.transport
+    conf, cluster = config.slurm_conf, None
     if kind == "lab-local":
         transport = LocalTransport()
+    elif kind == "lab-M":
+        # this machine sees both sites' scratch directories, as a centre's login node does
+        transport, cluster = LocalTransport(), "lab-cloud"
+        conf = lab.env()["SLURM_CONF"]
     else:
         transport = {"lab-ssh": SshTransport, "lab-openssh": OpensshTransport}[kind](
             config.host,
@@ -85,7 +109,7 @@ def make_place(kind, request, tmp_path, monkeypatch):
             identity_file=config.identity_file,
             known_hosts=config.known_hosts,
         )
-    client = CliClient(transport, slurm_conf=config.slurm_conf)
+    client = CliClient(transport, slurm_conf=conf, cluster=cluster)
     scratch = str(lab.site(name).paths.scratch / f"contract-{time.time_ns()}")
     transport.run(["mkdir", "-p", scratch])
     return Place(kind, transport, client, "gpu", scratch)

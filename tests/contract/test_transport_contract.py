@@ -196,7 +196,7 @@ def test_startup_files_do_not_change_a_submit(real_place, monkeypatch):
     poison = {"SBATCH_PARTITION": "nosuch", "SQUEUE_FORMAT": "%i", "SQUEUE_STATES": "FAILED",
               "SLURM_TIME_FORMAT": "relative", "SINFO_FORMAT": "%n", "SBATCH_HOLD": "x"}  # fmt: skip
     home = None
-    if real_place.kind == "lab-local":
+    if real_place.transport.is_local:
         for name, value in poison.items():
             monkeypatch.setenv(name, value)
     else:
@@ -262,7 +262,7 @@ def test_a_refused_login_says_what_to_type(cloud_config, tmp_path, index):
     transport = ssh_kinds(cloud_config, identity_file=str(key))[index]
     with pytest.raises(NotSentError) as caught:
         transport.run(["true"])
-    line = "ssh -MNf" if index else f"ssh -i {key}"
+    line = "ssh -fN -o ControlMaster=yes" if index else f"ssh -i {key}"
     assert line in caught.value.hint
     with pytest.raises(NotSentError, match="login was refused"):
         ssh_kinds(cloud_config, identity_file=str(tmp_path / "none"))[index].run(["true"])

@@ -213,3 +213,20 @@ def test_a_job_that_slurm_does_not_list_was_not_cancelled(tmp_path, monkeypatch)
         assert not client.show(got.ref.job_id).state.terminal
         again = site.ledger.attempt(got.submission_id)
         assert _cancel(site.ledger, lambda _: site.connection, again, None) == "cancelled"
+
+
+def test_the_record_of_a_lost_job_can_be_closed(tmp_path):
+    site = FakeSite(tmp_path)
+    with site.ledger:
+        lost, kept = site.submit(), site.submit()
+        site.observe()
+        site.forget(lost)
+        connections = lambda _: site.connection  # noqa: E731 # what the pool is to it
+        said = [
+            _cancel(site.ledger, connections, s.attempt, None, forget=True) for s in (lost, kept)
+        ]
+        assert said[0].startswith("forgotten")
+        assert said[1] == "cancelled", "what Slurm lists is never only forgotten"
+        attempt = site.ledger.attempt(lost.submission_id)
+        assert (attempt.ended, attempt.state.value) == (True, "UNKNOWN")
+        assert site.ledger.open_attempts() == []

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "hpcscale"
 # what deciding may know; what acting may use besides; what acting on a known job may use
 _DECIDING = {"errors", "units", "spec", "site", "cost", "slurm.types"}
 _ACTING = _DECIDING | {
-    "settings", "lint", "render", "slurm", "clock", "connect", "staging", "reports", "precheck",
+    "settings", "lint", "render", "slurm", "clock", "connect", "code", "staging", "reports", "precheck",
 }  # fmt: skip
 _OWNING = _ACTING | {"ledger", "verify", "reasons"}
 
@@ -39,7 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     # what was, as columns; what will be (useful without any bursting, so no part of burst)
     "history": {"errors", "units", "extras"},
     "forecast": {"errors", "units", "extras", "history"},
-    "simulate": {"errors", "units", "extras", "history", "forecast"},
+    "burst.value": set(),  # arithmetic alone: the simulator compiles it
+    "simulate": {"errors", "units", "extras", "history", "forecast", "burst.value"},
     # (JobSpec, Site) -> text, pure
     "lint": {"errors", "units", "spec", "site", "sbatch_script"},
     "render": {"hpcscale", "errors", "units", "assets", "spec", "site", "sbatch_script", "lint"},
@@ -49,7 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     "reasons": {"slurm.types"},  # Slurm's reasons for waiting, in words
     "clock": {"errors", "units", "slurm"},
     "connect": {"errors", "site", "slurm", "clock"},
-    "staging": {"errors", "slurm"},
+    "code": {"errors", "spec", "slurm"},
+    "staging": {"errors", "slurm", "code"},
     "reports": {"errors", "slurm", "staging"},
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,
@@ -62,20 +64,21 @@ ALLOWED: dict[str, set[str]] = {
     | {"settings", "ledger_schema", "ledger_rows", "ledger_file"}
     | {"ledger_reads"},
     "verify": _DECIDING | {"slurm", "ledger"},
-    "submit": _OWNING,
+    "prepare": _OWNING,
+    "submit": _OWNING | {"prepare"},
     "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify"},
     "observe": _OWNING | {"ledger_rows", "judge"},
     "results": _OWNING,
-    "batches": _OWNING | {"submit"},
+    "batches": _OWNING | {"submit", "prepare"},
     # the submitit plugin knows nothing of bursting
-    "executor": _OWNING | {"submit", "observe", "results", "batches"},
+    "executor": _OWNING | {"prepare", "submit", "observe", "results", "batches"},
     # deciding is pure: data in, data out
     "burst.catalog": _DECIDING | {"assets", "tomlfile"},
     "burst.policy": _DECIDING | {"tomlfile"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
     "burst.decide": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.plan"},
     "burst": _OWNING
-    | {"submit", "observe", "results", "executor", "burst.catalog", "forecast"}
+    | {"prepare", "submit", "observe", "results", "executor", "burst.catalog", "forecast"}
     | {"burst.policy", "burst.plan", "burst.decide"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),
@@ -90,7 +93,7 @@ ALLOWED: dict[str, set[str]] = {
 # Modules that decide: the same input must give the same answer, so no clock of this machine,
 # no randomness and no input or output.
 PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "forecast", "burst.policy",
-        "burst.plan", "burst.decide")  # fmt: skip
+        "burst.plan", "burst.decide", "burst.value")  # fmt: skip
 IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
 
 

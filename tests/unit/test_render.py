@@ -19,7 +19,7 @@ from hpcscale.render.launch import torchrun_words
 from hpcscale.render.shell import directive_safe, site_path
 from hpcscale.sbatch_script import body_start, read_script, split_words
 from hpcscale.site import ContainerRuntime, TransportConfig, TransportKind
-from hpcscale.spec import Checkpoint, JobSpec, Launcher, Resources
+from hpcscale.spec import Checkpoint, CodeId, JobSpec, Launcher, Resources
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 UPDATE = os.environ.get("HPCSCALE_UPDATE_GOLDEN") == "1"  # each test's own environment is empty
@@ -242,6 +242,49 @@ def test_a_plain_command_in_an_image():
     assert "\napptainer exec --pwd" in render(job("x", software="torch"), APPTAINER).script
     script = render(job("x", software="torch"), PYXIS).script
     assert 'srun --nodes=1 --ntasks=1 \\\n  --container-image="$HPCSCALE_IMAGE"' in script
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (PYXIS, "--container-workdir=/opt/app "),
+        (APPTAINER, "--pwd /opt/app "),
+    ],
+)
+def test_a_program_in_an_image_starts_there(where, words):
+    spec = job("python", "/opt/app/x.py", software="torch", code="container:/opt/app")
+    done = render(spec, where, code=CodeId(kind="container"))
+    assert words in done.script
+    assert "# Code: in the container's image." in done.script
+    assert "code" not in done.staged
+    assert not [b for b in burst_blockers(spec, where) if "/opt/app" in b]
+
+
+@pytest.mark.parametrize(("where", "code"), [(ONPREM, "/opt"), (PYXIS, "opt"), (PYXIS, "/a'b")])
+def test_a_program_in_an_image_needs_an_image_and_a_plain_path(where, code):
+    software = "torch" if where is PYXIS else None
+    with pytest.raises(InvalidFileError, match="container:") as caught:
+        render(job("true", software=software, code=f"container:{code}"), where)
+    assert caught.value.hint
+
+
+def test_the_header_names_the_code():
+    spec = job("true")
+    plain = render(spec, EFA).script
+    code = CodeId(kind="git", commit="c" * 40, dirty_sha256="d" * 64, tree_sha256="e" * 64)
+    said = render(spec, EFA, code=code).script
+    head = said[: said.index("#SBATCH")]
+    assert f"# Code: git commit {'c' * 40}, and changes:\n" in head
+    assert f"# changes since, sha256 {'d' * 64}\n" in head
+    assert f"# files, sha256 {'e' * 64}\n" in head
+    assert len(said.splitlines()) == len(plain.splitlines()) + 3
+    clean = CodeId(kind="git", commit="c" * 40, tree_sha256="e" * 64)
+    assert f"# Code: git commit {'c' * 40}.\n" in render(spec, EFA, code=clean).script
+    folder = CodeId(kind="folder", tree_sha256="e" * 64)
+    assert f"# Code: files, sha256 {'e' * 64}\n" in render(spec, EFA, code=folder).script
+    script = read_script("#!/bin/sh\n#SBATCH --nodes=1\ntrue\n", "x.sh", "efa")
+    foreign = render(job(script=script), EFA, code=folder).script
+    assert f"# Code: files, sha256 {'e' * 64}\n" in foreign
 
 
 def test_nothing_to_run():

@@ -281,3 +281,48 @@ def test_asking_slurm_loads_nothing_heavy():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_another_cluster_is_named_to_every_command():
+    says = Says(0, "CLUSTER: other\nsdiag output at Sun Nov 22 06:17:11 2026 (1795328231)\n")
+    client = CliClient(says, slurm_bin="/opt/slurm/bin", cluster="other")
+    client.now()
+    client.requeue(JobId(1))
+    client.cancel(JobId(1), pending_only=True)
+    client.update(JobId(1), {"Comment": "x"})
+    assert says.argv == [
+        ["/opt/slurm/bin/sdiag", "-M", "other"],
+        ["/opt/slurm/bin/scontrol", "-M", "other", "requeue", "1"],
+        ["/opt/slurm/bin/scancel", "-M", "other", "--state=PENDING", "1"],
+        ["/opt/slurm/bin/scontrol", "-M", "other", "update", "JobId=1", "Comment=x"],
+    ]
+    submits = Says(0, "5;other\n")
+    assert CliClient(submits, cluster="other").sbatch(SCRIPT, ["--time=1"]) == JobId(5)
+    assert submits.argv == [["sbatch", "-M", "other", "--parsable", "--time=1"]]
+
+
+def test_a_header_line_of_m_is_no_record():
+    said = Says(0, "CLUSTER: other\n")
+    assert CliClient(said, cluster="other").jobs().jobs == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # its controller is not registered
+        (
+            "sbatch: error: 'other' can't be reached now, or it is an invalid entry for --cluster.  Use"
+            " 'sacctmgr list clusters' to see available clusters."
+        ),
+        # slurmdbd is away
+        (
+            "sbatch: error: slurm_persist_conn_open_without_init: failed to open persistent connection"
+            " to host:127.0.0.1:6819: Connection refused\nsbatch: error: There is a problem talking to"
+            " the database: Connection refused.  Only local cluster communication is available, remove"
+            " --cluster from your command line or contact your admin to resolve the problem."
+        ),
+    ],
+)
+def test_a_cluster_that_is_not_reached_was_sent_nothing(text):
+    with pytest.raises(NotSentError):
+        CliClient(Says(1, stderr=text), cluster="other").sbatch(SCRIPT, [])

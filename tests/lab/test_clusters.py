@@ -1,0 +1,76 @@
+"""Two clusters in one slurmdbd: the other one is asked with -M, from this one's login node."""
+
+import pytest
+from job_helpers import data, hpcscale
+
+from hpcscale.connect import connect
+from hpcscale.errors import NotSentError, UnreachableError
+from hpcscale.lab import faults
+from hpcscale.lab.process import wait_until
+from hpcscale.site import load_site
+from hpcscale.slurm.types import JobState
+
+
+@pytest.fixture
+def m_lab(lab_factory, use_lab, monkeypatch):
+    """lab-cloud by -M: no ssh at all, the on-prem site's commands and configuration."""
+    lab = use_lab(lab_factory(nodes=1, accounting=True, one_slurmdbd=True))
+    for key, value in {
+        "KIND": "local",
+        "CLUSTER": "lab-cloud",
+        "SLURM_CONF": lab.env()["SLURM_CONF"],
+    }.items():
+        monkeypatch.setenv(f"HPCSCALE_SITE__LAB_CLOUD__TRANSPORT__{key}", value)
+    return lab
+
+
+def test_a_site_by_m_from_submit_to_outage(m_lab, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    faults.ssh_cut(m_lab, "refuse")  # nothing of this goes over ssh
+    (tmp_path / "in.txt").write_text("input\n")
+    options = ("--site", "lab-cloud", "--gpus-per-node", "1", "--time", "5", "--no-code",
+               "--input", "i=in.txt", "--output", "o=out.txt")  # fmt: skip
+    body = 'cat "$HPCSCALE_INPUT_I" > "$HPCSCALE_OUTPUT_O"; echo on $SLURM_CLUSTER_NAME'
+    ref = hpcscale("submit", *options, "--", "sh", "-c", body).stdout.partition("  ")[0]
+    assert ref.startswith("lab-cloud:")
+    hpcscale("wait", ref)
+    assert hpcscale("logs", ref).stdout == "on lab-cloud\n"
+    assert (tmp_path / "out.txt").read_text() == "input\n"
+    assert data("status", ref)["runs"][0]["attempts"][0]["state"] == "COMPLETED"
+    # the on-prem cluster never saw it
+    assert m_lab.site("lab-onprem").exec(["squeue", "-h", "-t", "all"]).stdout == ""
+
+    connection = connect(load_site("lab-cloud").site)
+    client = connection.client
+    assert client.facts().cluster == "lab-cloud"
+    assert {"research", "teaching"} <= set(client.facts().accounts)
+    held = client.sbatch("#!/bin/sh\ntrue\n", ["--hold", "--chdir=/", "--output=/dev/null"])
+    assert client.show(held).state is JobState.PENDING
+
+    # slurmdbd away: a question or a submit that did not get out is told from one without answer
+    faults.slurmdbd(m_lab, "stop")
+    with pytest.raises(UnreachableError):
+        client.jobs([held])
+    with pytest.raises(NotSentError):
+        client.sbatch("#!/bin/sh\ntrue\n", ["--comment=never", "--output=/dev/null"])
+    with pytest.raises(UnreachableError):
+        client.cancel(held)
+    faults.slurmdbd(m_lab, "start")
+
+    def answers():
+        try:
+            return client.now()
+        except UnreachableError:
+            return None
+
+    assert wait_until(lambda: answers() is not None, 30)
+    assert client.cancel(held)
+    # the other controller dead: the same, and nothing was submitted
+    faults.controller(m_lab, "lab-cloud", "kill")
+    with pytest.raises(UnreachableError):
+        client.now()
+    with pytest.raises(NotSentError):
+        client.sbatch("#!/bin/sh\ntrue\n", ["--comment=never", "--output=/dev/null"])
+    faults.clear(m_lab)
+    assert wait_until(lambda: answers() is not None, 60)
+    assert not [s for s in client.jobs().jobs.values() if s.comment == "never"]

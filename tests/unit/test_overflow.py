@@ -1,0 +1,180 @@
+"""The overflow simulator: hand-made cases, invariants, and Starburst's published costs."""
+
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trace_files import trace
+
+from hpcscale.errors import InvalidFileError, UsageError
+from hpcscale.history.read import read_history
+from hpcscale.history.workload import make_workload
+from hpcscale.simulate.overflow import Cluster, Expect, Outcome, instance_of, simulate
+from hpcscale.simulate.policies import NAMES, at_mean_wait, rules_of
+
+H = 3600.0
+
+
+def jobs(*rows, nodes=1, gpus_per_node=8, price="2.50"):
+    """(arrival h, run h, gpus) rows on a small cluster."""
+    work = make_workload(
+        submit_s=[H * a for a, _, _ in rows],
+        runtime_s=[H * r for _, r, _ in rows],
+        gpus=[g for _, _, g in rows],
+    )
+    return instance_of(work, Cluster(nodes, gpus_per_node, Decimal(price)))
+
+
+def check(outcome: Outcome) -> None:
+    """No node ever holds more than it has; nobody starts before arriving; who fits does not wait."""
+    instance = outcome.instance
+    assert np.isfinite(outcome.start_h).all()
+    assert (outcome.wait_h >= 0).all()
+    here = np.flatnonzero(~outcome.left)
+    for t in outcome.start_h[here]:
+        end = outcome.start_h + instance.run_h
+        on = here[(outcome.start_h[here] <= t) & (end[here] > t)]
+        assert instance.gpus[on].sum() <= instance.cluster.nodes * instance.cluster.gpus_per_node
+
+
+def test_without_a_cloud_jobs_wait_their_turn_and_small_ones_pass():
+    one = jobs((0, 2, 6), (0.5, 1, 8), (1, 1, 2))
+    outcome = simulate(one, rules_of("never", one))
+    # the second needs all 8, the third fits beside the first
+    assert outcome.start_h.tolist() == [0, 2, 1]
+    assert outcome.cloud_cost_usd == 0
+    assert outcome.mean_wait_h == pytest.approx(0.5)
+
+
+def test_no_wait_pays_for_what_does_not_fit():
+    one = jobs((0, 2, 6), (0.5, 1, 8), (1, 1, 2))
+    outcome = simulate(one, rules_of("no-wait", one))
+    assert outcome.left.tolist() == [False, True, False]
+    assert outcome.cloud_cost_usd == Decimal("20.00")
+    assert outcome.mean_wait_h == 0
+
+
+def test_the_first_that_does_not_fit_blocks_constant_wait_alone():
+    one = jobs((0, 2, 6), (0.5, 1, 8), (1, 1, 2))
+    rules = rules_of("constant-wait", one)  # patience: a quarter of the mean runtime, 20 min
+    outcome = simulate(one, rules)
+    assert outcome.left.tolist() == [False, True, False]
+    assert outcome.start_h[1] == pytest.approx(0.5 + 1 / 3)
+    # at 1 h nobody blocks any more; had it come at .6 h it would have waited for the second to leave
+    later = jobs((0, 2, 6), (0.5, 1, 8), (0.6, 1, 2))
+    assert simulate(later, rules).start_h[2] == pytest.approx(0.5 + 1 / 3)
+
+
+def test_compute_wait_waits_in_proportion_to_gpu_hours():
+    one = jobs((0, 10, 8), (0, 1, 1), (0, 1, 4))
+    outcome = simulate(one, rules_of("compute-wait", one))
+    assert outcome.wait_h.tolist() == pytest.approx([0, 0.076, 4 * 0.076])
+
+
+def test_value_leaves_at_once_when_waiting_costs_more_than_leaving():
+    # 8 GPU-hours are worth $20; an hour of waiting as much
+    one = jobs((0, 5, 8), (0, 1, 2), (0, 100, 8))
+    outcome = simulate(one, rules_of("value", one))
+    # the small job would wait 5 h ($100) and costs $5; the long one saves $2,000 by waiting
+    assert outcome.left.tolist() == [False, True, False]
+    assert outcome.start_h.tolist() == [0, 0, 5]
+
+
+def test_value_counts_the_wait_of_those_behind():
+    # alone the first is not worth moving; it holds up ten others
+    rows = [(0, 1, 8), *[(0, 0.5, 8)] * 10]
+    one = jobs(*rows)
+    outcome = simulate(one, rules_of("value", one))
+    assert outcome.left.sum() > 5
+    check(outcome)
+
+
+def test_the_deadline_policy_leaves_at_the_last_safe_moment():
+    one = jobs((0, 10, 8), (0, 1, 8))
+    deadlines = np.array([np.inf, 3.0])
+    object.__setattr__(one, "deadline_h", deadlines)
+    outcome = simulate(one, rules_of("deadline", one), Expect(boot_h=0.5))
+    assert outcome.left.tolist() == [False, True]
+    assert outcome.start_h[1] == pytest.approx(1.5)
+    assert outcome.deadline_hit_rate == 1
+
+
+def test_gangs_take_whole_nodes():
+    one = jobs((0, 1, 16), (0, 1, 1), nodes=2)
+    assert one.count.tolist() == [2, 1]
+    assert one.per_node.tolist() == [8, 1]
+    assert simulate(one, rules_of("never", one)).start_h.tolist() == [0, 1]
+
+
+def test_jobs_that_can_never_run_are_counted_not_simulated():
+    one = jobs((0, 1, 1), (0, 1, 64))
+    assert len(one) == 1
+    assert one.left_out == {"larger than the cluster": 1}
+    with pytest.raises(InvalidFileError, match="1 with larger than the cluster"):
+        jobs((0, 1, 64))
+
+
+def test_an_unknown_policy_names_the_known_ones():
+    with pytest.raises(UsageError) as caught:
+        rules_of("valu", jobs((0, 1, 1)))
+    assert "value" in (caught.value.hint or "")
+
+
+def synthetic(seed: int, size: int = 120, load: float = 16.0):
+    rng = np.random.default_rng(seed)
+    arrival = np.cumsum(rng.exponential(1 / load, size))
+    gpus = rng.choice([1, 2, 4, 8], size, p=[0.7, 0.15, 0.1, 0.05])
+    return jobs(*zip(arrival, 0.01 + rng.exponential(1, size), gpus, strict=True), nodes=4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from(NAMES), st.booleans())
+def test_no_policy_breaks_the_cluster(seed, name, learned):
+    one = synthetic(seed, 60)
+    check(simulate(one, rules_of(name, one), Expect(learned=learned)))
+
+
+def test_learned_runtimes_are_those_of_ended_jobs():
+    one = jobs((0, 2, 1), (1, 3, 1), (4.5, 1, 1), (9, 1, 1))
+    expected = simulate(one, rules_of("compute-wait", one), Expect(learned=True)).expected_h
+    # nothing is known until the first ends at 2 h; the third knows both; the fourth the last two
+    assert expected.tolist() == pytest.approx([1, 1, 2.5, 2])
+
+
+@pytest.mark.parametrize("name", ["compute-wait", "value"])
+def test_a_tuned_policy_keeps_to_the_mean_wait(name):
+    one = synthetic(1, 300)
+    target = simulate(one, rules_of("constant-wait", one)).mean_wait_h
+    tuned = at_mean_wait(name, rules_of(name, one), one, target)
+    assert tuned.tuned
+    assert tuned.outcome.mean_wait_h == pytest.approx(target, rel=0.35)
+    if name == "value":
+        assert tuned.outcome.mean_wait_h <= target
+    check(tuned.outcome)
+
+
+@pytest.mark.traces
+@pytest.mark.parametrize(
+    ("load", "no_wait", "constant", "compute"),
+    [
+        ("0.75", "497.66", "475.16", "263.21"),
+        ("1", "760.68", "705.55", "584.00"),
+        ("1.5", "1134.83", "1035.90", None),  # there the bisection of theirs ends elsewhere
+    ],
+)
+def test_the_published_costs_of_starburst(load, no_wait, constant, compute):
+    """USENIX ATC'24, table 4: 500 jobs, seed 13, 4 nodes x 8 GPUs, $2.50 a GPU-hour."""
+    work = read_history(trace(f"starburst/table4-seed13-load{load}.csv.gz")).workload
+    one = instance_of(work, Cluster(4, 8))
+    reference = simulate(one, rules_of("constant-wait", one))
+    assert simulate(one, rules_of("no-wait", one)).cloud_cost_usd == Decimal(no_wait)
+    assert reference.cloud_cost_usd == Decimal(constant)
+    rules = rules_of("compute-wait", one)
+    theirs = at_mean_wait("compute-wait", rules, one, reference.mean_wait_h).outcome
+    if compute:
+        assert theirs.cloud_cost_usd == Decimal(compute)
+    ours = at_mean_wait("value", rules_of("value", one), one, reference.mean_wait_h).outcome
+    assert ours.mean_wait_h <= reference.mean_wait_h
+    assert ours.cloud_cost_usd < theirs.cloud_cost_usd * Decimal("0.90")

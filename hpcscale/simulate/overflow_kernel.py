@@ -29,7 +29,7 @@ _plan = compiled(value.plan, place=_place)
 _choose = compiled(value.choose, plan=_plan)
 
 
-def _loop(  # noqa: PLR0917 -- numba takes no keywords
+def _loop(
     arrival: Floats,
     run: Floats,
     per_node: Ints,

@@ -98,10 +98,18 @@ class Outcome:
 
     @property
     def double(self):
-        return len(self.starts) > 1
+        """Begun in two attempts, or twice at one restart count: a requeue by Slurm is neither."""
+        who = [(submission, restart) for _, _, submission, restart in self.starts]
+        return len(set(who)) < len(who) or len({submission for submission, _ in who}) > 1
 
     def data(self):
         return {**asdict(self), "injection": asdict(self.injection), "double_start": self.double}
+
+    @classmethod
+    def of(cls, data):
+        """From ``data`` of an earlier run."""
+        fields = {k: v for k, v in data.items() if k not in {"injection", "double_start"}}
+        return cls(Injection(**data["injection"]), **fields)
 
 
 def pairs(seed=1):
@@ -167,7 +175,8 @@ class Site:
     def submit(self, state):
         os.environ["HPCSCALE_STATE_DIR"] = str(state)
         site = load_site(ONPREM).site
-        witness = 'echo "$HPCSCALE_SITE $HPCSCALE_RESTART_COUNT $(date +%s.%N)" >> witness'
+        line = "$HPCSCALE_SITE $(date +%s.%N) $HPCSCALE_SUBMISSION_ID $HPCSCALE_RESTART_COUNT"
+        witness = f'echo "{line}" >> witness'
         spec = JobSpec(
             name="injected",
             command=("sh", "-c", f'cd "$HPCSCALE_RUN_DIR" && {witness} && sleep 0.5'),
@@ -444,7 +453,7 @@ class Site:
         """From the gang at its gate to user code, both by the node's clock."""
         gated = sorted((self.run_dir(CLOUD, job) / "events").glob("*.gated"))
         if gated and out.starts and out.starts[0][0] == CLOUD:
-            seconds = float(out.starts[0][2]) - gated[-1].stat().st_mtime
+            seconds = float(out.starts[0][1]) - gated[-1].stat().st_mtime
             out.gang_to_user_code_s = round(seconds, 2)
 
     def heal(self):

@@ -97,6 +97,7 @@ def main():
     parser.add_argument("--count", type=int, default=len(injections.pairs()))
     parser.add_argument("--skip", type=int, default=0, help="of the shuffled list")
     parser.add_argument("--undisturbed", type=int, default=5, help="handovers without any fault")
+    parser.add_argument("--more", action="store_true", help="add to the result file")
     parser.add_argument("--labs", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=70)
     today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
@@ -105,14 +106,19 @@ def main():
     chosen = [Injection()] * args.undisturbed
     chosen += injections.pairs()[args.skip : args.skip + args.count]
     begin = time.monotonic()
+    earlier, before_s = [], 0
+    if args.more and args.out.exists():
+        known = json.loads(args.out.read_text())
+        earlier, before_s = [Outcome.of(each) for each in known["each"]], known["seconds"]
 
-    def keep(outcomes, broken):
+    def keep(new, broken):
+        outcomes = earlier + new
         result = {
             **facts(),
             "slurm": sorted(SLURM),
             "load": os.getloadavg()[0],
             "labs": args.labs,
-            "seconds": round(time.monotonic() - begin),
+            "seconds": before_s + round(time.monotonic() - begin),
             **injections.summary(outcomes),
             "not_carried_out": [{"injection": str(i), "why": why} for i, why in broken],
             "each": [out.data() for out in outcomes],
@@ -121,13 +127,13 @@ def main():
         temporary = args.out.with_suffix(".tmp")
         temporary.write_text(json.dumps(result, indent=1, default=str) + "\n")
         temporary.replace(args.out)
-        last = outcomes[-1] if outcomes else None
+        last = new[-1] if new else None
         if last is not None:
             word = "DOUBLE" if last.double else "LOST" if last.lost else "ok"
             print(f"{len(outcomes):4} {last.seconds:6.1f} s {word:6} {last.step:10} {last.injection}", flush=True)  # fmt: skip
 
     outcomes, broken = run(chosen, args.labs, args.minutes, keep)
-    told = {k: v for k, v in injections.summary(outcomes).items() if k != "kinds"}
+    told = {k: v for k, v in injections.summary(earlier + outcomes).items() if k != "kinds"}
     print(json.dumps({**told, "not_carried_out": len(broken)}, indent=1))
     bad = told["double_starts"] or told["lost"] or told["orphans"] or told["unsettled"]
     return 1 if bad else 0

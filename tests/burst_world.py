@@ -7,7 +7,7 @@ import time
 import pytest
 
 from hpcscale.burst.moves import Moves
-from hpcscale.burst.policy import Policy
+from hpcscale.burst.policy import Order, Policy
 from hpcscale.burst.run import Connections, tick
 from hpcscale.connect import connect
 from hpcscale.ledger import Ledger
@@ -17,6 +17,9 @@ from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
 from hpcscale.submit import submit
 
 POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",), max_wait_s=3600)
+FENCE_FIRST = Policy(
+    from_site="lab-onprem", to=("lab-cloud",), max_wait_s=3600, order=Order.FENCE_FIRST
+)
 
 
 class World:
@@ -97,6 +100,10 @@ class World:
 
     def state(self, site, job_id):
         return self.job(site, job_id).get("JobState", "")
+
+    def comment(self, submission):
+        status = self.connections("lab-onprem").client.show(submission.ref.job_id)
+        return status.comment
 
     def starts(self, submission):
         """How often user code was started, at both sites together."""

@@ -28,7 +28,7 @@ class Place:
 class Job:
     """A rendered script that is run as slurmd would, with a witness that only user code writes."""
 
-    def __init__(self, tmp_path, *, gate=None, foreign=False, array=None):
+    def __init__(self, tmp_path, *, gate=None, foreign=False, array=None, command="echo ran >>"):
         self.state = tmp_path / "state"
         self.run_dir = self.state / "runs" / "rabc"
         self.run_dir.mkdir(parents=True)
@@ -39,7 +39,7 @@ class Job:
         self.bin.mkdir()
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool))
-        command = f"echo ran >> {self.witness}"
+        command = f"{command} {self.witness}"
         if foreign:
             text = "#!/bin/sh\n#SBATCH --time=5\n" + command + "\n"
             spec = JobSpec(

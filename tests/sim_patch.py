@@ -17,7 +17,7 @@ import hpcscale.render
 import hpcscale.submit
 from hpcscale import units
 from hpcscale.burst.handover import Handover
-from hpcscale.burst.moves import Moves
+from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.sight import Sight
 from hpcscale.ledger import Ledger
 from hpcscale.ledger_file import LedgerFile
@@ -183,10 +183,15 @@ def patched(world):
 def left_out(rules):
     """A handover that trusts what it saw of the fence a tick ago."""
     look_again = Handover._keep_fence
+
+    def trusting(self, move, origin, connection):
+        if move.step is not Step.CLAIMING:
+            return look_again(self, move, origin, connection)
+        status = JobStatus(origin.job_id, JobState.PENDING, "PENDING", exc_nodes=move.fence or "")
+        return move, Sight(status)
+
     if "fence" in rules:
-        Handover._keep_fence = lambda _, __, origin, ___: Sight(
-            JobStatus(origin.job_id, JobState.PENDING, "PENDING")
-        )
+        Handover._keep_fence = trusting
     try:
         yield
     finally:

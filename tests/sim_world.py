@@ -185,10 +185,11 @@ class World(Faults, Judge):
         if step is before.step:
             return
         self.counts[f"step.{step.value}"] += 1
-        if step is Step.SUBMITTING and not process.read_at > process.fenced_at:
-            raise ViolationError("a cloud job is submitted without a look at the fence")
-        if step is Step.OPENING and not process.read_at > process.step_at:
-            raise ViolationError("a claim is taken without a look at the fence")
+        if step in {Step.CLAIMING, Step.OPENING}:
+            if not process.read_at > process.fenced_at:
+                raise ViolationError("it goes on without a look at the fence that it set")
+            if step is Step.OPENING and not process.read_at > process.step_at:
+                raise ViolationError("a claim is taken without a look at the fence")
         process.step_at = process.acts
 
     def take(self, fault):

@@ -21,7 +21,7 @@ from typing import Any, cast
 import msgspec
 
 from hpcscale.connect import Connection
-from hpcscale.errors import NotFoundError, StateError
+from hpcscale.errors import NotFoundError, NotSentError, StateError
 from hpcscale.ledger import utc_now
 from hpcscale.settings import state_dir
 from hpcscale.slurm.client import SlurmClient
@@ -227,9 +227,11 @@ class _Client:
         self, script: str, options: Sequence[str], script_args: Sequence[str] = (), **kw: Any
     ) -> JobId:
         sha256 = hashlib.sha256(script.encode()).hexdigest()
-        self._log.add(
-            "submit", site=self._site, submission=next(iter(script_args), ""), script=sha256
-        )
+        submission = next(iter(script_args), "")
+        try:
+            self._log.add("submit", site=self._site, submission=submission, script=sha256)
+        except StateError as exc:
+            raise NotSentError(exc.message, where=exc.where, hint=exc.hint) from exc
         return self._client.sbatch(script, options, script_args, **kw)
 
     def update(self, job_id: JobId, fields: Mapping[str, str]) -> bool:

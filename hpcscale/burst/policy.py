@@ -11,6 +11,8 @@
     max_moves_per_run = 4
     retry_after = "30m"         # after a failed move, leave the job alone this long
     cron_interval = "5m"        # of your cron line; a cloud job waits twice that at its gate
+    order = "gate-first"        # or "fence-first": no cloud minutes at the gate
+    dependents = "stand-in"     # or "refuse": a job that others wait for does not move
 
     [target.lab-cloud]          # overrides of the site's own figures
     boot = "5m"
@@ -18,6 +20,7 @@
     boot_timeout = "20m"
 """
 
+import enum
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,20 @@ from hpcscale.units import parse_duration_s
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
+
+
+class Order(enum.StrEnum):
+    """What comes first when a job moves."""
+
+    GATE_FIRST = "gate-first"  # the on-prem job may still start while the cloud's nodes boot
+    FENCE_FIRST = "fence-first"  # it may not, and the cloud job begins as soon as its nodes are up
+
+
+class Dependents(enum.StrEnum):
+    """What becomes of a job that other jobs wait for."""
+
+    STAND_IN = "stand-in"  # it moves, and waits on-prem for its cloud attempt's end
+    REFUSE = "refuse"  # it does not move
 
 
 class _TargetFile(_Frozen, frozen=True, kw_only=True):
@@ -50,6 +67,8 @@ class _PolicyFile(_Frozen, frozen=True, kw_only=True, rename={"from_": "from"}):
     max_moves_per_run: int = 10
     retry_after: str = "30m"
     cron_interval: str = "5m"
+    order: Order = Order.GATE_FIRST
+    dependents: Dependents = Dependents.STAND_IN
     target: dict[str, _TargetFile] = msgspec.field(default_factory=dict)
 
 
@@ -75,6 +94,8 @@ class Policy(_Frozen, frozen=True, kw_only=True):
         max_moves_per_run: most moves that one run starts.
         retry_after_s: rest after a failed move of the same job.
         cron_interval_s: between two runs of `hpcscale burst run`.
+        order: whether the on-prem job is fenced before its cloud job is submitted.
+        dependents: what becomes of a job that other jobs at its site wait for.
     """
 
     source: str = ""
@@ -87,6 +108,8 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     max_moves_per_run: int = 10
     retry_after_s: int = 1800
     cron_interval_s: int = 300
+    order: Order = Order.GATE_FIRST
+    dependents: Dependents = Dependents.STAND_IN
     target: dict[str, TargetTerms] = msgspec.field(default_factory=dict)
 
     @property
@@ -158,5 +181,7 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         max_moves_per_run=raw.max_moves_per_run,
         retry_after_s=seconds(raw.retry_after, "retry_after") or 0,
         cron_interval_s=cron_interval_s,
+        order=raw.order,
+        dependents=raw.dependents,
         target=target,
     )

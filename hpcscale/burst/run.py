@@ -15,7 +15,7 @@ from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, waiting_runs
 from hpcscale.burst.plan import Action, BurstPlan, Decision
-from hpcscale.burst.policy import Policy
+from hpcscale.burst.policy import Order, Policy
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Ledger
@@ -162,6 +162,8 @@ def begin(
             origin=origin.submission_id,
             rule=decision.rule.value if decision.rule else "",
             reason=decision.reason,
+            order=policy.order,
+            step=Step.FENCING if policy.order is Order.FENCE_FIRST else Step.SUBMITTING,
             estimate_usd=decision.cost_usd,
             boot_timeout_s=decision.boot_timeout_s or 1800,
             retry_after_s=policy.retry_after_s,

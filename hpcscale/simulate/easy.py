@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcscale.errors import HpcscaleError
+from hpcscale.forecast import easy_kernel
 from hpcscale.forecast.jit import Kernels
 from hpcscale.history.workload import Workload
-from hpcscale.simulate import easy_kernel
 
 Ints = NDArray[np.int64]
 _WORTH_COMPILING = 20_000  # jobs

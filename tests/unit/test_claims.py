@@ -1,11 +1,12 @@
 """The claim and the gate: the scripts' side in real shells, the handover's beside it."""
 
 import time
+from pathlib import Path
 
 import pytest
 from claim_script import OTHER, SID, TARGET, Job, Place
 
-from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, revoke, take
+from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, put_outcome, revoke, take
 from hpcscale.render import Gate
 from hpcscale.testing import FakeSlurm
 
@@ -100,6 +101,65 @@ def test_job_and_handover_at_once_never_both(script):
 def test_elements_of_an_array_have_claims_of_their_own(tmp_path):
     script = Job(tmp_path, array="0-1")
     assert [script.run(task=n) for n in (0, 1, 0)] == [0, 0, 98]
+
+
+@pytest.fixture(params=["own", "foreign"])
+def array(request, tmp_path):
+    return Job(tmp_path, foreign=request.param == "foreign", array="0-2")
+
+
+def test_who_has_the_array_has_all_its_elements(array):
+    assert array.take() == Claim(TARGET)
+    assert [array.run(task=n) for n in (0, 2)] == [98, 98]
+    assert f"{TARGET} has the claim" in array.said
+    assert array.ran == 0
+    revoke(FakeSlurm(), array.attempt, TARGET)
+    assert [array.run(task=n) for n in (0, 1, 0)] == [0, 0, 98]
+
+
+def test_of_an_array_that_has_begun_nothing_is_taken(array):
+    assert array.run(task=1) == 0, array.said
+    assert array.take() == Claim(SID, started=True)
+    assert array.take(restarts=3) == Claim(SID, started=True)
+    assert [array.run(task=n) for n in (0, 2)] == [0, 0]
+    assert array.run(task=1, restart=1) == 0, "a requeued element"
+
+
+def test_an_array_and_its_handover_at_once_never_both(array):
+    for number in range(4):
+        array.run_dir = array.state / "runs" / f"rabc{number}"
+        array.run_dir.mkdir()
+        processes = [array.start(task=n) for n in range(3)]
+        claim = take(FakeSlurm(), Place(array.run_dir.name, SID, str(array.run_dir)), TARGET)
+        for process in processes:
+            process.communicate(timeout=30)
+        codes = {p.returncode for p in processes}
+        assert codes == ({0} if claim.started else {98})
+
+
+def test_a_stand_in_ends_as_the_owner_of_its_claim_did(script):
+    assert script.take() == Claim(TARGET)
+    put_outcome(FakeSlurm(), script.attempt, "", 7)
+    put_outcome(FakeSlurm(), script.attempt, "", 0)  # a second one does not count
+    assert script.run() == 7
+    assert f"it ran as {TARGET}" in script.said
+    assert script.ran == 0
+
+
+def test_elements_that_stand_in_end_each_as_its_own(array):
+    assert array.take() == Claim(TARGET)
+    for task, code in ((0, 0), (1, 9)):
+        put_outcome(FakeSlurm(), array.attempt, f".task{task}", code)
+    assert [array.run(task=n) for n in range(3)] == [0, 9, 98]
+    assert array.ran == 0
+
+
+def test_user_code_is_told_where_its_claim_is(tmp_path):
+    script = Job(tmp_path, command="echo $HPCSCALE_CLAIM >")
+    assert script.run() == 0
+    claim = Path(script.witness.read_text().strip())
+    assert claim == script.state / "claims" / f"rabc.{SID}.0"
+    assert claim.read_text().split() == [SID, "0"]
 
 
 # --- the gate --------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
     "burst.decide": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.plan"},
     "burst": _OWNING
-    | {"prepare", "submit", "observe", "results", "executor", "burst.catalog", "forecast"}
+    | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
     | {"burst.policy", "burst.plan", "burst.decide"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sim_faults import CLOUD, ONPREM
 
+import hpcscale.executor.watch
 import hpcscale.judge
 import hpcscale.render
 import hpcscale.submit
@@ -137,6 +138,7 @@ def simulated():
     put(LedgerFile, "_write", _write)
     put(Moves, "save", _save)
     put(hpcscale.render, "render", _render)
+    put(hpcscale.executor.watch, "_WATCHERS", {})
     put(hpcscale.judge, "_still_submitting", lambda *_: _submitting())
     put(hpcscale.submit, "new_submission_id", lambda: f"hs-{next(_WORLD[0].numbers):016x}")
     put(hpcscale.submit, "new_run_id", lambda: "rsimulation")

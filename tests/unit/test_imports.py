@@ -77,12 +77,17 @@ ALLOWED: dict[str, set[str]] = {
     "executor": _OWNING | {"prepare", "submit", "observe", "results", "batches"},
     # deciding is pure: data in, data out
     "burst.catalog": _DECIDING | {"assets", "tomlfile"},
+    "burst.words": set(),
     "burst.policy": _DECIDING | {"tomlfile"},
+    "burst.budget": _DECIDING | {"burst.policy"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
-    "burst.decide": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.plan"},
+    "burst.triggers": _DECIDING | {"burst.words", "burst.policy", "burst.plan"},
+    "burst.decide": _DECIDING
+    | {"burst.catalog", "forecast", "burst.policy", "burst.plan", "burst.words"}
+    | {"burst.budget", "burst.triggers"},
     "burst": _OWNING
     | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
-    | {"burst.policy", "burst.plan", "burst.decide"},
+    | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),
     # a Slurm of its own; it serves the product and the tests, the product never needs it
@@ -96,7 +101,8 @@ ALLOWED: dict[str, set[str]] = {
 # Modules that decide: the same input must give the same answer, so no clock of this machine,
 # no randomness and no input or output.
 PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "forecast", "burst.policy",
-        "burst.plan", "burst.decide", "burst.value")  # fmt: skip
+        "burst.plan", "burst.decide", "burst.value", "burst.words", "burst.budget",
+        "burst.triggers")  # fmt: skip
 IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
 
 

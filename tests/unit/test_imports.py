@@ -80,6 +80,7 @@ ALLOWED: dict[str, set[str]] = {
     "executor": _OWNING | {"prepare", "submit", "observe", "results", "batches"},
     # deciding is pure: data in, data out
     "burst.catalog": _DECIDING | {"assets", "tomlfile"},
+    "burst.catalog_load": {"errors", "assets", "settings", "tomlfile", "burst.catalog"},
     "burst.words": set(),
     "burst.policy": _DECIDING | {"tomlfile"},
     "burst.budget": _DECIDING | {"burst.policy"},

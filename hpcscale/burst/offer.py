@@ -66,7 +66,15 @@ def spec_for(spec: JobSpec, time_limit_s: int | None, site: Site) -> JobSpec:
         after=(),
         directives=directives,
         resources=resources,
+        outputs=_outputs(spec, site),
     )
+
+
+def _outputs(spec: JobSpec, site: Site) -> dict[str, str]:
+    """A function's files are named by its job id, which the origin may have given out too."""
+    if spec.function is None:
+        return dict(spec.outputs)
+    return {name: f"{path.rstrip('/')}/{site.name}/" for name, path in spec.outputs.items()}
 
 
 def with_gate_time(spec: JobSpec, seconds: int) -> JobSpec:
@@ -139,6 +147,8 @@ def _candidate(
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
+        user=run.user,
+        account=run.spec.account or "",
     )
 
 
@@ -179,7 +189,13 @@ def _option(
         cost_usd=cost.usd,
         cost_why=cost.why,
         blockers=tuple(blockers),
+        worst_usd=None if cost.usd is None else cost.usd * (1 + _requeues(spec)),
     )
+
+
+def _requeues(spec: JobSpec) -> int:
+    """How often it may start again by itself; each start may take the whole limit."""
+    return spec.checkpoint.max_restarts if spec.checkpoint else 0
 
 
 def _stuck(

@@ -94,14 +94,14 @@ def test_a_secrets_own_file_stays_here(tmp_path, transport, run_dir):
 
 
 def test_our_own_state_is_no_code(tmp_path, monkeypatch):
-    state = tmp_path / "state"
-    state.mkdir()
+    code, state = tmp_path / "code", tmp_path / "code" / "state"
+    state.mkdir(parents=True)
     monkeypatch.setenv("HPCSCALE_STATE_DIR", str(state))
-    (tmp_path / "state.py").write_text("1\n")
-    before = read_tree(tmp_path, never=_stays_here({}))
+    (code / "state.py").write_text("1\n")
+    before = read_tree(code, never=_stays_here({}))
     (state / "ledger.sqlite3").write_text("a row more")
-    after = read_tree(tmp_path, never=_stays_here({}))
-    assert [e.path for e in after.entries] == ["state.py"]
+    after = read_tree(code, never=_stays_here({}))
+    assert [entry.path for entry in after.entries] == ["state.py"]
     assert after.id == before.id
 
 

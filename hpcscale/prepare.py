@@ -18,7 +18,7 @@ from hpcscale.render import Gate, RenderedJob, render
 from hpcscale.render.places import container_code
 from hpcscale.settings import state_dir
 from hpcscale.site import Site
-from hpcscale.spec import CodeId, JobSpec, SecretSource
+from hpcscale.spec import BurstMode, CodeId, JobSpec, SecretSource
 from hpcscale.staging import CODE
 
 EVENT = "run.code"
@@ -65,14 +65,31 @@ def _identity(rendered: RenderedJob, code: CodeId | None) -> tuple[CodeId | None
             return CodeId(kind="container"), []
         if not rendered.home:
             return None, []
-        try:
-            return read_identity(Path(spec.code or spec.workdir or "")), []
-        except HpcscaleError as exc:  # it is used in place: what git cannot tell stands in no way
-            return None, [f"the script does not name its code: {exc}"]
+        return _in_place(spec)
     if code is not None and code.tree_sha256 and _archive(code.tree_sha256).is_file():
         return code, []
     tree = read_tree(Path(root), named=spec.code is not None, never=_stays_here(spec.secrets))
     return tree.id, _notices(tree, named=spec.code is not None)
+
+
+def _in_place(spec: JobSpec) -> tuple[CodeId | None, list[str]]:
+    """Code that the nodes see: what git tells of it, and whether it could go elsewhere."""
+    root = Path(spec.code or spec.workdir or "")
+    notices = []
+    if spec.burst.mode is not BurstMode.NEVER:
+        try:
+            read_tree(root, named=spec.code is not None, never=secret_files(spec.secrets))
+        except HpcscaleError as exc:
+            if spec.burst.mode is BurstMode.ONLY:
+                raise
+            notices.append(
+                f"the job cannot leave its site, as its code could not go along: {exc}"
+                + (f" ({exc.hint})" if exc.hint else "")
+            )
+    try:
+        return read_identity(root), notices
+    except HpcscaleError as exc:  # it is used in place: what git cannot tell stands in no way
+        return None, [*notices, f"the script does not name its code: {exc}"]
 
 
 def _notices(tree: CodeTree, *, named: bool) -> list[str]:

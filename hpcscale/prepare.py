@@ -68,7 +68,7 @@ def _identity(rendered: RenderedJob, code: CodeId | None) -> tuple[CodeId | None
         return _in_place(spec)
     if code is not None and code.tree_sha256 and _archive(code.tree_sha256).is_file():
         return code, []
-    tree = read_tree(Path(root), named=spec.code is not None, never=secret_files(spec.secrets))
+    tree = read_tree(Path(root), named=spec.code is not None, never=_stays_here(spec.secrets))
     return tree.id, _notices(tree, named=spec.code is not None)
 
 
@@ -117,6 +117,11 @@ def secret_files(sources: Mapping[str, SecretSource]) -> frozenset[Path]:
     )
 
 
+def _stays_here(sources: Mapping[str, SecretSource]) -> frozenset[Path]:
+    """What is no code wherever it lies: secrets, and our own ledger, which changes all the time."""
+    return secret_files(sources) | {state_dir().resolve()}
+
+
 def _archive(sha256: str) -> Path:
     return state_dir() / "code" / f"{sha256}.tar.gz"
 
@@ -135,7 +140,7 @@ def pack_code(rendered: RenderedJob) -> Packed | None:
     if known and (ready := _archive(known)).is_file():
         return Packed(known, lambda: ready)
     spec = rendered.spec
-    tree = read_tree(Path(root), named=spec.code is not None, never=secret_files(spec.secrets))
+    tree = read_tree(Path(root), named=spec.code is not None, never=_stays_here(spec.secrets))
     assert tree.id.tree_sha256 is not None
     if known and tree.id.tree_sha256 != known:
         raise InvalidFileError(

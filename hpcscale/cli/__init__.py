@@ -26,6 +26,7 @@ from hpcscale.errors import (
 COMMANDS: dict[str, str] = {
     "burst": "burst",
     "cancel": "cancel",
+    "forecast": "forecast",
     "lab": "lab",
     "lint": "lint",
     "logs": "logs",

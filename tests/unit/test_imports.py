@@ -55,6 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     "reports": {"errors", "slurm", "staging"},
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,
+    # a live site's forecast: asks, and acts on nothing
+    "outlook": _ACTING | {"history", "forecast"},
     # memory, then acts
     "ledger_schema": {"errors"},
     "ledger_rows": {"errors", "units", "spec", "slurm.types", "ledger_schema"},
@@ -78,7 +80,16 @@ ALLOWED: dict[str, set[str]] = {
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
     "burst.decide": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.plan"},
     "burst": _OWNING
-    | {"prepare", "submit", "observe", "results", "executor", "burst.catalog", "forecast"}
+    | {
+        "prepare",
+        "submit",
+        "observe",
+        "results",
+        "executor",
+        "burst.catalog",
+        "forecast",
+        "outlook",
+    }
     | {"burst.policy", "burst.plan", "burst.decide"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),

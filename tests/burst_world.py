@@ -7,9 +7,10 @@ import time
 import pytest
 
 from hpcscale.burst.moves import Moves
-from hpcscale.burst.policy import Policy
+from hpcscale.burst.policy import Order, Policy
 from hpcscale.burst.run import Connections, tick
 from hpcscale.connect import connect
+from hpcscale.lab.process import patience
 from hpcscale.ledger import Ledger
 from hpcscale.render import render
 from hpcscale.site import load_site
@@ -17,6 +18,9 @@ from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
 from hpcscale.submit import submit
 
 POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",), max_wait_s=3600)
+FENCE_FIRST = Policy(
+    from_site="lab-onprem", to=("lab-cloud",), max_wait_s=3600, order=Order.FENCE_FIRST
+)
 
 
 class World:
@@ -67,7 +71,7 @@ class World:
 
     def ticks_until(self, condition, timeout_s, what, policy=POLICY):
         """Tick like cron, only faster."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patience(timeout_s)
         while True:
             done = self.tick(policy)
             if condition():
@@ -97,6 +101,10 @@ class World:
 
     def state(self, site, job_id):
         return self.job(site, job_id).get("JobState", "")
+
+    def comment(self, submission):
+        status = self.connections("lab-onprem").client.show(submission.ref.job_id)
+        return status.comment
 
     def starts(self, submission):
         """How often user code was started, at both sites together."""
@@ -131,7 +139,7 @@ class World:
         self.until(down, 60, "cloud nodes are powered down")
 
     def until(self, condition, timeout_s, what):
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patience(timeout_s)
         while not condition():
             if time.monotonic() > deadline:
                 pytest.fail(f"not within {timeout_s} s: {what}")
@@ -144,7 +152,7 @@ def hpcscale(*argv, **kw):
         [sys.executable, "-m", "hpcscale", *argv],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
         check=False,
         **kw,
     )

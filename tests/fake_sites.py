@@ -2,8 +2,10 @@
 
 import json
 
+import msgspec
+
 from hpcscale.burst.moves import Moves, Step
-from hpcscale.burst.policy import Policy
+from hpcscale.burst.policy import Order, Policy
 from hpcscale.burst.run import tick
 from hpcscale.connect import Connection
 from hpcscale.errors import UnreachableError
@@ -16,6 +18,7 @@ from hpcscale.submit import submit
 from hpcscale.testing import FakeSlurm
 
 POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",))
+FENCE_FIRST = msgspec.structs.replace(POLICY, order=Order.FENCE_FIRST)
 NODES = "node[1-4]"
 
 
@@ -25,6 +28,7 @@ class Sites:
     def __init__(self, tmp_path):
         self.onprem, self.cloud = FakeSlurm(), FakeSlurm(boot_s=30)
         self.ledger = Ledger.open(tmp_path / "ledger.sqlite3")
+        self.policy = POLICY
         self.down = set()
         self.project = tmp_path / "project"
         self.project.mkdir()
@@ -75,7 +79,7 @@ class Sites:
         self.cloud.advance(seconds)
 
     def tick(self):
-        return tick(self.ledger, POLICY, self)
+        return tick(self.ledger, self.policy, self)
 
     def move(self, submission):
         return Moves(self.ledger).of_run(submission.run_id)[-1]
@@ -92,13 +96,22 @@ class Sites:
         self.report(target)
         self.tick()
 
-    def report(self, submission_id, kind="started", **data):
+    def report(self, submission_id, kind="started", task=None, **data):
         """What the script would write: a fake runs none."""
         attempt = self.ledger.attempt(submission_id)
-        path = f"{attempt.run_dir}/events/{submission_id}.0.{kind}"
+        element = "" if task is None else f".task{task}"
+        path = f"{attempt.run_dir}/events/{submission_id}{element}.0.{kind}"
         event = {"event": kind, "job": str(attempt.job_id), "restart": 0, "time": 1.0, **data}
         connection = self.connections[attempt.site]
         connection.transport.put_bytes(json.dumps(event).encode(), path)
+
+    def user_excludes(self, submission, nodes):
+        """Its user, or a controller that has forgotten, changes the on-prem job's list."""
+        client = self.connections["lab-onprem"].client
+        assert client.update(submission.ref.job_id, {"ExcNodeList": nodes})
+
+    def comment(self, submission):
+        return self.connections["lab-onprem"].client.show(submission.ref.job_id).comment
 
     def excluded(self, submission):
         return self.connections["lab-onprem"].client.show(submission.ref.job_id).exc_nodes

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from hpcscale.connect import connect
+from hpcscale.lab.process import patience
 from hpcscale.ledger import Ledger
 from hpcscale.render import render
 from hpcscale.site import load_site
@@ -13,13 +14,13 @@ from hpcscale.spec import JobSpec, Resources
 from hpcscale.submit import submit
 
 
-def hpcscale(*args, code=0, timeout_s=60, stdin=None, env=None):
+def hpcscale(*args, code=0, timeout_s=120, stdin=None, env=None):
     """Run the command line; its result, after its exit code was checked."""
     done = subprocess.run(
         [sys.executable, "-m", "hpcscale", *args],
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=patience(timeout_s),
         check=False,
         stdin=subprocess.DEVNULL if stdin is None else None,
         input=stdin,
@@ -31,7 +32,7 @@ def hpcscale(*args, code=0, timeout_s=60, stdin=None, env=None):
     return done
 
 
-def data(*args, code=0, timeout_s=60):
+def data(*args, code=0, timeout_s=120):
     """What ``--json`` prints."""
     document = json.loads(hpcscale(*args, "--json", code=code, timeout_s=timeout_s).stdout)
     assert document["schema"] == 1

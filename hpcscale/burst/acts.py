@@ -6,20 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpcscale.burst.claims import CLOSED, Word, decide, take
-from hpcscale.burst.fence import restored, same_nodes, stands
+from hpcscale.burst.fence import Lists, fence_nodes, stands, union, with_note, without_note
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import spec_for, with_gate_time
-from hpcscale.burst.sight import Sight, end, look
+from hpcscale.burst.sight import Sight, look
 from hpcscale.connect import Connection
 from hpcscale.errors import UnreachableError
 from hpcscale.ledger import Attempt, Ledger, Role, utc_now
 from hpcscale.observe import observe
 from hpcscale.slurm.remote import mkdir
-from hpcscale.slurm.types import JobState
+from hpcscale.slurm.types import JobState, JobStatus
 
 SETTLE_S = 12.0  # a cancelled job is usually terminal by then; else the next tick looks again
-WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
 MAX_BACKOFF = 8
+KEPT_S = 30.0  # slurmctld writes its state every 5 s or so
 BEGIN_S = 3.0  # from the decision to the command, usually; else the next tick looks again
 
 
@@ -78,33 +78,90 @@ class Acts:
         return self.ledger.attempt(target.submission_id)
 
     def _cancelled_by_user(self, move: Move) -> bool:
-        """Whether `hpcscale cancel` named one of its jobs since the move began."""
+        """Whether `hpcscale cancel` named the run or one of its jobs since the move began."""
         return any(
-            event.kind == "attempt.cancel" and move.created_at and event.at >= move.created_at
+            event.kind == "attempt.cancel"
+            and "_" not in str(event.data.get("job", ""))  # an element is not the array
+            and move.created_at
+            and event.at >= move.created_at
             for event in self.ledger.events(move.run_id)
         )
 
+    def _fence_of(self, move: Move, status: JobStatus, connection: Connection) -> Lists | str:
+        """The job's fence, with what it excludes already; or why it cannot be fenced."""
+        fence = fence_nodes(status, connection.client.facts())
+        if not fence:
+            return f"{move.from_site} names no nodes to fence with"
+        user = self._before_fence(move, status.exc_nodes, fence)
+        if user is None:
+            return (
+                "all nodes are excluded already: another `hpcscale burst run` moves it, or its "
+                f"user excluded them (ExcNodeList on {move.from_site})"
+            )
+        return Lists(user=user, blamed=self._blamed(move), fence=fence)
+
     def _before_fence(self, move: Move, now: str, fence: str) -> str | None:
         """The user's own ``ExcNodeList``; None when a fence stands that is not of this ledger."""
-        if not same_nodes(now, fence):
+        if Lists(user=now).fenced != union(now, fence):
             return now
         for earlier in reversed(self.moves.of_run(move.run_id)):
             # a controller that died has forgotten that this one was lifted
             lifted = earlier.step is Step.FAILED and earlier.fence is not None
-            if lifted and same_nodes(earlier.fence or "", now) and earlier.old_exc is not None:
+            if lifted and union(now) == lists(earlier).fenced:
                 return earlier.old_exc
         return None
 
-    def _keep_fence(self, move: Move, origin: Attempt, connection: Connection) -> Sight:
-        """Look at the on-prem job; set the fence again where it is gone."""
+    def _blamed(self, move: Move) -> str:
+        """Nodes of the origin that an earlier failure of this run is put down to."""
+        found = [
+            str(event.data.get("nodes", ""))
+            for event in self.ledger.events(move.run_id)
+            if event.kind == "nodes.blamed" and event.data.get("site") == move.from_site
+        ]
+        return union(*found)
+
+    def _keep_fence(
+        self, move: Move, origin: Attempt, connection: Connection
+    ) -> tuple[Move | None, Sight]:
+        """Look at the on-prem job; set the fence, again where it is gone.
+
+        Returns:
+            The move with what is known of the job now (None: another process was there first),
+            and the job as it is now.
+        """
         seen = look(connection, origin, self.ledger)
-        if seen.pending and seen.status and move.fence and not stands(seen.status, move.fence):
-            # slurmctld forgets its last seconds when it dies, or somebody changed the list
-            self._say(f"{move.run_id}: the fence on {move.from_site} is gone, set again")
-            assert origin.job_id is not None
-            connection.client.update(origin.job_id, {"ExcNodeList": move.fence})
+        if seen.status is None:
+            return move, seen
+        changes: dict[str, object] = {}
+        if not move.kept and _on_disk(seen.status, connection.clock.now()):
+            changes["kept"] = True
+        if seen.pending and move.fence is not None:
+            own = lists(move).users_own(seen.status.exc_nodes)
+            if own != move.old_exc:
+                changes["old_exc"] = own
+        if changes:
+            saved = self.moves.save(move, **changes)
+            if saved is None:
+                return None, seen
+            move = saved
+        if seen.pending and move.fence is not None and self._fence(move, origin, connection, seen):
             seen = look(connection, origin, self.ledger)
-        return seen
+        return move, seen
+
+    def _fence(self, move: Move, origin: Attempt, connection: Connection, seen: Sight) -> bool:
+        """Set what is missing of the fence and its note; whether anything was."""
+        assert seen.status is not None
+        assert origin.job_id is not None
+        missing = not stands(seen.status, move.fence or "")
+        if missing:
+            if move.fenced:
+                # slurmctld forgets its last seconds when it dies, or somebody changed the list
+                self._say(f"{move.run_id}: the fence on {move.from_site} is gone, set again")
+            connection.client.update(origin.job_id, {"ExcNodeList": lists(move).fenced})
+        comment = with_note(seen.status.comment, move.to_site, move.run_id)
+        if comment != seen.status.comment:
+            connection.client.update(origin.job_id, {"Comment": comment})
+        return missing
 
     def _never_begins(self, move: Move, target: Attempt, connection: Connection) -> bool:
         """Make sure that the cloud job's command will not begin, unless it has."""
@@ -131,14 +188,6 @@ class Acts:
             move, f"its job on {move.from_site} was ended ({seen.word})", Step.CANCELLED
         )
 
-    def _withdraw(self, move: Move, seen: Sight) -> Move | None:
-        step = Step.WITHDRAWN if seen.started else Step.CANCELLED
-        return self.moves.save(
-            move,
-            step=step,
-            message=f"its job on {move.from_site} is {seen.word}: nothing was moved",
-        )
-
     def _end(self, move: Move, message: str, ends_as: Step = Step.FAILED) -> Move | None:
         return self.moves.save(move, step=Step.ENDING, message=message, ends_as=ends_as)
 
@@ -154,29 +203,27 @@ class Acts:
         )
 
     def _lift(self, move: Move, seen: Sight, connection: Connection, origin: Attempt) -> None:
+        """Set back what the fence changed: the list, with what its user wrote meanwhile."""
         assert seen.status is not None
         assert origin.job_id is not None
-        value = restored(seen.status.exc_nodes, move.old_exc or "", move.fence or "")
+        known = lists(move)
+        own = known.users_own(seen.status.exc_nodes)
+        value = Lists(user=own, blamed=union(known.blamed, self._blamed(move))).lifted
         connection.client.update(origin.job_id, {"ExcNodeList": value})
+        self._remove_note(seen, connection, origin)
+
+    def _remove_note(self, seen: Sight, connection: Connection, origin: Attempt) -> None:
+        assert origin.job_id is not None
+        if seen.status is not None:
+            comment = without_note(seen.status.comment)
+            if comment != seen.status.comment:
+                connection.client.update(origin.job_id, {"Comment": comment})
 
     def _lifted(self, move: Move, seen: Sight) -> bool:
         assert seen.status is not None
-        if move.fence and move.old_exc is not None and same_nodes(move.fence, move.old_exc):
+        if union(lists(move).lifted) == lists(move).fenced:
             return True  # the user had excluded every node
         return not stands(seen.status, move.fence or "")
-
-    def _watch_origin(self, move: Move) -> None:
-        """A controller that died may have forgotten the cancel: the job must not run twice."""
-        if age_s(move.updated_at) > WATCH_ORIGIN_S:
-            return
-        origin, connection = self._origin(move)
-        seen = look(connection, origin)
-        if not seen.over:
-            self._say(f"{move.run_id}: {origin.ref} is back ({seen.word}); ended again")
-            self.ledger.event(
-                move.run_id, "move.origin_back", {"state": seen.word}, submission_id=move.origin
-            )
-            end(connection, origin)
 
     def _until_over(self, connection: Connection, attempt: Attempt) -> Sight:
         """Look until the job is terminal, for a short time."""
@@ -207,6 +254,28 @@ class Acts:
         if move.step in {Step.SUBMITTING, Step.SUBMITTED, Step.CLAIMING, Step.OPENING, Step.MOVED}:
             text += f" to {move.to_site}"
         self._say(text + (f": {move.message}" if move.message else ""))
+
+
+def lists(move: Move) -> Lists:
+    """The three parts of what the on-prem job excludes."""
+    return Lists(user=move.old_exc or "", blamed=move.blamed, fence=move.fence or "")
+
+
+def left(move: Move, seen: Sight) -> bool:
+    """Whether the on-prem job has started or ended.
+
+    A controller that dies forgets jobs, but only those of its last seconds: of a job that was on
+    its disk, "no such job" means that it ended.
+    """
+    if seen.gone:
+        return move.kept
+    return not seen.pending
+
+
+def _on_disk(status: JobStatus, now: dt.datetime) -> bool:
+    """Whether a controller that dies now would know the job again."""
+    since = status.submit_time
+    return since is not None and (now - since).total_seconds() > KEPT_S
 
 
 def age_s(since: dt.datetime | None) -> float:

@@ -8,6 +8,9 @@ An entry holds ``<owner> <restart>``: the attempt's own submission id for a star
 or the submission id of the attempt that takes its place. Each adds itself behind the last entry,
 unless an owner stands there that is not revoked (``<state>/claims/<owner>.revoked``).
 
+An array has such a log too, and ``….task<k>.<entry>`` for each element besides: an element takes
+the array's (any element may) before its own, so who has the array's has all of them.
+
 *The decision* is ``<run dir>/decision.<submission id>`` on the target's site: ``opened`` or
 ``closed`` by the handover, ``expired`` by the job at the end of its lease.
 """
@@ -96,6 +99,20 @@ def revoke(transport: Transport, attempt: Attempt, owner: str) -> None:
     """
     mkdir(transport, claims_dir(attempt))
     link_once(transport, _revoked(attempt, owner), b"revoked\n")
+
+
+def put_outcome(transport: Transport, attempt: Attempt, suffix: str, code: int) -> None:
+    """Leave for an attempt's own script what the one that has its claim ended with.
+
+    Args:
+        transport: of the attempt's site.
+        attempt: whose job stands in.
+        suffix: ``.task3`` for an element.
+        code: exit code.
+    """
+    mkdir(transport, claims_dir(attempt))
+    name = f"{attempt.run_id}.{attempt.submission_id}{suffix}.outcome"
+    link_once(transport, f"{claims_dir(attempt)}/{name}", f"{code}\n".encode())
 
 
 def decide(transport: Transport, target: Attempt, word: Word) -> Word:

@@ -1,10 +1,11 @@
 """The handover: the only code that moves a job, one recorded step after the other.
 
-Order: fence the on-prem job, submit in the cloud, wait until its gang stands at the gate, look at
-the fence again, take the on-prem job's claim, open the gate, and once user code has begun cancel
-the on-prem job as clean-up. Until the gate is open the on-prem job exists, and can have its place
-back. Correctness rests on two files made by ``link(2)`` (``burst.claims``); fence, ledger and lock
-only save place, money and time. The protocol with its crash points is docs/handover.md.
+Order: submit in the cloud, wait until its gang stands at the gate, fence the on-prem job, take its
+claim, open the gate, and once user code has begun cancel the on-prem job as clean-up. (Fence-first:
+fence, submit, claim, open, and wait for nothing but user code.) Until the gate is open the on-prem
+job exists, and can have its place back. Correctness rests on two files made by ``link(2)``
+(``burst.claims``); fence, ledger and lock only save place, money and time. The protocol with its
+crash points is docs/handover.md. Steps backwards are in ``burst.back``.
 """
 
 from collections.abc import Callable
@@ -12,13 +13,17 @@ from pathlib import Path
 
 import msgspec
 
-from hpcscale.burst.acts import Acts, age_s
-from hpcscale.burst.claims import CLOSED, Word, decide, revoke, take
-from hpcscale.burst.decide import show_s
-from hpcscale.burst.fence import fence_nodes, stands
+from hpcscale.burst.acts import age_s, left
+from hpcscale.burst.arrays import cancelled_elements, element_id
+from hpcscale.burst.claims import CLOSED, Word, decide, take
+from hpcscale.burst.fence import stands
+from hpcscale.burst.follow import Follow
 from hpcscale.burst.moves import Move, Step, target_attempt
-from hpcscale.burst.results import bring_home, note_gate_idle, settle_cost
-from hpcscale.burst.sight import end, look, nodes_up, record, words
+from hpcscale.burst.offer import STANDS_IN, dependents
+from hpcscale.burst.policy import Order
+from hpcscale.burst.results import note_gate_idle
+from hpcscale.burst.sight import Sight, end, look, nodes_up, record, words
+from hpcscale.burst.words import show_s
 from hpcscale.connect import Connection
 from hpcscale.errors import (
     BurstRefusedError,
@@ -26,13 +31,18 @@ from hpcscale.errors import (
     SubmitUnknownError,
     UnreachableError,
 )
-from hpcscale.ledger import Attempt, Ledger, utc_now
+from hpcscale.ledger import Attempt, Ledger
 from hpcscale.slurm.types import JobState
+from hpcscale.units import parse_array
 
-LOST_S = 600.0  # a job that nobody knows for this long will not come back
+FORWARD = frozenset(
+    {Step.SUBMITTING, Step.SUBMITTED, Step.FENCING, Step.CLAIMING, Step.OPENING, Step.CANCELLING}
+)
+FOLLOWED = frozenset({Step.MOVED, Step.RELEASING})
+_BY_USER = "its user cancelled it"
 
 
-class Handover(Acts):
+class Handover(Follow):
     """Advances moves.
 
     Args:
@@ -58,6 +68,7 @@ class Handover(Acts):
             Step.OPENING: self._opening,
             Step.CANCELLING: self._cancelling,
             Step.MOVED: self._moved,
+            Step.RELEASING: self._releasing,
             Step.ENDING: self._ending,
             Step.UNFENCING: self._unfencing,
         }
@@ -72,7 +83,10 @@ class Handover(Acts):
                 next call tries again.
         """
         while not move.step.settled:
-            after = self._steps[move.step](move)
+            if move.step in FORWARD and self._cancelled_by_user(move):
+                after = self._end(move, _BY_USER, Step.CANCELLED)
+            else:
+                after = self._steps[move.step](move)
             if after is None:  # another process took the step
                 return self.moves.get(move.move_id)
             if after.step is move.step:
@@ -87,19 +101,14 @@ class Handover(Acts):
         Raises:
             BurstRefusedError: it is too late, the job runs in the cloud.
         """
-        if move.step in {Step.CANCELLING, Step.MOVED}:
-            raise BurstRefusedError(
-                f"{move.run_id} already runs on {move.to_site}",
-                hint=f"hpcscale cancel {move.run_id} ends it there",
-            )
         message = "taken back by its user"
-        if move.step is Step.FENCING:
-            step = Step.UNFENCING
-        elif move.step in {Step.SUBMITTING, Step.SUBMITTED, Step.CLAIMING, Step.OPENING}:
+        if move.step in FOLLOWED or (move.step is Step.CANCELLING and move.cancel_asked):
+            raise _too_late(move)
+        if move.step in FORWARD:
             step = Step.ENDING
-        elif move.step in {Step.ENDING, Step.UNFENCING}:
+        elif not move.step.settled:
             step, message = move.step, move.message
-        elif move.old_exc is not None:
+        elif move.fence is not None:
             return self._unfence_settled(move)
         else:
             raise BurstRefusedError(
@@ -111,53 +120,40 @@ class Handover(Acts):
             return self.undo(self.moves.get(move.move_id))
         return self.advance(changed)
 
-    # --- the steps -------------------------------------------------------------------------
+    def cancel(self, move: Move) -> Move:
+        """End the job at both sites at its user's wish, wherever its move stands.
 
-    def _fencing(self, move: Move) -> Move | None:
-        origin, connection = self._origin(move)
-        seen = look(connection, origin, self.ledger)
-        if not seen.pending:
-            return self._withdraw(move, seen)
-        assert seen.status is not None
-        if move.fence is None:
-            fence = fence_nodes(seen.status, connection.client.facts())
-            if not fence:
-                return self._fail(move, f"{move.from_site} names no nodes to fence with")
-            old_exc = self._before_fence(move, seen.status.exc_nodes, fence)
-            if old_exc is None:
-                return self._fail(
-                    move,
-                    "all nodes are excluded already: another `hpcscale burst run` moves it, or its "
-                    f"user excluded them (ExcNodeList on {move.from_site})",
-                )
-            # the old value is on disk before the act that overwrites it
-            saved = self.moves.save(move, old_exc=old_exc, fence=fence)
-            if saved is None:
-                return None
-            move = saved
-        assert move.fence is not None
-        assert origin.job_id is not None
-        connection.client.update(origin.job_id, {"ExcNodeList": move.fence})
-        seen = look(connection, origin, self.ledger)
-        if not seen.pending:
-            return self._withdraw(move, seen)
-        assert seen.status is not None
-        if stands(seen.status, move.fence):
-            return self.moves.save(move, step=Step.SUBMITTING)
-        return self.moves.save(
-            move,
-            step=Step.UNFENCING,
-            message=f"{move.from_site} did not take the fence (ExcNodeList), so nothing was moved",
-        )
+        Raises:
+            UnreachableError: the wish is recorded, and the next run goes on with it.
+        """
+        self.ledger.event(move.run_id, "attempt.cancel", {"by": "its user"})
+        if move.step.settled:
+            return move
+        if move.step in FOLLOWED:
+            self._stop_both(move)
+            return self.advance(self.moves.get(move.move_id))
+        changed = self.moves.save(move, step=Step.ENDING, message=_BY_USER, ends_as=Step.CANCELLED)
+        if changed is None:
+            return self.cancel(self.moves.get(move.move_id))
+        return self.advance(changed)
+
+    # --- the steps -------------------------------------------------------------------------
 
     def _submitting(self, move: Move) -> Move | None:
         target = target_attempt(self.ledger, move)
         if target is not None and target.state is not JobState.REFUSED:
             return self._resume_submit(move, target)
         origin, from_connection = self._origin(move)
-        seen = look(from_connection, origin, self.ledger)
-        if not seen.pending:
+        kept, seen = self._keep_fence(move, origin, from_connection)
+        if kept is None:
+            return None
+        move = kept
+        if left(move, seen):
             return self._origin_changed(move, seen)
+        if seen.status is not None and move.fence is None:
+            found = self._fence_of(move, seen.status, from_connection)
+            if isinstance(found, str):  # known before anything is paid for
+                return self._end(move, found)
         connection = self._connect(move.to_site)
         asked_at = connection.clock.now()
         try:
@@ -195,28 +191,33 @@ class Handover(Acts):
         )
 
     def _submitted(self, move: Move) -> Move | None:
-        if self._cancelled_by_user(move):
-            return self._end(move, "its user cancelled it", Step.CANCELLED)
         origin, from_connection = self._origin(move)
-        seen = self._keep_fence(move, origin, from_connection)
-        if not seen.pending and not seen.gone:
+        kept, seen = self._keep_fence(move, origin, from_connection)
+        if kept is None:
+            return None
+        move = kept
+        if left(move, seen):
             return self._origin_changed(move, seen)
+        if move.order is Order.FENCE_FIRST:
+            return self.moves.save(move, step=Step.CLAIMING)
         target, connection = self._target(move)
         there = look(connection, target, self.ledger)
         if there.gated_at is not None and there.status is not None and not there.over:
             if nodes_up(connection, there.status):
-                return self.moves.save(move, step=Step.CLAIMING)
-        elif there.status is not None and there.status.state is JobState.CANCELLED:
+                return self.moves.save(move, step=Step.FENCING)
+        elif there.gated_at is not None and there.over and there.exit_code == 98:
+            return self._end(move, f"{target.ref}: its lease at the gate ran out ({there.word})")
+        return self._never_came(move, connection, there) or move
+
+    def _never_came(self, move: Move, connection: Connection, there: Sight) -> Move | None:
+        """End a move whose cloud job ended, failed to boot or takes too long; None: wait on."""
+        if there.status is not None and there.status.state is JobState.CANCELLED:
             return self._end(
                 move, f"its job on {move.to_site} was cancelled before it started", Step.CANCELLED
             )
-        elif there.over:
-            if there.gated_at is not None and there.exit_code == 98:
-                return self._end(
-                    move, f"{target.ref}: its lease at the gate ran out ({there.word})"
-                )
+        if there.over:
             return self._end(move, f"its job on {move.to_site} ended unstarted: {there.word}")
-        elif there.status is not None and (
+        if there.status is not None and (
             there.status.restarts or there.status.state is JobState.NODE_FAIL
         ):
             return self._end(move, f"nodes of {move.to_site} did not boot: {there.word}")
@@ -227,14 +228,46 @@ class Handover(Acts):
                 f"no start on {move.to_site} within boot_timeout = "
                 f"{show_s(move.boot_timeout_s)} ({there.word})",
             )
-        return move
+        return None
+
+    def _fencing(self, move: Move) -> Move | None:
+        origin, connection = self._origin(move)
+        after = Step.CLAIMING if move.target else Step.SUBMITTING
+        seen = look(connection, origin, self.ledger)
+        if left(move, seen):
+            return self._origin_changed(move, seen)
+        if seen.status is None:  # forgotten together with its submission: its claim alone counts
+            return self.moves.save(move, step=after)
+        if move.fence is None:
+            found = self._fence_of(move, seen.status, connection)
+            if isinstance(found, str):
+                return self._end(move, found)
+            # the old value is on disk before the act that overwrites it
+            saved = self.moves.save(
+                move, old_exc=found.user, blamed=found.blamed, fence=found.fence
+            )
+            if saved is None:
+                return None
+            move = saved
+        kept, seen = self._keep_fence(move, origin, connection)
+        if kept is None:
+            return None
+        move = kept
+        if left(move, seen):
+            return self._origin_changed(move, seen)
+        if seen.status is None or stands(seen.status, move.fence or ""):
+            return self.moves.save(move, step=after, fenced=True)
+        return self._end(
+            move, f"{move.from_site} did not take the fence (ExcNodeList), so nothing was moved"
+        )
 
     def _claiming(self, move: Move) -> Move | None:
-        if self._cancelled_by_user(move):
-            return self._end(move, "its user cancelled it", Step.CANCELLED)
         origin, connection = self._origin(move)
-        seen = self._keep_fence(move, origin, connection)
-        if seen.over and not seen.gone:
+        kept, seen = self._keep_fence(move, origin, connection)
+        if kept is None:
+            return None
+        move = kept
+        if seen.over and left(move, seen):
             return self._origin_changed(move, seen)
         restarts = seen.status.restarts if seen.status is not None else origin.restarts
         target, _ = self._target(move)
@@ -254,29 +287,51 @@ class Handover(Acts):
 
     def _opening(self, move: Move) -> Move | None:
         """The claim is ours: the on-prem job starts nothing, whatever Slurm does with it."""
-        if self._cancelled_by_user(move):
-            return self._end(move, "its user cancelled it", Step.CANCELLED)
         target, connection = self._target(move)
+        self._pass_on_cancels(move, target, connection)
         word = decide(connection.transport, target, Word.OPENED)
         if word is Word.OPENED:
             return self.moves.save(move, step=Step.CANCELLING)
         why = "its lease at the gate ran out" if word is Word.EXPIRED else "its gate was closed"
         return self._end(move, f"{target.ref}: {why} before it was opened")
 
+    def _pass_on_cancels(self, move: Move, target: Attempt, connection: Connection) -> None:
+        """Elements that their user has cancelled on-prem begin nowhere."""
+        array = self.ledger.run(move.run_id).spec.array
+        if array is None:
+            return
+        origin, from_connection = self._origin(move)
+        for task in cancelled_elements(from_connection, origin, parse_array(array)[0]):
+            connection.client.cancel(element_id(target, task))
+            self.ledger.event(
+                move.run_id, "move.element_cancelled", {"task": task}, submission_id=move.origin
+            )
+
     def _cancelling(self, move: Move) -> Move | None:
         """The gate is open. What is left on-prem is cleaned up, once user code has begun."""
-        if self._cancelled_by_user(move):
-            return self._end(move, "its user cancelled it", Step.CANCELLED)
         target, to_connection = self._target(move)
         there = self._until_begun(to_connection, target)
         if there.reported is None:
             if not there.over:
-                return move
+                return self._until_it_begins(move, to_connection, there)
             # it died between the gate and its command; nobody may bring it back from now on
             if take(to_connection.transport, target, CLOSED).owner == CLOSED:
-                return self._end(move, f"{target.ref} ended before it began: {there.word}")
+                ended = there.status is not None and there.status.state is JobState.CANCELLED
+                return self._end(
+                    move,
+                    f"{target.ref} ended before it began: {there.word}",
+                    Step.CANCELLED if ended else Step.FAILED,
+                )
         origin, connection = self._origin(move)
         seen = look(connection, origin, self.ledger)
+        idle_s = note_gate_idle(self.ledger, target, there.gated_at, there.begun_at)
+        if seen.pending and not move.cancel_asked and self._stands_in(move, origin, connection):
+            message = (
+                f"{origin.ref} waits, for jobs that depend on it, and ends as {target.ref} does"
+            )
+            return self.moves.save(
+                move, step=Step.MOVED, stand_in=True, message=message, gate_idle_s=idle_s
+            )
         if not seen.over:
             if not move.cancel_asked:
                 saved = self.moves.save(move, cancel_asked=True)
@@ -305,93 +360,30 @@ class Handover(Acts):
         if seen.status is not None:
             told = msgspec.structs.replace(seen.status, reason=f"moved to {target.ref}")
             record(self.ledger, connection, origin, told)
-        idle_s = note_gate_idle(self.ledger, target, there.gated_at, there.begun_at)
         return self.moves.save(move, step=Step.MOVED, message=message, gate_idle_s=idle_s)
 
-    def _moved(self, move: Move) -> Move | None:
-        self._watch_origin(move)
-        target, connection = self._target(move)
-        if not target.ended:
-            if target.state is not JobState.UNKNOWN:
-                return move if move.lost_at is None else self.moves.save(move, lost_at=None)
-            # neither Slurm nor the script tells its end: no guess, for a while
-            if move.lost_at is None:
-                return self.moves.save(move, lost_at=utc_now())
-            if age_s(move.lost_at) < LOST_S:
-                return move
-            message = f"{target.ref} is no longer known to Slurm; its end was not seen"
-            return self.moves.save(move, step=Step.DONE, message=message)
-        message = move.message
-        try:
-            message = bring_home(self.ledger, target, connection) or message
-        except UnreachableError:
-            raise
-        except HpcscaleError as exc:
-            message = f"results could not be fetched: {words(exc)}"
-        return self.moves.save(move, step=Step.DONE, message=message)
+    def _stands_in(self, move: Move, origin: Attempt, connection: Connection) -> bool:
+        """Whether other jobs wait for the on-prem job's end, and its script can wait for it too."""
+        if STANDS_IN not in origin.script or origin.job_id is None:
+            return False
+        name = self.ledger.run(move.run_id).name
+        return bool(dependents(connection.client.jobs(), origin.job_id.base, name))
 
-    def _ending(self, move: Move) -> Move | None:
-        target = target_attempt(self.ledger, move)
-        if target is not None and target.state is not JobState.REFUSED:
-            connection = self._connect(move.to_site)
-            if not self._never_begins(move, target, connection):
-                message = f"too late to take it back: it has begun on {move.to_site}"
-                return self.moves.save(
-                    move, step=Step.CANCELLING, target=target.submission_id, message=message
-                )
-            if target.job_id is None and not target.ended:
-                target = self._ask_for(target)
-                if target.job_id is None and not target.ended:
-                    return move  # whether it exists is not known yet
-            if target.job_id is not None:
-                seen = look(connection, target, self.ledger)
-                if not seen.over:
-                    end(connection, target)
-                    seen = self._until_over(connection, target)
-                if not seen.over:
-                    return move
-                settle_cost(self.ledger, target)
-                if seen.begun_at is None and move.gate_idle_s is None:
-                    until = self.ledger.attempt(target.submission_id).end_time or seen.ended_at
-                    idle_s = note_gate_idle(self.ledger, target, seen.gated_at, until)
-                    if idle_s is not None:
-                        saved = self.moves.save(move, gate_idle_s=idle_s)
-                        if saved is None:
-                            return None
-                        move = saved
-        if move.ends_as is Step.FAILED:
-            if target is not None:
-                origin, from_connection = self._origin(move)
-                revoke(from_connection.transport, origin, target.submission_id)
-            return self.moves.save(move, step=Step.UNFENCING)
-        if move.ends_as is Step.CANCELLED:
-            origin, from_connection = self._origin(move)
-            end(from_connection, origin)
-            if not self._until_over(from_connection, origin).over:
-                return move
-        return self.moves.save(move, step=move.ends_as)
-
-    def _unfencing(self, move: Move) -> Move | None:
+    def _until_it_begins(self, move: Move, to_connection: Connection, there: Sight) -> Move | None:
+        """Its gate is open, its command has not begun: fence-first, its nodes may not be up."""
         origin, connection = self._origin(move)
-        seen = look(connection, origin, self.ledger)
-        if seen.pending and move.old_exc is not None and move.fence is not None:
-            self._lift(move, seen, connection, origin)
-            seen = look(connection, origin, self.ledger)
-            if seen.pending and not self._lifted(move, seen):
-                self._say(f"{move.run_id}: {move.from_site} has not lifted the fence; tried again")
-                return move
-        return self._fail(move, move.message)
+        kept, seen = self._keep_fence(move, origin, connection)
+        if kept is None:
+            return None
+        if seen.over and left(kept, seen):
+            return self._origin_changed(kept, seen)
+        if kept.order is Order.FENCE_FIRST:
+            return self._never_came(kept, to_connection, there) or kept
+        return kept
 
-    def _unfence_settled(self, move: Move) -> Move:
-        """The move is over, yet its fence may stand (somebody edited, a controller came back)."""
-        origin, connection = self._origin(move)
-        seen = look(connection, origin, self.ledger)
-        if not seen.pending or seen.status is None or not stands(seen.status, move.fence or ""):
-            raise BurstRefusedError(
-                f"no fence stands on {origin.ref} ({seen.word})", hint="hpcscale burst status"
-            )
-        target = target_attempt(self.ledger, move)
-        if target is not None and move.step is Step.FAILED:
-            revoke(connection.transport, origin, target.submission_id)
-        self._lift(move, seen, connection, origin)
-        return move
+
+def _too_late(move: Move) -> BurstRefusedError:
+    return BurstRefusedError(
+        f"{move.run_id} already runs on {move.to_site}",
+        hint=f"hpcscale cancel {move.run_id} ends it there",
+    )

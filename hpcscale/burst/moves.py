@@ -5,15 +5,16 @@ work on one ledger never both do what follows it; an unsettled move is unique fo
 
 .. code-block:: text
 
-    FENCING ─► SUBMITTING ─► SUBMITTED ─► CLAIMING ─► OPENING ─► CANCELLING ─► MOVED ─► DONE
-       │            │            │           │           │            │
-       │            └───────┬────┴───────────┴───────────┴────────────┘
-       │                    ▼
-       │                 ENDING (the cloud job, until it is terminal)
-       │                    │
-       │                    ├──► UNFENCING ──► FAILED      the on-prem job waits on
-       ▼                    ├──► CANCELLED                 its user ended it: both ended
-    WITHDRAWN ◄─────────────┘                              the on-prem job runs
+    SUBMITTING ─► SUBMITTED ─► FENCING ─► CLAIMING ─► OPENING ─► CANCELLING ─► MOVED ─► DONE
+        │             │           │           │           │            │
+        └─────────────┴───────────┴─────┬─────┴───────────┴────────────┘
+                                        ▼
+                                     ENDING (the cloud job, until it is terminal)
+                                        ├──► UNFENCING ──► FAILED      the on-prem job waits on
+                                        ├──► CANCELLED                 its user ended it: both ended
+                                        └──► WITHDRAWN                 the on-prem job runs
+
+With ``order = "fence-first"`` FENCING comes before SUBMITTING, and nobody waits in SUBMITTED.
 """
 
 import datetime as dt
@@ -22,19 +23,21 @@ from decimal import Decimal
 
 import msgspec
 
+from hpcscale.burst.policy import Order
 from hpcscale.ledger import Attempt, Ledger, utc_now
 
 
 class Step(enum.StrEnum):
     """Where a move stands; named after the act that comes next or, when settled, how it ended."""
 
-    FENCING = "fencing"  # the old ExcNodeList is on disk; the fence may or may not stand
-    SUBMITTING = "submitting"  # the fence stood; the cloud job may or may not exist
+    SUBMITTING = "submitting"  # the cloud job may or may not exist
     SUBMITTED = "submitted"  # the cloud job exists; its gang is not at the gate yet
-    CLAIMING = "claiming"  # it is; the on-prem job's claim may or may not be ours
+    FENCING = "fencing"  # the on-prem job's fence may or may not stand
+    CLAIMING = "claiming"  # it stood; the on-prem job's claim may or may not be ours
     OPENING = "opening"  # the claim is ours; the gate may or may not be open
     CANCELLING = "cancelling"  # the gate is open; the on-prem job is being cancelled
     MOVED = "moved"  # the on-prem job is gone; the cloud job is followed to its end
+    RELEASING = "releasing"  # the cloud job has ended; its stand-in on-prem is let go
     ENDING = "ending"  # the cloud job is being ended; ``ends_as`` says what follows
     UNFENCING = "unfencing"
     DONE = "done"
@@ -60,14 +63,20 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         target: submission id of the cloud attempt, once there is one.
         reason: why the policy moved it, as the plan said.
         estimate_usd: the plan's cost; the attempt's own cost is in its row.
-        old_exc: ExcNodeList before the fence; undo sets exactly this. None: not yet fenced.
-        fence: ExcNodeList with the fence.
+        reserved_usd: the most it can cost; budgets count it until the cost is known.
+        order: whether the on-prem job is fenced before the cloud job is submitted.
+        kept: the on-prem job was seen so old that its controller has it on disk.
+        old_exc: the user's own ExcNodeList, as they last wrote it. None: not yet fenced.
+        blamed: nodes excluded for an earlier failure.
+        fence: the nodes that the fence excludes besides. None: not yet fenced.
+        fenced: the fence was seen to stand.
         ends_as: how a move that is being undone will settle.
         message: what went wrong, or what is worth knowing, in one sentence.
         retry_at: a failed move's job is left alone until then.
         asked_at: the target site's clock when the job was submitted there.
         lease_s: how long the cloud job waits at its gate.
         staging_s: allowed for copying, in the cloud job's time limit.
+        stand_in: other jobs wait for the on-prem job: it stays, and ends as the cloud's does.
         cancel_asked: whether the on-prem job's cancel may have been ours.
         gate_idle_s: how long the cloud job stood at its gate.
         lost_at: when the running cloud job was first no longer known to its Slurm.
@@ -81,18 +90,24 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     to_site: str
     origin: str
     target: str | None = None
-    step: Step = Step.FENCING
+    step: Step = Step.SUBMITTING
+    order: Order = Order.GATE_FIRST
     rule: str = ""
     reason: str = ""
     estimate_usd: Decimal | None = None
+    reserved_usd: Decimal | None = None
     boot_timeout_s: int = 1800
     retry_after_s: int = 1800
     lease_s: int = 600
     staging_s: int = 0
+    stand_in: bool = False
     cancel_asked: bool = False
     gate_idle_s: int | None = None
+    kept: bool = False
     old_exc: str | None = None
+    blamed: str = ""
     fence: str | None = None
+    fenced: bool = False
     ends_as: Step = Step.FAILED
     message: str = ""
     retry_at: dt.datetime | None = None

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from hpcscale.burst.arrays import wholly_pending
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Candidate, Option
-from hpcscale.burst.policy import Policy, TargetTerms
+from hpcscale.burst.policy import Dependents, Policy, TargetTerms
 from hpcscale.cost import estimate
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger, Run
@@ -16,7 +17,11 @@ from hpcscale.render import burst_blockers
 from hpcscale.site import Site
 from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.spec import BurstMode, JobSpec
+from hpcscale.units import parse_array
 from hpcscale.verify import mismatch
+
+STANDS_IN = ".outcome"  # in a script: a job that lost its claim looks how the owner ended
+FEDERATED = 1 << 26  # ids of a federation hold their origin's number above (slurm.conf, MaxJobId)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +135,12 @@ def _candidate(
             _option(run.spec, limit_s, targets[name], policy, policy.target.get(name))
             for name in policy.to
         ),
-        blockers=tuple(_stuck(waiting, status, answer, origin)),
+        blockers=tuple(_stuck(waiting, status, answer, origin, policy)),
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
+        user=run.user,
+        account=run.spec.account or "",
     )
 
 
@@ -174,43 +181,62 @@ def _option(
         cost_usd=cost.usd,
         cost_why=cost.why,
         blockers=tuple(blockers),
+        worst_usd=None if cost.usd is None else cost.usd * (1 + _requeues(spec)),
     )
 
 
-def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: Site) -> list[str]:
+def _requeues(spec: JobSpec) -> int:
+    """How often it may start again by itself; each start may take the whole limit."""
+    return spec.checkpoint.max_restarts if spec.checkpoint else 0
+
+
+def _stuck(
+    waiting: Waiting, status: JobStatus | None, answer: Answer, origin: Site, policy: Policy
+) -> list[str]:
     """Why the job cannot leave its site, whatever the target."""
     spec, attempt = waiting.run.spec, waiting.attempt
     found: list[str] = []
-    if spec.array is not None:
-        found.append("it is an array, and arrays do not move yet")
     if (script := spec.script) is not None:
         found += [
             f"{script.path}:{line}: --{option} names jobs of {origin.name}"
             for line, option, _ in script.directives
             if option in {"dependency", "d"}
         ]
-    if "hpcscale_claim" not in attempt.script:
+    claims = "hpcscale_claim" in attempt.script
+    if spec.array is not None:
+        claims = STANDS_IN in attempt.script  # as old as the claim on an array as a whole
+    if not claims:
         found.append("its script makes no claim (an older hpcscale submitted it): submit it again")
     if status is None or attempt.job_id is None:
         return found
     if status.job_id.het_offset is not None:
         found.append("it is a heterogeneous job, and these do not move")
+    if attempt.job_id.base >= FEDERATED:
+        found.append("it is a job of a federation, and its siblings may start elsewhere")
+    if spec.array is not None:
+        records = [s for s in answer.of(attempt.job_id) if mismatch(attempt, s) is None]
+        if why := wholly_pending(records, parse_array(spec.array)[0]):
+            found.append(why)
     if status.restarts and not _local_checkpoint(spec, origin):
         found.append(f"it has run here before, and what it left stays on {origin.name}")
     if status.dependency not in {"", "(null)"}:
         found.append(f"it waits for other jobs ({status.dependency}), which are known here alone")
-    waits = [
-        str(other.job_id)
-        for other in answer.jobs.values()
-        if other.job_id.base != attempt.job_id.base
-        and _depends(other, attempt.job_id.base, spec.name)
-    ]
-    if waits:
+    waits = dependents(answer, attempt.job_id.base, spec.name)
+    if waits and (policy.dependents is Dependents.REFUSE or STANDS_IN not in attempt.script):
         found.append(
             f"{_list(waits)} on {origin.name} depends on it, and cancelling it here would "
             "start or strand that"
         )
     return found
+
+
+def dependents(answer: Answer, job: int, name: str) -> list[str]:
+    """Ids of this user's jobs that wait for a job, by its id or as its singletons."""
+    return [
+        str(other.job_id)
+        for other in answer.jobs.values()
+        if other.job_id.base != job and not other.state.terminal and _depends(other, job, name)
+    ]
 
 
 def _local_checkpoint(spec: JobSpec, origin: Site) -> bool:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import msgspec
 
+from hpcscale.burst.charges import charges
 from hpcscale.burst.decide import decide
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, waiting_runs
 from hpcscale.burst.plan import BurstPlan, Decision
-from hpcscale.burst.policy import Policy
+from hpcscale.burst.policy import Order, Policy
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Ledger
@@ -97,7 +98,7 @@ def make_plan(ledger: Ledger, policy: Policy, connections: Connections) -> Burst
         moves=Moves(ledger).latest(),
         origin=origin.site,
     )
-    return decide(found, policy, now)
+    return decide(found, policy, now, charges(ledger) if policy.budgets else ())
 
 
 def tick(
@@ -150,7 +151,10 @@ def begin(
             origin=origin.submission_id,
             rule=decision.rule.value if decision.rule else "",
             reason=decision.reason,
+            order=policy.order,
+            step=Step.FENCING if policy.order is Order.FENCE_FIRST else Step.SUBMITTING,
             estimate_usd=decision.cost_usd,
+            reserved_usd=decision.worst_usd,
             boot_timeout_s=decision.boot_timeout_s or 1800,
             retry_after_s=policy.retry_after_s,
             lease_s=policy.lease_s,

@@ -7,9 +7,11 @@ two are facts; on the third nothing is done.
 import datetime as dt
 from dataclasses import dataclass
 
+from hpcscale.burst.arrays import show_array
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger, utc_now
+from hpcscale.observe import observe
 from hpcscale.reports import Report, read_reports
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.staging import remove_secrets
@@ -92,7 +94,11 @@ def look(
     """
     if attempt.job_id is None:
         return Sight(status=None)
-    status = connection.client.show(attempt.job_id)
+    if attempt.array_size is not None:
+        status = show_array(connection, attempt)
+        any_start = True
+    else:
+        status = connection.client.show(attempt.job_id)
     if status is not None and mismatch(attempt, status):
         status = None  # the id names another job now; ours is gone
     if status is None:
@@ -118,6 +124,9 @@ def look(
 
 def record(ledger: Ledger, connection: Connection, attempt: Attempt, status: JobStatus) -> None:
     """Note what Slurm said; of a job that is over, remove the secrets that its script did not."""
+    if attempt.array_size is not None:
+        observe(ledger, lambda _: connection, [attempt])  # element by element
+        return
     recorded = ledger.record_status(attempt, status)
     if recorded.ended and ledger.run(attempt.run_id).spec.secrets:
         remove_secrets(connection.transport, attempt.run_dir, attempt.submission_id)

@@ -29,7 +29,7 @@ def command(jobs: tuple[str, ...], yes: bool, forget: bool, as_json: bool) -> No
     """Cancel jobs, pending or running.
 
     JOB is a run id (or its beginning), SITE:ID, SITE:ID_TASK, a Slurm id or a job's name. A run is
-    cancelled at every site where it has an attempt.
+    cancelled at every site where it has an attempt; a move of it ends with it.
 
     Slurm reuses ids. A job is cancelled only when its comment holds our submission id and its user
     and submit time agree (else exit 4). Cancelling a job that has ended is no error.
@@ -54,11 +54,22 @@ def command(jobs: tuple[str, ...], yes: bool, forget: bool, as_json: bool) -> No
             click.confirm(f"Cancel {len(still)} job(s)?", abort=True, err=True)
         results: list[dict[str, Any]] = []
         first_error: HpcscaleError | None = None
+        moves_ended: set[str] = set()
         for attempt, task in targets.values():
             if attempt.ended and len(targets) > 1 and still:
                 continue  # earlier attempts of a run are no news
+            if task is None and attempt.run_id not in moves_ended:
+                moves_ended.add(attempt.run_id)
+                try:
+                    _cancel_move(ledger, pool, attempt.run_id)
+                except HpcscaleError as exc:  # the next `burst run` goes on with it
+                    first_error = first_error or exc
             try:
-                result = _cancel(ledger, pool, attempt, task, forget=forget)
+                now = ledger.attempt(attempt.submission_id)
+                if now.ended and not attempt.ended and now.state.value == "CANCELLED":
+                    result = "cancelled"  # with its move
+                else:
+                    result = _cancel(ledger, pool, now, task, forget=forget)
             except HpcscaleError as exc:
                 # one that fails keeps nobody else alive
                 first_error = first_error or exc
@@ -80,6 +91,17 @@ def _label(attempt: "Attempt", task: int | None) -> str:
     if attempt.job_id is None:
         return f"{attempt.site}:? ({attempt.run_id})"
     return f"{attempt.site}:{attempt.job_id}" + (f"_{task}" if task is not None else "")
+
+
+def _cancel_move(ledger: "Ledger", pool: "SitePool", run_id: str) -> None:
+    """End the run's move, wherever it stands: both its jobs go."""
+    from hpcscale.burst.handover import Handover
+    from hpcscale.burst.moves import Moves
+    from hpcscale.burst.run import jobs_folder
+
+    for move in Moves(ledger).of_run(run_id):
+        if not move.step.settled:
+            Handover(ledger, pool, jobs_folder(), notice).cancel(move)
 
 
 def _cancel(

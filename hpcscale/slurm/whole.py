@@ -190,9 +190,10 @@ def reservations(asker: Asker) -> tuple[Reservation, ...]:
 def ended(asker: Asker, since: dt.datetime) -> str:
     """Jobs that ended since then, as sacct's table with its header line (see ``ENDED_COLUMNS``)."""
     states = "CD,F,TO,CA,OOM,NF,PR,BF,DL"
+    # the end is far off, since the controller's clock may be ahead of the one that sacct reads
     done = asker.question(
         ["sacct", "--allusers", "--allocations", "--parsable2", f"--state={states}",
-         f"--starttime=uts{int(since.timestamp())}", "--endtime=now+30days",  # the controller's clock may be ahead
+         f"--starttime=uts{int(since.timestamp())}", "--endtime=now+30days",
          f"--format={ENDED_COLUMNS}"]
     )  # fmt: skip
     return done.stdout

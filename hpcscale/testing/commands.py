@@ -241,6 +241,8 @@ class FakeCommands(FakeController):
                     job.exclude = value
                 case "StartTime" if value == "now":
                     job.eligible = self.now()
+                case "NumNodes":
+                    job.nodes_wanted = int(value)
                 case "TimeLimit":
                     job.limit_s = parse_duration_s(value) or 365 * 86400
                 case _:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from hpcscale.lab import LabOptions, faults
+from hpcscale.lab.process import patience
 from hpcscale.lab.pytest_plugin import cancel_all, start
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
@@ -39,7 +40,7 @@ class Place:
 
     def until(self, condition, what, timeout_s=90):
         """Poll, letting time pass; the value that made the condition true."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patience(timeout_s)
         for _ in range(100_000):
             if value := condition():
                 return value

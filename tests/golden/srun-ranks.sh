@@ -75,42 +75,50 @@ MASTER_PORT=$((20000 + (SLURM_JOB_ID + 8581) % 10000))
 export MASTER_ADDR MASTER_PORT
 
 # --- the claim: a log of who has this attempt, each entry made once; requeued jobs add their own
-hpcscale_claim() {
-  hpcscale_claims=${HPCSCALE_RUN_DIR%/runs/*}/claims
-  hpcscale_log=$hpcscale_claims/${HPCSCALE_RUN_DIR##*/}.$HPCSCALE_SUBMISSION_ID
+hpcscale_claims=${HPCSCALE_RUN_DIR%/runs/*}/claims
+hpcscale_claim() {  # <log> <restart, or - for an array's own log: any element may have begun it>
+  hpcscale_log=$hpcscale_claims/$1
   hpcscale_mine=$hpcscale_log.$SLURM_JOB_ID.$HPCSCALE_RESTART_COUNT.$$.tmp
-  mkdir -p -- "$hpcscale_claims" \
-    && echo "$HPCSCALE_SUBMISSION_ID $HPCSCALE_RESTART_COUNT" > "$hpcscale_mine" || return 97
+  mkdir -p -- "$hpcscale_claims" && echo "$HPCSCALE_SUBMISSION_ID $2" > "$hpcscale_mine" || return 97
   hpcscale_entry=0
   while :; do
     ln -T -- "$hpcscale_mine" "$hpcscale_log.$hpcscale_entry" 2> /dev/null
-    [ "$hpcscale_mine" -ef "$hpcscale_log.$hpcscale_entry" ] && return 0
+    [ "$hpcscale_mine" -ef "$hpcscale_log.$hpcscale_entry" ] && break
     { read -r hpcscale_owner hpcscale_start < "$hpcscale_log.$hpcscale_entry"; } 2> /dev/null \
       || return 97
     if [ "$hpcscale_owner" = "$HPCSCALE_SUBMISSION_ID" ]; then
+      [ "$2" != - ] || break
       # an earlier start; not earlier when Slurm has forgotten one
-      [ "$hpcscale_start" -lt "$HPCSCALE_RESTART_COUNT" ] || return 1
+      [ "$hpcscale_start" -lt "$2" ] || return 1
     elif [ ! -e "$hpcscale_claims/$hpcscale_owner.revoked" ]; then
       return 2
     fi
     hpcscale_entry=$((hpcscale_entry + 1))
   done
+  rm -f -- "$hpcscale_mine"
 }
 hpcscale_lost() {
   rm -f -- "$hpcscale_mine"
   case $1 in
     1) echo "hpcscale: start $HPCSCALE_RESTART_COUNT of this job was begun before" >&2 ;;
-    2) echo "hpcscale: $hpcscale_owner has the claim: nothing is started here" >&2 ;;
+    2)
+      if { read -r hpcscale_code < "$hpcscale_claims/$hpcscale_name.outcome"; } 2> /dev/null; then
+        echo "hpcscale: it ran as $hpcscale_owner, and this job ends as that did: $hpcscale_code" >&2
+        exit "$hpcscale_code"
+      fi
+      echo "hpcscale: $hpcscale_owner has the claim: nothing is started here" >&2
+      ;;
     *) echo "hpcscale: no claim can be made in $hpcscale_claims" >&2; exit 97 ;;
   esac
   # back into the queue, so that nothing is lost while the owner may still give the claim back
   { [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] && timeout 60 scontrol requeue "$job"; } \
     && requeued=true; exit 98
 }
+hpcscale_name=${HPCSCALE_RUN_DIR##*/}.$HPCSCALE_SUBMISSION_ID
 case $HPCSCALE_SUBMISSION_ID in
   hs-*)
-    hpcscale_claim || hpcscale_lost "$?"
-    rm -f -- "$hpcscale_mine"
+    hpcscale_claim "$hpcscale_name" "$HPCSCALE_RESTART_COUNT" || hpcscale_lost "$?"
+    export HPCSCALE_CLAIM="$hpcscale_log.$hpcscale_entry"
     ;;
 esac
 

@@ -10,7 +10,7 @@ import time
 from decimal import Decimal
 
 import pytest
-from burst_world import POLICY, World, hpcscale
+from burst_world import FENCE_FIRST, POLICY, World, hpcscale
 
 from hpcscale.burst import lock as lock_module
 from hpcscale.burst.handover import Handover
@@ -95,17 +95,19 @@ def test_when_nodes_do_not_boot_the_job_keeps_its_place_on_prem(world):
     before = world.job("lab-onprem", job.ref.job_id)
     world.cold()
     faults.no_boot(world.lab, 4)
-    world.tick()
-    assert world.step(job) is Step.SUBMITTED
+    world.tick(FENCE_FIRST)
+    assert world.step(job) is Step.CANCELLING
     fenced = world.job("lab-onprem", job.ref.job_id)
     assert fenced["ExcNodeList"] == "onprem[1-4]"
-    move = world.settled(job, 90)
+    assert world.comment(job).endswith(f"to undo, hpcscale burst undo {job.run_id}")
+    move = world.settled(job, 90, FENCE_FIRST)
     assert move.step is Step.FAILED
     assert "boot" in move.message
     assert world.target(job).ended
     after = world.job("lab-onprem", job.ref.job_id)
     assert after["ExcNodeList"] == before["ExcNodeList"]
     assert after["AccrueTime"] == before["AccrueTime"]
+    assert world.comment(job) == f"hpcscale={job.submission_id}"
     # it is not tried again at once
     world.tick()
     assert len(world.moves.of_run(job.run_id)) == 1
@@ -199,8 +201,9 @@ def test_cancelling_the_run_mid_move_ends_both(world):
     world.tick()
     done = hpcscale("cancel", "--yes", job.run_id)
     assert done.returncode == 0, done.stderr
-    move = world.settled(job)
+    move = world.move(job)  # by this command, without another run
     assert (move.step, move.message) == (Step.CANCELLED, "its user cancelled it")
+    assert done.stdout.count(": cancelled") == 2
     assert world.state("lab-onprem", job.ref.job_id) == "CANCELLED"
     assert world.state("lab-cloud", world.target(job).job_id) == "CANCELLED"
 
@@ -212,9 +215,7 @@ def test_a_job_that_starts_on_prem_after_all_wins(world):
     faults.slow_boot(world.lab, 8)
     world.tick()
     assert world.step(job) is Step.SUBMITTED
-    # somebody lifts the fence behind our back and nodes become free
     onprem = world.lab.site("lab-onprem")
-    onprem.exec(["scontrol", "update", f"JobId={job.ref.job_id}", "ExcNodeList="], check=True)
     onprem.exec(["scancel", filler], check=True)
     world.until(
         lambda: world.state("lab-onprem", job.ref.job_id) == "RUNNING", 20, "it runs on-prem"
@@ -232,12 +233,13 @@ def test_a_lost_fence_is_set_again(world):
     job = world.submit()
     world.cold()
     faults.slow_boot(world.lab, 6)
-    world.tick()
+    world.tick(FENCE_FIRST)
     onprem = world.lab.site("lab-onprem")
     onprem.exec(["scontrol", "update", f"JobId={job.ref.job_id}", "ExcNodeList="], check=True)
-    world.tick()
+    world.tick(FENCE_FIRST)
     assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem[1-4]"
     assert world.settled(job).step is Step.DONE
+    assert world.move(job).gate_idle_s <= 2, "nobody waits at an open gate"
     assert world.starts(job) == 1
 
 
@@ -250,12 +252,18 @@ def test_the_users_own_excluded_nodes_come_back_exactly(world):
     )
     world.cold()
     faults.slow_boot(world.lab, 60)
-    world.tick()
+    world.tick(FENCE_FIRST)
+    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem[1-4]"
+    # a list that its user writes over the fence is theirs
+    onprem.exec(
+        ["scontrol", "update", f"JobId={job.ref.job_id}", "ExcNodeList=onprem3"], check=True
+    )
+    world.tick(FENCE_FIRST)
     assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem[1-4]"
     done = hpcscale("burst", "undo", job.run_id)
     assert done.returncode == 0, done.stderr
     assert world.step(job) is Step.FAILED
-    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem2"
+    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem3"
     assert world.state("lab-cloud", world.target(job).job_id) == "CANCELLED"
 
 
@@ -302,10 +310,10 @@ run()
 @pytest.mark.parametrize(
     "step",
     [
-        "fencing",
-        "fencing+",
         "submitting",
         "submitted",
+        "fencing",
+        "fencing+",
         "claiming",
         "opening",
         "cancelling",
@@ -437,11 +445,11 @@ def test_a_controller_that_dies_and_forgets_the_fence_does_no_harm(world):
     )
     world.cold()
     faults.slow_boot(world.lab, 4)
-    world.tick()
-    assert world.step(job) is Step.SUBMITTED
+    world.tick(FENCE_FIRST)
+    assert world.step(job) is Step.CANCELLING
     faults.controller(world.lab, "lab-onprem", "kill")
     assert world.tick().plan is None  # no answer: nothing is done
-    assert world.step(job) is Step.SUBMITTED
+    assert world.step(job) is Step.CANCELLING
     faults.controller(world.lab, "lab-onprem", "restart")
     assert world.settled(job).step is Step.DONE
     assert world.state("lab-onprem", job.ref.job_id) == "CANCELLED"
@@ -453,7 +461,7 @@ def test_an_unreachable_cloud_leaves_the_job_waiting_until_it_is_back(world):
     job = world.submit()
     faults.ssh_cut(world.lab, "refuse")
     world.tick()
-    assert world.step(job) in {Step.FENCING, Step.SUBMITTING}
+    assert world.step(job) is Step.SUBMITTING
     assert world.state("lab-onprem", job.ref.job_id) == "PENDING"
     faults.ssh_cut(world.lab, "normal")
     assert world.settled(job).step is Step.DONE

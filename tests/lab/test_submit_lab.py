@@ -20,6 +20,7 @@ from hpcscale.errors import (
     UnreachableError,
 )
 from hpcscale.lab import faults
+from hpcscale.lab.process import patience
 from hpcscale.ledger import Ledger
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import Resources, SecretSource
@@ -141,7 +142,8 @@ def test_a_controller_that_hangs_gets_the_job_once(lab_env):
     site = lab_env.site("lab-onprem")
     faults.controller(lab_env, "lab-onprem", "stop")
     with pytest.raises(SubmitUnknownError, match="may or may not exist"):
-        start("lab-onprem", "sleep 1", name="lost", timeout_s=2)
+        # sbatch must have sent its request by then, also on a busy machine
+        start("lab-onprem", "sleep 1", name="lost", timeout_s=patience(2))
     with Ledger.open() as ledger:
         attempt = ledger.find("lost")
     assert (attempt.state, attempt.job_id) == (JobState.SUBMIT_UNKNOWN, None)

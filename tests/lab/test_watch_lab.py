@@ -13,6 +13,7 @@ from lab_helpers import job_state, sbatch, until
 
 from hpcscale.errors import NotThisJobError
 from hpcscale.lab import faults
+from hpcscale.lab.process import patience
 from hpcscale.ledger import Ledger
 from hpcscale.spec import Resources
 
@@ -114,7 +115,7 @@ def test_logs_follow_across_a_requeue_and_end_with_the_job(lab_env, name):
     assert process.stdout is not None
     assert process.stdout.readline() == "start 0\n"
     lab_env.site(name).exec(["scontrol", "requeue", str(got.ref.job_id)], check=True)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=patience(100))
     assert process.returncode == 0, err
     assert [x for x in out.splitlines() if x.startswith(("start", "done"))] == ["start 1", "done"]
     assert hpcscale("logs", got.run_id, "-n", "1").stdout == "done\n"
@@ -184,9 +185,13 @@ def test_cancel_ends_one_element_of_an_array(lab_env):
     assert f"{got.ref}_1 " in table
 
 
-def lose(lab, name):
-    """Submit a job that a crash of the controller forgets; its id is given away afterwards."""
-    site = lab.site(name)
+def lose(lab, site_name, job_name):
+    """Submit a job that a crash of the controller forgets; its id is given away afterwards.
+
+    None when the controller saved it after all: on a busy machine our submit may take longer than
+    the time between two saves.
+    """
+    site = lab.site(site_name)
     saved = site.paths.state / "ctld" / "job_state"
     before = saved.stat().st_mtime_ns if saved.exists() else 0
     sbatch(site, script="true")
@@ -196,25 +201,27 @@ def lose(lab, name):
         "slurmctld saves its state",
     )
     # it saves again five seconds later at the earliest
-    got = start(name, "sleep 100", name="lost")
-    faults.controller(lab, name, "kill")
-    faults.controller(lab, name, "restart")
-    return got
+    got = start(site_name, "sleep 100", name=job_name)
+    faults.controller(lab, site_name, "kill")
+    faults.controller(lab, site_name, "restart")
+    return None if job_state(site, str(got.ref.job_id)) else got
 
 
 def test_cancel_never_kills_a_strangers_job(lab_env):
     site = lab_env.site("lab-onprem")
-    got = lose(lab_env, "lab-onprem")
-    if job_state(site, str(got.ref.job_id)):
-        pytest.fail("the controller saved its state after all: the test proves nothing")
+    for name in ("lost", "lost2", "lost3", "lost4"):
+        if got := lose(lab_env, "lab-onprem", name):
+            break
+    else:
+        pytest.fail("the controller saved its state each time: the test proves nothing")
     stranger = sbatch(site, "--job-name=lost")
     assert stranger == str(got.ref.job_id), "Slurm gives the id away again"
     done = hpcscale("cancel", got.run_id, code=NotThisJobError.exit_code)
     assert "another job now" in done.stderr
     assert job_state(site, stranger) in {"PENDING", "RUNNING"}
-    assert state("lost") == "UNKNOWN"
-    assert "not listed any more" in hpcscale("status", "lost").stdout
-    hpcscale("wait", "lost", "--timeout", "2s", code=1)
+    assert state(name) == "UNKNOWN"
+    assert "not listed any more" in hpcscale("status", name).stdout
+    hpcscale("wait", name, "--timeout", "2s", code=1)
 
 
 def test_cancel_without_an_answer_says_so(lab_env):
@@ -248,7 +255,7 @@ def test_wait_gives_up_in_time_and_can_be_interrupted(lab_env):
     assert process.stderr is not None
     process.stderr.readline()  # it has asked once
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=patience(20))
     assert process.returncode == 130
     assert "Traceback" not in err
 
@@ -270,7 +277,7 @@ def test_wait_outlives_a_controller_that_is_away(lab_env):
     assert process.stderr is not None
     assert "gave no answer" in process.stderr.readline()
     faults.controller(lab_env, "lab-onprem", "restart")
-    out, _ = process.communicate(timeout=100)
+    out, _ = process.communicate(timeout=patience(100))
     assert process.returncode in {0, 6}, out  # the node may have been declared dead meanwhile
 
 

@@ -66,6 +66,11 @@ def kill_after(monkeypatch, module, name, *, before=False):
     monkeypatch.setattr(module, name, wrapped)
 
 
+def kill_once(monkeypatch, name):
+    """Die once, just before a step of the handover."""
+    kill_after(monkeypatch, Handover, name, before=True)
+
+
 def test_claim_then_open_then_the_clean_up(sites):
     job = at_the_gate(sites)
     assert gate(sites, job) is None
@@ -209,7 +214,7 @@ def test_two_ledgers_share_the_claims_alone(sites, tmp_path):
     sites.tick()
     target = sites.move(job)
     assert target.step is Step.SUBMITTED
-    # the other login node had read the queue before the fence stood
+    # the other login node moves the same job
     copy = tmp_path / "other.sqlite3"
     shutil.copy(sites.ledger.path, copy)
     with Ledger.open(copy) as other:
@@ -217,7 +222,7 @@ def test_two_ledgers_share_the_claims_alone(sites, tmp_path):
         theirs = Moves(other).begin(
             type(theirs)(
                 run_id=job.run_id, from_site="lab-onprem", to_site="lab-cloud",
-                origin=job.submission_id, step=Step.SUBMITTING, old_exc="", fence=NODES,
+                origin=job.submission_id,
             )
         )  # fmt: skip
         tick(other, POLICY, sites)
@@ -233,14 +238,29 @@ def test_two_ledgers_share_the_claims_alone(sites, tmp_path):
         tick(other, POLICY, sites)  # they are first
         assert Moves(other).get(theirs.move_id).step is Step.CANCELLING
         sites.tick()
-        assert moves.get(target.move_id).step is Step.WITHDRAWN
-        assert "another handover has its claim" in moves.get(target.move_id).message
+        mine_now = moves.get(target.move_id)
+        assert (mine_now.step, mine_now.fence) == (Step.FAILED, None)
+        assert "all nodes are excluded already" in mine_now.message
         assert sites.excluded(job) == NODES, "the fence is theirs"
         mine = sites.ledger.attempt(target.target)
         assert decision(sites.cloud, other.attempt(theirs.target)) is Word.OPENED
         assert decision(sites.cloud, mine) is Word.CLOSED
         assert mine.state is JobState.CANCELLED
-        assert "all nodes are excluded already" in sites.move(job).message, "it waits for theirs"
+
+
+def test_the_claim_decides_between_two_that_both_fenced(sites):
+    """Both had looked before either fence stood."""
+    job = at_the_gate(sites)
+    take(sites.onprem, sites.ledger.attempt(job.submission_id), "hs-" + "0" * 16)
+    sites.tick()
+    move, again = Moves(sites.ledger).of_run(job.run_id)
+    assert move.step is Step.WITHDRAWN
+    assert "another handover has its claim" in move.message
+    assert sites.excluded(job) == NODES, "the fence is left to that"
+    target = sites.ledger.attempt(move.target)
+    assert decision(sites.cloud, target) is Word.CLOSED
+    assert target.state is JobState.CANCELLED
+    assert (again.step, again.target) == (Step.FAILED, None)
 
 
 def test_a_fence_of_another_ledger_is_not_taken_for_the_users_own(sites):
@@ -254,14 +274,21 @@ def test_a_fence_of_another_ledger_is_not_taken_for_the_users_own(sites):
     assert not sites.cloud.jobs
 
 
-def test_a_lifted_fence_that_a_controller_brings_back_is_known(sites):
+def test_a_lifted_fence_that_a_controller_brings_back_is_known(sites, monkeypatch):
     job = at_the_gate(sites)
+    kill_once(monkeypatch, "_claiming")
+    with pytest.raises(Killed):
+        sites.tick()
+    assert sites.excluded(job) == NODES
     Handover(sites.ledger, sites, sites.ledger.path.parent).undo(sites.move(job))
     assert sites.excluded(job) == ""
-    sites.connections["lab-onprem"].client.update(job.ref.job_id, {"ExcNodeList": NODES})
+    sites.user_excludes(job, NODES)
     sites.onprem.clock.advance(2000)  # past the rest
     sites.tick()
     assert sites.move(job).step is Step.SUBMITTED
+    sites.both(40)
+    sites.begin(job)
+    assert sites.move(job).step is Step.MOVED
     assert sites.move(job).old_exc == ""
 
 

@@ -52,7 +52,7 @@ def test_a_move_reads_back_as_it_was_saved(ledger, run):
     assert moves.unsettled() == [saved]
     assert moves.latest() == {run.run_id: [saved]}
     kinds = [e.kind for e in ledger.events(run.run_id) if e.kind.startswith("move.")]
-    assert kinds == ["move.fencing", "move.submitted"]
+    assert kinds == ["move.submitting", "move.submitted"]
 
 
 def test_a_run_has_one_move_at_a_time(ledger, run):
@@ -61,15 +61,15 @@ def test_a_run_has_one_move_at_a_time(ledger, run):
     assert moves.begin(move_of(run)) is None
     moves.save(first, step=Step.FAILED)
     assert moves.begin(move_of(run)) is not None
-    assert [m.step for m in moves.of_run(run.run_id)] == [Step.FAILED, Step.FENCING]
+    assert [m.step for m in moves.of_run(run.run_id)] == [Step.FAILED, Step.SUBMITTING]
 
 
 def test_of_two_processes_one_takes_a_step(ledger, run, tmp_path):
     move = Moves(ledger).begin(move_of(run))
     with Ledger.open(tmp_path / "ledger.sqlite3") as other:
-        assert Moves(other).save(move, step=Step.SUBMITTING) is not None
-    assert Moves(ledger).save(move, step=Step.SUBMITTING) is None
-    assert Moves(ledger).get(move.move_id).step is Step.SUBMITTING
+        assert Moves(other).save(move, step=Step.SUBMITTED) is not None
+    assert Moves(ledger).save(move, step=Step.SUBMITTED) is None
+    assert Moves(ledger).get(move.move_id).step is Step.SUBMITTED
 
 
 def test_a_cloud_attempt_is_found_though_the_move_did_not_note_it(ledger, run):

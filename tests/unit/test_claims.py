@@ -4,11 +4,12 @@ import dataclasses
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from render_cases import ONPREM, job, says
 
-from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, revoke, take
+from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, put_outcome, revoke, take
 from hpcscale.render import Gate, render
 from hpcscale.sbatch_script import read_script
 from hpcscale.spec import JobSpec, Resources
@@ -30,7 +31,7 @@ class Place:
 class Job:
     """A rendered script that is run as slurmd would, with a witness that only user code writes."""
 
-    def __init__(self, tmp_path, *, gate=None, foreign=False, array=None):
+    def __init__(self, tmp_path, *, gate=None, foreign=False, array=None, command="echo ran >>"):
         self.state = tmp_path / "state"
         self.run_dir = self.state / "runs" / "rabc"
         self.run_dir.mkdir(parents=True)
@@ -41,7 +42,7 @@ class Job:
         self.bin.mkdir()
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool))
-        command = f"echo ran >> {self.witness}"
+        command = f"{command} {self.witness}"
         if foreign:
             text = "#!/bin/sh\n#SBATCH --time=5\n" + command + "\n"
             spec = JobSpec(
@@ -174,6 +175,65 @@ def test_job_and_handover_at_once_never_both(script):
 def test_elements_of_an_array_have_claims_of_their_own(tmp_path):
     script = Job(tmp_path, array="0-1")
     assert [script.run(task=n) for n in (0, 1, 0)] == [0, 0, 98]
+
+
+@pytest.fixture(params=["own", "foreign"])
+def array(request, tmp_path):
+    return Job(tmp_path, foreign=request.param == "foreign", array="0-2")
+
+
+def test_who_has_the_array_has_all_its_elements(array):
+    assert array.take() == Claim(TARGET)
+    assert [array.run(task=n) for n in (0, 2)] == [98, 98]
+    assert f"{TARGET} has the claim" in array.said
+    assert array.ran == 0
+    revoke(FakeSlurm(), array.attempt, TARGET)
+    assert [array.run(task=n) for n in (0, 1, 0)] == [0, 0, 98]
+
+
+def test_of_an_array_that_has_begun_nothing_is_taken(array):
+    assert array.run(task=1) == 0, array.said
+    assert array.take() == Claim(SID, started=True)
+    assert array.take(restarts=3) == Claim(SID, started=True)
+    assert [array.run(task=n) for n in (0, 2)] == [0, 0]
+    assert array.run(task=1, restart=1) == 0, "a requeued element"
+
+
+def test_an_array_and_its_handover_at_once_never_both(array):
+    for number in range(4):
+        array.run_dir = array.state / "runs" / f"rabc{number}"
+        array.run_dir.mkdir()
+        processes = [array.start(task=n) for n in range(3)]
+        claim = take(FakeSlurm(), Place(array.run_dir.name, SID, str(array.run_dir)), TARGET)
+        for process in processes:
+            process.communicate(timeout=30)
+        codes = {p.returncode for p in processes}
+        assert codes == ({0} if claim.started else {98})
+
+
+def test_a_stand_in_ends_as_the_owner_of_its_claim_did(script):
+    assert script.take() == Claim(TARGET)
+    put_outcome(FakeSlurm(), script.attempt, "", 7)
+    put_outcome(FakeSlurm(), script.attempt, "", 0)  # a second one does not count
+    assert script.run() == 7
+    assert f"it ran as {TARGET}" in script.said
+    assert script.ran == 0
+
+
+def test_elements_that_stand_in_end_each_as_its_own(array):
+    assert array.take() == Claim(TARGET)
+    for task, code in ((0, 0), (1, 9)):
+        put_outcome(FakeSlurm(), array.attempt, f".task{task}", code)
+    assert [array.run(task=n) for n in range(3)] == [0, 9, 98]
+    assert array.ran == 0
+
+
+def test_user_code_is_told_where_its_claim_is(tmp_path):
+    script = Job(tmp_path, command="echo $HPCSCALE_CLAIM >")
+    assert script.run() == 0
+    claim = Path(script.witness.read_text().strip())
+    assert claim == script.state / "claims" / f"rabc.{SID}.0"
+    assert claim.read_text().split() == [SID, "0"]
 
 
 # --- the gate --------------------------------------------------------------------------------

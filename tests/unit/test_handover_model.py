@@ -2,8 +2,10 @@
 
 Two handovers with ledgers of their own, the on-prem job and both cloud jobs take their steps in any
 order. A crash is a step that is never taken, or an act that is done and not noted, so that it is
-done again. The fence is not modelled at all: a waiting job may start at any time. Controllers may
-forget a start, a cancel and an end; the lease may run out whenever nothing is decided.
+done again. The fence is not modelled at all: a waiting job may start at any time. The claim may be
+taken before the cloud job is at its gate or after it, so both orders are covered. The user may undo
+or cancel at any step. Controllers may forget a start, a cancel and an end; the lease may run out
+whenever nothing is decided.
 
 It is a model of the rules, not of the code; the code's own tests are beside it.
 """
@@ -34,6 +36,7 @@ class State(NamedTuple):
     revoked: frozenset = frozenset()
     clouds: tuple = (Cloud(), Cloud())
     began: bool = False
+    stopped: bool = False  # its user has cancelled the run: that is an end too
 
 
 def walk(state, owner, restart):
@@ -114,11 +117,13 @@ def handover_steps(s, me, rules):
     if c.step == "start":
         yield put(step="submitted", job="gate")
         return
-    if c.step in {"submitted", "claiming", "opening"}:
+    if c.step in {"submitted", "claiming", "opening", "cancelling"}:
         yield ending("failed")  # its user takes it back, or a timeout
+    stoppable = {"submitted", "claiming", "opening", "cancelling", "ending"}
+    if c.step in stoppable and c.ends_as != "cancelled" and me == 0:  # the two are alike
+        yield ending("cancelled", s._replace(stopped=True))
     if c.step == "submitted":
-        if c.job == "gate":
-            yield put(step="claiming")
+        yield put(step="claiming")
         if s.origin not in {"pending", "script"}:
             yield ending("withdrawn")
     elif c.step == "claiming":
@@ -166,6 +171,17 @@ def handover_steps(s, me, rules):
             gone = after._replace(revoked=after.revoked | {me})
             yield gone
             yield put(gone, step="failed")
+        elif c.ends_as == "cancelled":
+            if after.clouds[me].job == "user":
+                after = with_cloud(after, me, after.clouds[me]._replace(job="done"))
+            ended = after._replace(
+                origin={"pending": "cancelled", "script": "cancelled", "user": "done"}.get(
+                    after.origin, after.origin
+                )
+            )
+            yield after
+            yield ended
+            yield with_cloud(ended, me, ended.clouds[me]._replace(step="cancelled"))
         else:
             yield put(after, step="withdrawn")
 
@@ -217,7 +233,7 @@ def explore(**off):
     ends = [
         number
         for number, s in enumerate(order)
-        if s.origin == "done" or any(c.job in {"user", "done"} for c in s.clouds)
+        if s.stopped or s.origin == "done" or any(c.job in {"user", "done"} for c in s.clouds)
     ]
     reach, queue = set(ends), list(ends)
     while queue:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "hpcscale"
 # what deciding may know; what acting may use besides; what acting on a known job may use
 _DECIDING = {"errors", "units", "spec", "site", "cost", "slurm.types"}
 _ACTING = _DECIDING | {
-    "settings", "lint", "render", "slurm", "clock", "connect", "code", "staging", "reports", "precheck",
+    "settings", "lint", "render", "slurm", "clock", "connect", "code", "transfer", "fetching", "inputs", "staging", "reports", "precheck",
 }  # fmt: skip
 _OWNING = _ACTING | {"ledger", "verify", "reasons"}
 
@@ -50,8 +50,11 @@ ALLOWED: dict[str, set[str]] = {
     "reasons": {"slurm.types"},  # Slurm's reasons for waiting, in words
     "clock": {"errors", "units", "slurm"},
     "connect": {"errors", "site", "slurm", "clock"},
-    "code": {"errors", "spec", "slurm"},
-    "staging": {"errors", "slurm", "code"},
+    "transfer": {"errors", "settings", "slurm"},
+    "fetching": {"errors", "slurm", "transfer"},
+    "inputs": {"errors", "slurm", "transfer", "fetching"},
+    "code": {"errors", "spec", "slurm", "transfer"},
+    "staging": {"errors", "slurm", "code", "transfer", "fetching", "inputs"},
     "reports": {"errors", "slurm", "staging"},
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,
@@ -76,21 +79,18 @@ ALLOWED: dict[str, set[str]] = {
     "executor": _OWNING | {"prepare", "submit", "observe", "results", "batches"},
     # deciding is pure: data in, data out
     "burst.catalog": _DECIDING | {"assets", "tomlfile"},
+    "burst.words": set(),
     "burst.policy": _DECIDING | {"tomlfile"},
+    "burst.budget": _DECIDING | {"burst.policy"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
-    "burst.decide": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.plan"},
+    "burst.triggers": _DECIDING | {"burst.words", "burst.policy", "burst.plan"},
+    "burst.decide": _DECIDING
+    | {"burst.catalog", "forecast", "burst.policy", "burst.plan", "burst.words"}
+    | {"burst.budget", "burst.triggers"},
     "burst": _OWNING
-    | {
-        "prepare",
-        "submit",
-        "observe",
-        "results",
-        "executor",
-        "burst.catalog",
-        "forecast",
-        "outlook",
-    }
-    | {"burst.policy", "burst.plan", "burst.decide"},
+    | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
+    | {"outlook"}
+    | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),
     # a Slurm of its own; it serves the product and the tests, the product never needs it
@@ -104,7 +104,8 @@ ALLOWED: dict[str, set[str]] = {
 # Modules that decide: the same input must give the same answer, so no clock of this machine,
 # no randomness and no input or output.
 PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "forecast", "burst.policy",
-        "burst.plan", "burst.decide", "burst.value")  # fmt: skip
+        "burst.plan", "burst.decide", "burst.value", "burst.words", "burst.budget",
+        "burst.triggers")  # fmt: skip
 IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
 
 

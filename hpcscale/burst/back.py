@@ -1,0 +1,84 @@
+"""The handover backwards: a move that is taken back, by its user or because it cannot be."""
+
+from hpcscale.burst.acts import Acts
+from hpcscale.burst.claims import revoke
+from hpcscale.burst.fence import stands
+from hpcscale.burst.moves import Move, Step, target_attempt
+from hpcscale.burst.results import note_gate_idle, settle_cost
+from hpcscale.burst.sight import end, look
+from hpcscale.errors import BurstRefusedError
+from hpcscale.slurm.types import JobState
+
+
+class Back(Acts):
+    """The steps ENDING and UNFENCING."""
+
+    def _ending(self, move: Move) -> Move | None:
+        target = target_attempt(self.ledger, move)
+        if target is not None and target.state is not JobState.REFUSED:
+            connection = self._connect(move.to_site)
+            if not self._never_begins(move, target, connection):
+                message = f"too late to take it back: it has begun on {move.to_site}"
+                return self.moves.save(
+                    move, step=Step.CANCELLING, target=target.submission_id, message=message
+                )
+            if target.job_id is None and not target.ended:
+                target = self._ask_for(target)
+                if target.job_id is None and not target.ended:
+                    return move  # whether it exists is not known yet
+            if target.job_id is not None:
+                seen = look(connection, target, self.ledger)
+                if not seen.over:
+                    end(connection, target)
+                    seen = self._until_over(connection, target)
+                if not seen.over:
+                    return move
+                settle_cost(self.ledger, target)
+                if seen.begun_at is None and move.gate_idle_s is None:
+                    until = self.ledger.attempt(target.submission_id).end_time or seen.ended_at
+                    idle_s = note_gate_idle(self.ledger, target, seen.gated_at, until)
+                    if idle_s is not None:
+                        saved = self.moves.save(move, gate_idle_s=idle_s)
+                        if saved is None:
+                            return None
+                        move = saved
+        if move.ends_as is Step.FAILED:
+            if target is not None:
+                origin, from_connection = self._origin(move)
+                revoke(from_connection.transport, origin, target.submission_id)
+            return self.moves.save(move, step=Step.UNFENCING)
+        origin, from_connection = self._origin(move)
+        if move.ends_as is Step.CANCELLED:
+            end(from_connection, origin)
+            if not self._until_over(from_connection, origin).over:
+                return move
+        elif move.fence is not None:
+            seen = look(from_connection, origin, self.ledger)
+            if not seen.pending and not seen.over:  # it runs: its comment tells of no fence
+                self._remove_note(seen, from_connection, origin)
+        return self.moves.save(move, step=move.ends_as)
+
+    def _unfencing(self, move: Move) -> Move | None:
+        origin, connection = self._origin(move)
+        seen = look(connection, origin, self.ledger)
+        if seen.pending and move.fence is not None:
+            self._lift(move, seen, connection, origin)
+            seen = look(connection, origin, self.ledger)
+            if seen.pending and not self._lifted(move, seen):
+                self._say(f"{move.run_id}: {move.from_site} has not lifted the fence; tried again")
+                return move
+        return self._fail(move, move.message)
+
+    def _unfence_settled(self, move: Move) -> Move:
+        """The move is over, yet its fence may stand (somebody edited, a controller came back)."""
+        origin, connection = self._origin(move)
+        seen = look(connection, origin, self.ledger)
+        if not seen.pending or seen.status is None or not stands(seen.status, move.fence or ""):
+            raise BurstRefusedError(
+                f"no fence stands on {origin.ref} ({seen.word})", hint="hpcscale burst status"
+            )
+        target = target_attempt(self.ledger, move)
+        if target is not None and move.step is Step.FAILED:
+            revoke(connection.transport, origin, target.submission_id)
+        self._lift(move, seen, connection, origin)
+        return move

@@ -1,0 +1,109 @@
+"""The handover once user code runs in the cloud: to its end, and the end of an on-prem stand-in.
+
+Other jobs may wait for the on-prem job (``afterok``, ``singleton``). It is not cancelled then: it
+stays fenced until the cloud attempt has ended, finds how that ended beside its claim, and ends so
+too. It holds nodes for the second that this takes.
+"""
+
+from hpcscale.burst.acts import age_s
+from hpcscale.burst.arrays import exit_codes
+from hpcscale.burst.back import Back
+from hpcscale.burst.claims import put_outcome
+from hpcscale.burst.moves import Move, Step
+from hpcscale.burst.results import bring_home
+from hpcscale.burst.sight import end, look, words
+from hpcscale.errors import HpcscaleError, UnreachableError
+from hpcscale.ledger import utc_now
+from hpcscale.slurm.types import JobState
+
+LOST_S = 600.0  # a job that nobody knows for this long will not come back
+WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
+
+
+class Follow(Back):
+    """The steps MOVED and RELEASING."""
+
+    def _moved(self, move: Move) -> Move | None:
+        watched = self._watch_stand_in(move) if move.stand_in else self._watch_origin(move)
+        if watched is None:
+            return None
+        move = watched
+        target, connection = self._target(move)
+        if not target.ended:
+            if target.state is not JobState.UNKNOWN:
+                return move if move.lost_at is None else self.moves.save(move, lost_at=None)
+            # neither Slurm nor the script tells its end: no guess, for a while
+            if move.lost_at is None:
+                return self.moves.save(move, lost_at=utc_now())
+            if age_s(move.lost_at) < LOST_S:
+                return move
+            message = f"{target.ref} is no longer known to Slurm; its end was not seen"
+            return self._done(move, message)
+        message = move.message
+        try:
+            message = bring_home(self.ledger, target, connection) or message
+        except UnreachableError:
+            raise
+        except HpcscaleError as exc:
+            message = f"results could not be fetched: {words(exc)}"
+        return self._done(move, message)
+
+    def _done(self, move: Move, message: str) -> Move | None:
+        step = Step.RELEASING if move.stand_in else Step.DONE
+        return self.moves.save(move, step=step, message=message)
+
+    def _releasing(self, move: Move) -> Move | None:
+        """The cloud attempt has ended: its stand-in may start, and ends as that did."""
+        origin, connection = self._origin(move)
+        target, _ = self._target(move)
+        seen = look(connection, origin, self.ledger)
+        if seen.pending:
+            if target.state is JobState.CANCELLED:
+                end(connection, origin)
+            else:
+                array = self.ledger.run(move.run_id).spec.array
+                for suffix, code in exit_codes(self.ledger, target, array).items():
+                    put_outcome(connection.transport, origin, suffix, code)
+                assert origin.job_id is not None
+                # it needs a second, on one node: Slurm finds a place for that soon
+                connection.client.update(origin.job_id, {"TimeLimit": "1"})
+                connection.client.update(origin.job_id, {"NumNodes": "1"})
+                self._lift(move, seen, connection, origin)
+            seen = look(connection, origin, self.ledger)
+        if not seen.over:
+            return move
+        return self.moves.save(move, step=Step.DONE)
+
+    def _stop_both(self, move: Move) -> None:
+        """Its user wants an end: of the cloud job, and of the stand-in."""
+        if move.stand_in:
+            origin, from_connection = self._origin(move)
+            end(from_connection, origin)
+            self._until_over(from_connection, origin)
+        target, connection = self._target(move)
+        end(connection, target)
+        self._until_over(connection, target)
+
+    def _watch_stand_in(self, move: Move) -> Move | None:
+        """It waits with its fence; a user who ends it means the run."""
+        origin, connection = self._origin(move)
+        kept, seen = self._keep_fence(move, origin, connection)
+        ended = seen.status is not None and seen.status.state is JobState.CANCELLED
+        if kept is not None and ended:
+            self._say(f"{move.run_id}: {origin.ref} was cancelled, so its cloud job is ended")
+            end(self._connect(move.to_site), self.ledger.attempt(move.target or ""))
+        return kept
+
+    def _watch_origin(self, move: Move) -> Move:
+        """A controller that died may have forgotten the cancel: the job must not run twice."""
+        if age_s(move.updated_at) > WATCH_ORIGIN_S:
+            return move
+        origin, connection = self._origin(move)
+        seen = look(connection, origin)
+        if not seen.over:
+            self._say(f"{move.run_id}: {origin.ref} is back ({seen.word}); ended again")
+            self.ledger.event(
+                move.run_id, "move.origin_back", {"state": seen.word}, submission_id=move.origin
+            )
+            end(connection, origin)
+        return move

@@ -1,0 +1,314 @@
+"""Arrays that move whole, and jobs that others wait for, on two faked sites."""
+
+import msgspec
+import pytest
+from fake_sites import FENCE_FIRST, NODES, POLICY, Sites
+from render_cases import ONPREM
+
+from hpcscale.burst.arrays import as_one, exit_codes, wholly_pending
+from hpcscale.burst.claims import CLOSED, Claim, Word, decision, take
+from hpcscale.burst.handover import Handover
+from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.plan import Action
+from hpcscale.burst.policy import Dependents
+from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.units import JobId
+
+
+@pytest.fixture(params=[POLICY, FENCE_FIRST], ids=["gate-first", "fence-first"])
+def sites(request, tmp_path, monkeypatch):
+    monkeypatch.setattr("hpcscale.burst.acts.BEGIN_S", 0.0)  # a fake's script begins when told
+    sites = Sites(tmp_path)
+    sites.policy = request.param
+    sites.fill()
+    yield sites
+    sites.ledger.close()
+
+
+def client(sites, site="lab-onprem"):
+    return sites.connections[site].client
+
+
+def at_the_gate(sites, **kw):
+    job = sites.submit(**kw)
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id, "gated", task=0 if kw else None, time=100.0)
+    return job
+
+
+def begun(sites, job, task=None):
+    """The gate is open, the command begins."""
+    sites.tick()
+    target = sites.target(job).submission_id
+    assert decision(sites.cloud, sites.target(job)) is Word.OPENED
+    sites.report(target, task=task, time=104.0)
+    sites.tick()
+
+
+# --- arrays
+
+
+def test_a_waiting_array_moves_whole(sites):
+    job = at_the_gate(sites, array="0-3%1")
+    begun(sites, job, task=0)
+    assert sites.move(job).step is Step.MOVED, sites.move(job)
+    target = sites.target(job)
+    assert "#SBATCH --array=0-3%1" in target.script
+    assert target.array_size == 4
+    origin = sites.ledger.attempt(job.submission_id)
+    assert take(sites.onprem, origin, job.submission_id).owner == target.submission_id
+    assert client(sites).show(job.ref.job_id).state is JobState.CANCELLED
+    sites.both(4 * 100)
+    sites.tick()
+    assert sites.move(job).step is Step.DONE, sites.move(job)
+    assert sites.target(job).state is JobState.COMPLETED
+    assert {e.state for e in sites.ledger.elements(target).values()} == {JobState.COMPLETED}
+    assert len(sites.ledger.elements(target)) == 4
+
+
+def test_the_fence_is_of_all_its_records(sites):
+    job = sites.submit(array="0-3")
+    element = JobId(job.ref.job_id.base, 2)
+    client(sites).update(element, {"ExcNodeList": "node1"})  # Slurm splits it off
+    move = at_claiming(sites, job)
+    assert move.fenced
+    for shown in (job.ref.job_id, element):
+        assert client(sites).show(shown).exc_nodes == NODES
+    Handover(sites.ledger, sites, sites.ledger.path.parent).undo(move)
+    assert client(sites).show(job.ref.job_id).exc_nodes == ""
+
+
+def at_claiming(sites, job):
+    """Fenced, nothing claimed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Handover, "_claiming", lambda self, move: move)
+        sites.tick()
+        if sites.policy is POLICY:
+            sites.both(40)
+            sites.report(sites.target(job).submission_id, "gated", task=0, time=100.0)
+            sites.tick()
+    assert sites.move(job).step is Step.CLAIMING
+    return sites.move(job)
+
+
+def test_an_element_that_begins_on_prem_ends_the_move(sites):
+    job = sites.submit(array="0-3")
+    at_claiming(sites, job)
+    # a controller forgot the fence: element 0 begins, and takes the array's claim as its script does
+    origin = sites.ledger.attempt(job.submission_id)
+    assert take(sites.onprem, origin, job.submission_id).owner == job.submission_id
+    target = sites.target(job)
+    sites.tick()
+    first = Moves(sites.ledger).of_run(job.run_id)[0]
+    assert first.step in {Step.FAILED, Step.WITHDRAWN}
+    assert decision(sites.cloud, target) is not Word.OPENED
+    assert sites.ledger.attempt(target.submission_id).state is JobState.CANCELLED
+    assert sites.excluded(job) == ""
+
+
+def test_an_array_that_has_begun_does_not_move(sites):
+    job = sites.submit(array="0-3")
+    records = client(sites).jobs([job.ref.job_id]).of(job.ref.job_id)
+    assert wholly_pending(records, range(4)) == ""
+    assert "are gone" in wholly_pending(records, range(5))
+    sites.connections["lab-onprem"].client.cancel(JobId(job.ref.job_id.base, 1))
+    (decision_,) = sites.tick().plan.decisions
+    assert decision_.action is Action.REFUSE
+    assert "some of its elements are gone" in decision_.reason
+
+
+def test_an_element_that_its_user_cancels_mid_move_begins_nowhere(sites):
+    job = sites.submit(array="0-3")
+    at_claiming(sites, job)
+    client(sites).cancel(JobId(job.ref.job_id.base, 2))
+    sites.tick()
+    assert sites.move(job).step is Step.CANCELLING
+    target = sites.target(job)
+    records = client(sites, "lab-cloud").jobs([target.job_id]).jobs
+    assert f"{target.job_id}_2" not in {
+        str(s.job_id) for s in records.values() if not s.state.terminal
+    }
+    (event,) = [e for e in sites.ledger.events(job.run_id) if e.kind == "move.element_cancelled"]
+    assert event.data["task"] == 2
+
+
+def test_an_array_is_taken_back_by_one_claim(sites):
+    job = at_the_gate(sites, array="0-3%1")
+    sites.tick()
+    assert sites.move(job).step is Step.CANCELLING
+    target = sites.target(job)
+    move = Handover(sites.ledger, sites, sites.ledger.path.parent).undo(sites.move(job))
+    assert move.step is Step.FAILED
+    assert take(sites.cloud, target, target.submission_id) == Claim(CLOSED)
+    origin = sites.ledger.attempt(job.submission_id)
+    assert take(sites.onprem, origin, job.submission_id).owner == job.submission_id
+    assert client(sites).show(job.ref.job_id).exc_nodes == ""
+
+
+def record(state, task=None, pending="", restarts=0):
+    return JobStatus(
+        job_id=JobId(7, task), state=state, raw_state=state.value, array_pending=pending,
+        restarts=restarts,
+    )  # fmt: skip
+
+
+def test_an_array_as_one_job():
+    rest = record(JobState.PENDING, pending="2-3")
+    runs, done = record(JobState.RUNNING, 0), record(JobState.COMPLETED, 1)
+    gone, again = record(JobState.CANCELLED, 0), record(JobState.PENDING, 1, restarts=1)
+    assert as_one([rest, runs], wholly=True) is runs
+    assert as_one([rest, done], wholly=True) is done
+    assert as_one([rest, done], wholly=False) is rest
+    assert as_one([rest, gone], wholly=True) is rest
+    assert as_one([rest, again], wholly=True) is again
+    assert as_one([gone], wholly=True) is gone
+    assert "have begun" in wholly_pending([rest, again], range(1, 4))
+
+
+# --- jobs that others wait for
+
+
+class Waited:
+    """A client that tells of a job which waits for another: FakeSlurm knows no dependencies."""
+
+    def __init__(self, real, job_id, dependency):
+        self.real, self.job_id, self.dependency = real, str(job_id), dependency
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def jobs(self, *args, **kw):
+        answer = self.real.jobs(*args, **kw)
+        if self.job_id in answer.jobs:
+            answer.jobs[self.job_id] = msgspec.structs.replace(
+                answer.jobs[self.job_id], dependency=self.dependency, reason="Dependency"
+            )
+        return answer
+
+
+def waited_for(sites, dependency="afterok:{}(unfulfilled)"):
+    job = sites.submit()
+    other = sites.batch("--job-name=urgent")
+    connection = sites.connections["lab-onprem"]
+    connection.client = Waited(connection.client, other, dependency.format(job.ref.job_id))
+    return job, other
+
+
+@pytest.mark.parametrize("dependency", ["afterok:{}(unfulfilled)", "afterany:{}", "singleton"])
+def test_a_job_that_others_wait_for_stands_in_for_its_cloud_attempt(sites, dependency):
+    job, _ = waited_for(sites, dependency)
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id, "gated", time=100.0)
+    begun(sites, job)
+    move = sites.move(job)
+    assert (move.step, move.stand_in) == (Step.MOVED, True)
+    assert client(sites).show(job.ref.job_id).state is JobState.PENDING
+    assert sites.excluded(job) == NODES
+    sites.user_excludes(job, "")  # a controller forgets the fence
+    sites.tick()
+    assert sites.excluded(job) == NODES
+    sites.both(90)
+    sites.tick()
+    assert sites.move(job).step is Step.RELEASING
+    assert (sites.excluded(job), "fenced" in sites.comment(job)) == ("", False)
+    assert outcome(sites, job) == "0\n"
+    fake = sites.onprem.jobs[job.ref.job_id.base]
+    assert (fake.nodes_wanted, fake.limit_s) == (1, 60), "it needs one node for a second"
+    fake.state, fake.started, fake.ends = "COMPLETED", 1, 2  # its script has read the outcome
+    sites.tick()
+    assert sites.move(job).step is Step.DONE
+
+
+def outcome(sites, job, task=""):
+    state, _, _ = job.run_dir.rpartition("/runs/")
+    path = f"{state}/claims/{job.run_id}.{job.submission_id}{task}.outcome"
+    return sites.onprem.read_bytes(path).decode()
+
+
+def standing_in(sites):
+    job, other = waited_for(sites)
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id, "gated", time=100.0)
+    begun(sites, job)
+    assert sites.move(job).stand_in
+    return job, other
+
+
+def test_a_stand_in_fails_as_its_cloud_attempt_does(sites):
+    job, _ = standing_in(sites)
+    for fake in sites.cloud.jobs.values():
+        fake.result = 7
+    sites.both(90)
+    sites.tick()
+    assert outcome(sites, job) == "7\n"
+
+
+def test_a_stand_in_whose_cloud_attempt_is_cancelled_is_cancelled(sites):
+    job, _ = standing_in(sites)
+    client(sites, "lab-cloud").cancel(sites.target(job).job_id)
+    sites.tick()
+    assert sites.move(job).step is Step.DONE
+    assert client(sites).show(job.ref.job_id).state is JobState.CANCELLED
+
+
+def test_a_user_who_cancels_the_stand_in_ends_both(sites):
+    job, _ = standing_in(sites)
+    client(sites).cancel(job.ref.job_id)
+    for _ in range(2):
+        sites.tick()
+    assert sites.target(job).state is JobState.CANCELLED
+    assert sites.move(job).step is Step.DONE
+
+
+def test_cancel_of_the_run_ends_both(sites):
+    job, _ = standing_in(sites)
+    move = Handover(sites.ledger, sites, sites.ledger.path.parent).cancel(sites.move(job))
+    assert move.step is Step.DONE
+    assert sites.target(job).state is JobState.CANCELLED
+    assert client(sites).show(job.ref.job_id).state is JobState.CANCELLED
+
+
+def test_a_policy_may_refuse_what_others_wait_for(sites):
+    sites.policy = msgspec.structs.replace(sites.policy, dependents=Dependents.REFUSE)
+    job, other = waited_for(sites)
+    decision_ = next(d for d in sites.tick().plan.decisions if d.run_id == job.run_id)
+    assert decision_.action is Action.REFUSE
+    assert f"{other} on lab-onprem depends on it" in decision_.reason
+
+
+def test_jobs_of_a_federation_stay(sites):
+    job = sites.submit()
+    fake = sites.onprem.jobs.pop(job.ref.job_id.base)
+    fake.number = fake.base = (2 << 26) + 7
+    sites.onprem.jobs[fake.number] = fake
+    sites.ledger.set_submitted(sites.ledger.attempt(job.submission_id), JobId(fake.base))
+    (decision_,) = sites.tick().plan.decisions
+    assert decision_.action is Action.REFUSE
+    assert "federation" in decision_.reason
+
+
+def test_what_a_stand_in_ends_with(tmp_path):
+    with Sites(tmp_path).ledger as ledger:
+        run = ledger.new_run(msgspec_spec(), site=ONPREM.name)
+        attempt = ledger.new_attempt(
+            run, site="x", submission_id="hs-" + "1" * 16, script="", script_sha256="0",
+            run_dir="/x", comment="", array_size=None,
+        )  # fmt: skip
+        for state, code, signal, expected in [
+            (JobState.COMPLETED, 0, 0, 0),
+            (JobState.FAILED, 3, 0, 3),
+            (JobState.FAILED, 0, 9, 137),
+            (JobState.TIMEOUT, None, None, 1),
+        ]:
+            told = msgspec.structs.replace(attempt, state=state, exit_code=code, exit_signal=signal)
+            assert exit_codes(ledger, told, None) == {"": expected}
+        assert exit_codes(ledger, attempt, "1,3") == {".task1": 1, ".task3": 1}
+
+
+def msgspec_spec():
+    from hpcscale.spec import JobSpec
+
+    return JobSpec(name="x", command=("true",))

@@ -8,6 +8,7 @@ import msgspec
 
 from hpcscale.connect import Connection
 from hpcscale.errors import NotFoundError
+from hpcscale.history.reading import Reading
 from hpcscale.outlook.learned import Track, history
 from hpcscale.outlook.model import SiteModel, shorter
 from hpcscale.outlook.snapshot import Level, Snapshot, asker_of, take
@@ -83,7 +84,7 @@ def forecast_job(connection: Connection, job_id: str) -> Forecast:
     if found is None:
         raise NotFoundError(
             f"{snapshot.site} shows no pending or running job {job_id}",
-            hint="hpcscale status  (it may have ended)",
+            hint="hpcscale status  (it may have ended, or the site hides it from you)",
         )
     return _forecast(connection, snapshot, lambda _: found)
 
@@ -140,7 +141,7 @@ def _forecast(
         bound="",
         coverage=_known(track.bound.coverage),
         queue_level=snapshot.queue_level,
-        history_level=snapshot.history_level,
+        history_level=_history_level(snapshot, past),
         learned_jobs=model.learned_jobs,
         pending_jobs=sum(other.state is JobState.PENDING for other in snapshot.jobs),
         slurm_s=slurm,
@@ -177,12 +178,20 @@ def _with(forecast: Forecast, **fields: Any) -> Forecast:
     return msgspec.structs.replace(forecast, **fields)
 
 
+def _history_level(snapshot: Snapshot, past: Reading | None) -> Level:
+    """OWN where the queue hides others and accounting shows none of theirs either."""
+    if snapshot.history_level is Level.ABSENT or snapshot.queue_level is Level.FULL:
+        return snapshot.history_level
+    users = set() if past is None else set(past.workload.names["user"])
+    return Level.FULL if users - {"", snapshot.user} else Level.OWN
+
+
 def _blind(track: Track, seen: Forecast) -> Forecast:
-    """Other people's jobs are hidden: no plan. What one's own jobs waited still bounds it."""
-    upper = track.own_waits.upper_s()
-    text = "unknown: the site hides other people's jobs, and too few of yours have started yet"
+    """Other people's jobs are hidden: no plan. What jobs waited before still bounds it."""
+    upper = track.waits.upper_s()
+    text = "unknown: the site hides other people's jobs, and accounting shows too few past waits"
     if not math.isnan(upper):
-        text = "of your own past waits alone (QBETS): the site hides other people's jobs"
+        text = "of past waits alone (QBETS): the site hides other people's jobs"
     return _with(seen, p90_s=_known(upper), bound=text)
 
 

@@ -101,15 +101,16 @@ class Track:
         self._snapshot = snapshot
         self._path = _path(snapshot.site, "json")
         self._kept = self._load()
-        self._settle(past)
+        if self._settle(past):
+            self._save()
         self.bound = AdaptiveBound(level)
         for planned, waited, upper in self._kept.residuals:
             self.bound.started(planned, waited, float("nan") if upper is None else upper)
-        self.own_waits = Qbets(level)
+        self.waits = Qbets(level)
         if past is not None:
             for wait in past.workload.wait_s.tolist():
                 if not math.isnan(wait):
-                    self.own_waits.started(wait)
+                    self.waits.started(wait)
 
     def _load(self) -> _Forecasts:
         try:
@@ -117,8 +118,8 @@ class Track:
         except (OSError, ValueError):
             return _Forecasts()
 
-    def _settle(self, past: Reading | None) -> None:
-        """Jobs that have started since they were asked about become residuals."""
+    def _settle(self, past: Reading | None) -> bool:
+        """Jobs that have started since they were asked about become residuals; whether any did."""
         started: dict[str, float] = {}
         if past is not None:
             jobs = past.workload
@@ -139,6 +140,10 @@ class Track:
                 del self._kept.asked[name]
         self._kept.residuals += [residual for _, residual in sorted(known)]
         del self._kept.residuals[:-1000]
+        return bool(known)
+
+    def _save(self) -> None:
+        _write(self._path, msgspec.json.encode(self._kept).decode())
 
     def remember(self, planned_s: dict[str, float]) -> None:
         """Keep what was just forecast, in seconds from now, once for each job, and its bound."""
@@ -147,7 +152,7 @@ class Track:
                 bound = self.bound.upper_s(planned)
                 upper = None if math.isnan(bound) else bound
                 self._kept.asked[name] = (self._snapshot.now_s, planned, upper)
-        _write(self._path, msgspec.json.encode(self._kept).decode())
+        self._save()
 
     @property
     def residuals(self) -> int:

@@ -1,9 +1,9 @@
 """From a snapshot and learned runtimes to start times: the site as resources, its queue as a plan.
 
-Nodes of one kind (same partitions, CPUs and GPUs) are a class with two resources, CPUs and GPUs. A
-job holds sums of them; on which node its GPUs are free is not seen, so a plan may be early where
-nodes are broken up. Jobs that Slurm holds back for good (held by user or admin, a dependency that
-never comes) are not in the plan.
+Nodes of one kind (same partitions, CPUs and GPUs) are a class with three resources: CPUs, GPUs, and
+nodes that nobody has alone. A job holds sums of them; on which node its GPUs are free is not seen,
+so a plan may be early where nodes are broken up. Jobs that Slurm holds back for good (held by user
+or admin, a dependency that never comes) are not in the plan.
 """
 
 import re
@@ -40,6 +40,7 @@ class _Class:
     names: list[str] = field(default_factory=list)
     cpus: int = -1
     gpus: int = -1
+    open: int = -1
 
     def demands(self, job: QueuedJob, nodes: int, of: int) -> list[Demand] | None:
         """What so many of a job's nodes hold here; None when this class has not so much."""
@@ -52,7 +53,11 @@ class _Class:
             return None
         if gpus > nodes * self.gpus_per_node:
             return None
-        return [(self.cpus, cpus), (self.gpus, gpus)]
+        return [
+            (self.cpus, cpus),
+            (self.gpus, gpus),
+            (self.open, nodes, nodes if job.exclusive or cpus >= nodes * self.cpus_per_node else 0),
+        ]
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,7 @@ class SiteModel:
         for kind in self._classes:
             kind.cpus = made.resource(len(kind.names) * kind.cpus_per_node)
             kind.gpus = made.resource(len(kind.names) * kind.gpus_per_node)
+            kind.open = made.resource(len(kind.names))
         allowances = _Allowances(made, self.snapshot)
         ends = self._hold_running(made, allowances, learned=learned)
         self._hold_reservations(made)
@@ -224,8 +230,11 @@ class SiteModel:
                 cpus = count * kind.cpus_per_node if job.exclusive else round(job.cpus * share)
                 made.hold(kind.cpus, cpus, until)
                 made.hold(kind.gpus, round(job.gpus * share), until)
-            for resource, units in allowances.of(job):
-                made.hold(resource, units, until)
+                # a shared job that has all of its nodes' CPUs has them alone, too
+                if job.exclusive or cpus >= count * kind.cpus_per_node:
+                    made.hold(kind.open, count, until)
+            for demand in allowances.of(job):
+                made.hold(demand[0], demand[1], until)
         return ends
 
     def _hold_reservations(self, made: ProblemBuilder) -> None:
@@ -240,6 +249,7 @@ class SiteModel:
                 first, last = reservation.start_s, reservation.end_s
                 made.hold(kind.cpus, count * kind.cpus_per_node, last, first)
                 made.hold(kind.gpus, count * kind.gpus_per_node, last, first)
+                made.hold(kind.open, count, last, first)
 
     def _choices(self, job: QueuedJob) -> list[list[Demand]]:
         """Each class that holds the whole job; else, for each partition, its classes together."""

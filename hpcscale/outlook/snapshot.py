@@ -26,7 +26,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     Attributes:
         user: who asks.
         queue_level: FULL, or OWN where other people's jobs are hidden.
-        history_level: of accounting.
+        history_level: FULL, or ABSENT where there is no slurmdbd; what slurmdbd hides by its own
+            PrivateData shows in the answers only.
         limits: (qos, MaxJobsPerUser) of each QOS that has one.
         notes: what could not be asked, and why.
     """
@@ -75,8 +76,9 @@ def take(connection: Connection) -> Snapshot:
         notes.append(f"reservations are not known: {exc.message}")
     hidden = whole.hidden(facts)
     others = any(job.user != user for job in jobs)
-    queue_level = Level.OWN if "jobs" in hidden and not others else Level.FULL
-    history_level = queue_level if facts.has_accounting else Level.ABSENT
+    # root and operators see all in spite of PrivateData; where others' jobs show, so do we
+    queue_level = Level.OWN if "jobs" in hidden and not others and user != "root" else Level.FULL
+    history_level = Level.FULL if facts.has_accounting else Level.ABSENT
     limits: tuple[tuple[str, int], ...] = ()
     if facts.has_accounting:
         try:

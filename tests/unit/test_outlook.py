@@ -209,6 +209,6 @@ def test_forecasts_are_compared_with_what_came(monkeypatch, tmp_path):
         second.remember({})
         assert second.residuals == at + 1
     assert second.bound.upper_s(600.0) == pytest.approx(1200.0)
-    assert math.isnan(second.own_waits.upper_s())
+    assert math.isnan(second.waits.upper_s())
     (tmp_path / "forecast" / "onprem.json").write_text("{ broken")
     assert Track(later, None).residuals == 0

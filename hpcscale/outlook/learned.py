@@ -20,6 +20,7 @@ from hpcscale.history.tables import parse_table
 from hpcscale.outlook.snapshot import Level, Snapshot
 from hpcscale.settings import state_dir
 from hpcscale.slurm import whole
+from hpcscale.slurm.whole import ENDED_COLUMNS
 
 MOST_ROWS = 20_000
 FIRST_DAYS = 30  # how far back the first call asks
@@ -73,7 +74,7 @@ def history(snapshot: Snapshot, asker: whole.Asker) -> tuple[Reading | None, tup
         if header and header != new_header:
             rows = []
         header = new_header
-        rows = list(dict.fromkeys([*rows, *(r for r in body.splitlines() if r)]))[-MOST_ROWS:]
+        rows = _newest([*rows, *(row for row in body.splitlines() if row)])[-MOST_ROWS:]
         _write(path, "\n".join([header, *rows, ""]))
     except UnreachableError as exc:
         notes.append(f"sacct gave no answer, what was learned before is used: {exc.message}")
@@ -83,6 +84,18 @@ def history(snapshot: Snapshot, asker: whole.Asker) -> tuple[Reading | None, tup
         return parse_table([header, *rows], f"sacct of {snapshot.site}"), tuple(notes)
     except InvalidFileError as exc:
         return None, (*notes, f"accounting cannot be read: {exc}")
+
+
+def _newest(rows: list[str]) -> list[str]:
+    """One row a job, the last told: slurmdbd first hands out rows that lack limit and partition."""
+    at = [ENDED_COLUMNS.split(",").index(name) for name in ("JobIDRaw", "Submit")]
+    found: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        fields = row.split("|")
+        key = tuple(fields[k] for k in at) if len(fields) > max(at) else (row,)
+        found.pop(key, None)  # to the end
+        found[key] = row
+    return list(found.values())
 
 
 def _last_end(header: str, rows: list[str]) -> int:

@@ -212,3 +212,18 @@ def test_forecasts_are_compared_with_what_came(monkeypatch, tmp_path):
     assert math.isnan(second.waits.upper_s())
     (tmp_path / "forecast" / "onprem.json").write_text("{ broken")
     assert Track(later, None).residuals == 0
+
+
+def test_a_row_that_slurmdbd_completes_later_takes_the_place_of_the_first(monkeypatch, tmp_path):
+    from hpcscale.outlook import learned
+
+    monkeypatch.setenv("HPCSCALE_STATE_DIR", str(tmp_path))
+    header = ENDED_COLUMNS.replace(",", "|")
+    first = f"7|7|ann|a||Unknown|COMPLETED|{NOW - 90}|{NOW - 80}|{NOW - 20}|60||1|8|"
+    whole = f"7|7|ann|a|gpu|normal|COMPLETED|{NOW - 90}|{NOW - 80}|{NOW - 20}|60|30|1|8|"
+    for text, limit in ((first, None), (whole, 1800), ("", 1800)):
+        monkeypatch.setattr(learned.whole, "ended", lambda *_, t=text: f"{header}\n{t}\n")
+        past, notes = learned.history(snapshot(), None)
+        assert notes == ()
+        (known,) = past.workload.limit_s.tolist()
+        assert math.isnan(known) if limit is None else known == limit

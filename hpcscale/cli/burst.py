@@ -30,7 +30,7 @@ policy_option = click.option(
 
 @click.group(name="burst")
 def command() -> None:
-    """Let waiting jobs overflow to cloud sites: plan, explain, run, undo, simulate."""
+    """Let waiting jobs overflow to cloud sites: plan, explain, run, undo, audit, simulate."""
 
 
 command.add_command(simulate)
@@ -119,9 +119,20 @@ def explain(job: str, policy_file: str, as_json: bool) -> None:
     help="Go on for that long, so that an open gate does not wait for the next cron line: 4m.",
 )
 @click.option("--wait", "until_settled", is_flag=True, help="Go on until all moves are settled.")
+@click.option(
+    "--shadow",
+    is_flag=True,
+    help="Decide and remember, move nothing; say what would have been spent and met so far.",
+)
 @json_option
 def run(
-    policy_file: str, once: bool, for_text: str | None, until_settled: bool, as_json: bool
+    policy_file: str,
+    *,
+    once: bool,
+    for_text: str | None,
+    until_settled: bool,
+    shadow: bool,
+    as_json: bool,
 ) -> None:
     """Move the jobs that the policy moves, and take moves under way further.
 
@@ -141,6 +152,11 @@ def run(
 
     if once + until_settled + bool(for_text) > 1:
         raise UsageError("--once, --for and --wait exclude each other", hint="name one")
+    if shadow:
+        if until_settled or for_text:
+            raise UsageError("--shadow decides once", hint="a cron line calls it again")
+        _shadow(policy_file, as_json=as_json)
+        return
     try:
         for_s = (parse_duration_s(for_text) or 0) if for_text else 0
     except ValueError as exc:
@@ -190,6 +206,38 @@ def run(
         _print_run(done, rows)
     if done.plan is None:
         raise click.exceptions.Exit(5)
+
+
+def _shadow(policy_file: str, *, as_json: bool) -> None:
+    from pathlib import Path
+
+    from hpcscale.burst.policy import load_policy
+    from hpcscale.burst.run import Connections, make_plan
+    from hpcscale.burst.shadow import remember, would_have
+    from hpcscale.ledger import Ledger
+
+    policy = load_policy(Path(policy_file))
+    _require_sites({"from": [policy.from_site], "to": policy.to}, policy_file)
+    connections = Connections()
+    try:
+        with Ledger.open() as ledger:
+            made = make_plan(ledger, policy, connections)
+            new = remember(ledger, made, policy, connections.site)
+            total = would_have(ledger)
+    finally:
+        connections.close()
+    if as_json:
+        emit_json(
+            {
+                "shadow": True,
+                "plan": _plan_data(made),
+                "new_verdicts": new,
+                "would_have": _builtins(total),
+            }
+        )
+        return
+    _print_plan(made)
+    click.echo(f"shadow: nothing was moved; {total.sentence}")
 
 
 @command.command()
@@ -251,6 +299,42 @@ def undo(job: str, as_json: bool) -> None:
     emit_table(MOVE_COLUMNS, [row])
     if not move.step.settled:
         notice("not finished: the next `hpcscale burst run` or `burst undo` goes on")
+
+
+@command.command()
+@click.option(
+    "--anchor",
+    "site_name",
+    metavar="SITE",
+    help="Compare with the heads kept at SITE, then keep this one there.",
+)
+@json_option
+def audit(site_name: str | None, as_json: bool) -> None:
+    """Check that no line of the audit log was changed, taken out or put in (else exit 9).
+
+    Each act of burst on a job is in it: decide, refuse, submit, update (fence and its end), claim,
+    open or close, cancel, revoke. What that proves, and what not: docs/audit.md.
+    """
+    from hpcscale.burst.audit import AuditLog, anchor
+    from hpcscale.burst.run import Connections
+
+    log = AuditLog()
+    head, hashes = log.verify()
+    agreed: int | None = None
+    if site_name is not None:
+        connections = Connections()
+        try:
+            agreed = anchor(connections(site_name), head, hashes)
+        finally:
+            connections.close()
+    if as_json:
+        data = {"path": str(log.path), "lines": head.number, "head": head.sha256, "agreed": agreed}
+        emit_json(data)
+        return
+    click.echo(f"{log.path}: {head.number} lines, each follows the one before")
+    click.echo(f"head: {head.sha256}")
+    if agreed is not None:
+        click.echo(f"{site_name}: {agreed} earlier heads agree, and this one is kept there")
 
 
 @command.command()

@@ -6,7 +6,7 @@ jobs. See ``hpcscale.slurm.client.SlurmClient`` for the contract of each method.
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -160,7 +160,7 @@ class CliClient:
             return Answer({}, complete=True)
         if self._accounting is not False:
             delimiter = _sacct.new_delimiter()
-            options = _sacct.options(ids, since, delimiter, user=self._user_name)
+            options = _sacct.options(ids, since, delimiter, user=self.user_name)
             done = self._ask(["sacct", *options])
             if done.returncode == 0:
                 self._accounting = True
@@ -178,7 +178,8 @@ class CliClient:
         Asked of squeue, whose text cannot be fooled by a job's name as scontrol's can. For the base
         id of an array or of a het job: the record with the most still to do, under the base id.
         """
-        found = Answer(self._squeue([f"--jobs={job_id}"], _squeue.Wanted([job_id])), complete=True)
+        wanted = _squeue.Wanted([job_id])
+        found = Answer(self._squeue([f"--jobs={job_id}"], wanted), complete=True)
         records = found.of(job_id)
         if not records:
             return None
@@ -198,7 +199,7 @@ class CliClient:
         """Version, partitions, limits, accounts: four calls; each failure is stated in notes."""
         from hpcscale.slurm import _facts
 
-        return _facts.gather(self._require, self._user_name)
+        return _facts.gather(self._require, self.user_name)
 
     def switches(self) -> tuple[Switch, ...]:
         """The switches of topology.conf(5), as the controller has them."""
@@ -216,6 +217,14 @@ class CliClient:
         if match is None:
             raise UnreachableError("sdiag tells no time", where=self.transport.name)
         return dt.datetime.fromtimestamp(int(match[1]), dt.UTC)
+
+    def question(self, argv: Sequence[str]) -> Completed:
+        """Any one command that changes nothing; see ``hpcscale.slurm.whole``.
+
+        Raises:
+            UnreachableError: it failed, or got no answer.
+        """
+        return self._require(argv)
 
     # ---- helpers ----
 
@@ -252,6 +261,8 @@ class CliClient:
         if done.returncode != 0 and any(text in done.stderr for text in _answers.ABSENT):
             return {}
         _answers.require_success(done, self.transport.name)
+        if wanted is not None:
+            self._require_word(done, wanted.ids)
         if "Invalid user" in done.stderr:  # with exit code 0
             raise NotFoundError(f"no such user there ({_answers.message(done)})")
         now = dt.datetime.now(dt.UTC)
@@ -265,13 +276,28 @@ class CliClient:
         if done.returncode != 0 and any(text in done.stderr for text in _answers.ABSENT):
             return ""
         _answers.require_success(done, self.transport.name)
+        self._require_word(done, [job_id])
         fields = done.stdout.split(separator)
         for shown, nodes in zip(fields[::2], fields[1::2], strict=False):
             if shown.strip().partition("_[")[0] == str(job_id):
                 return "" if nodes in {"(null)", "N/A"} else nodes
         return ""
 
-    def _user_name(self) -> str:
+    def _require_word(self, done: Completed, ids: Collection[JobId]) -> None:
+        """Of a single job that it does not know squeue says so, and fails; silence is no answer.
+
+        Of several, of an array's elements and of parts of het jobs it may well list nothing.
+        """
+        one = next(iter(ids)) if len(ids) == 1 else None
+        plain = one is not None and one.array_task is None and one.het_offset is None
+        if plain and not done.stdout.strip():
+            raise UnreachableError(
+                f"squeue neither lists job {one} nor says that there is none",
+                where=self.transport.name,
+            )
+
+    def user_name(self) -> str:
+        """The user's name there; asked once."""
         if self._user is None:
             done = self.transport.run(["id", "-un"], timeout_s=self._timeout_s)
             self._user = _answers.require_success(done, self.transport.name).stdout.strip()

@@ -41,7 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "history": {"errors", "units", "extras"},
     "forecast": {"errors", "units", "extras", "history"},
     "burst.value": set(),  # arithmetic alone: the simulator compiles it
-    "simulate": {"errors", "units", "extras", "history", "forecast", "burst.value"},
+    "burst.spot": set(),  # likewise
+    "simulate": {"errors", "units", "extras", "history", "forecast", "burst.value", "burst.spot"},
     # (JobSpec, Site) -> text, pure
     "lint": {"errors", "units", "spec", "site", "sbatch_script"},
     "render": {"hpcscale", "errors", "units", "assets", "spec", "site", "sbatch_script", "lint"}
@@ -61,6 +62,8 @@ ALLOWED: dict[str, set[str]] = {
     "reports": {"errors", "slurm", "staging"},
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,
+    # a live site's forecast: asks, and acts on nothing
+    "outlook": _ACTING | {"extras", "history", "forecast"},
     # memory, then acts
     "ledger_schema": {"errors"},
     "ledger_rows": {"errors", "units", "spec", "slurm.types", "ledger_schema"},
@@ -87,12 +90,14 @@ ALLOWED: dict[str, set[str]] = {
     "burst.policy": _DECIDING | {"tomlfile"},
     "burst.budget": _DECIDING | {"burst.policy"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
+    "burst.feasible": {"errors", "burst.words"},
     "burst.triggers": _DECIDING | {"burst.words", "burst.policy", "burst.plan"},
     "burst.decide": _DECIDING
     | {"burst.catalog", "forecast", "burst.policy", "burst.plan", "burst.words"}
     | {"burst.budget", "burst.triggers"},
     "burst": _OWNING
     | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
+    | {"outlook"}
     | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),
@@ -108,7 +113,7 @@ ALLOWED: dict[str, set[str]] = {
 # no randomness and no input or output.
 PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "forecast", "burst.policy",
         "burst.plan", "burst.decide", "burst.value", "burst.words", "burst.budget",
-        "burst.triggers")  # fmt: skip
+        "burst.triggers", "burst.feasible", "burst.spot")  # fmt: skip
 IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
 
 
@@ -276,7 +281,8 @@ def test_host_keys_are_never_added_unasked():
 def test_only_submit_calls_sbatch():
     for module, path, call in names_and_calls():
         if isinstance(call.func, ast.Attribute) and call.func.attr == "sbatch":
-            assert module == "submit" or room(module) == "slurm", (
+            # the audit log writes it down, and hands it on
+            assert module in {"submit", "burst.audit"} or room(module) == "slurm", (
                 f"{path}:{call.lineno}: only hpcscale.submit submits"
             )
 

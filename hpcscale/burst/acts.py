@@ -83,8 +83,7 @@ class Acts:
         return any(
             event.kind == "attempt.cancel"
             and "_" not in str(event.data.get("job", ""))  # an element is not the array
-            and move.created_at
-            and event.at >= move.created_at
+            and event.event_id > move.since_event
             for event in self.ledger.events(move.run_id)
         )
 
@@ -219,6 +218,7 @@ class Acts:
                 blamed=move.blamed,
                 nodes=move.fence or "",
                 target=target.submission_id if target else None,
+                target_job=str(target.job_id or "") if target else "",
                 target_dir=target.run_dir if target else "",
             ),
         )

@@ -368,7 +368,10 @@ class Handover(Follow):
         if STANDS_IN not in origin.script or origin.job_id is None:
             return False
         name = self.ledger.run(move.run_id).name
-        return bool(dependents(connection.client.jobs(), origin.job_id.base, name))
+        answer = connection.client.jobs()
+        if not answer.of(origin.job_id):  # an empty answer says nothing of those behind it
+            raise UnreachableError(f"squeue does not list {origin.ref}", where=move.from_site)
+        return bool(dependents(answer, origin.job_id.base, name))
 
     def _until_it_begins(self, move: Move, to_connection: Connection, there: Sight) -> Move | None:
         """Its gate is open, its command has not begun: fence-first, its nodes may not be up."""

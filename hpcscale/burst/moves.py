@@ -24,7 +24,7 @@ from decimal import Decimal
 import msgspec
 
 from hpcscale.burst.policy import Order
-from hpcscale.ledger import Attempt, Ledger, utc_now
+from hpcscale.ledger import Attempt, Ledger, Role, utc_now
 
 
 class Step(enum.StrEnum):
@@ -71,6 +71,8 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         fenced: the fence was seen to stand.
         ends_as: how a move that is being undone will settle.
         message: what went wrong, or what is worth knowing, in one sentence.
+        since_event: the run's last event before the move, and ``since_attempt`` its last attempt:
+            what came later, whatever the clocks of two login nodes say.
         retry_at: a failed move's job is left alone until then.
         asked_at: the target site's clock when the job was submitted there.
         lease_s: how long the cloud job waits at its gate.
@@ -108,6 +110,8 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     fenced: bool = False
     ends_as: Step = Step.FAILED
     message: str = ""
+    since_event: int = 0
+    since_attempt: int = 0
     retry_at: dt.datetime | None = None
     asked_at: dt.datetime | None = None
     lost_at: dt.datetime | None = None
@@ -124,7 +128,16 @@ class Moves:
     def begin(self, move: Move) -> Move | None:
         """Add a move; None when one of its run is under way already."""
         now = utc_now()
-        move = msgspec.structs.replace(move, created_at=now, updated_at=now, revision=1)
+        events = self._ledger.events(move.run_id)
+        attempts = self._ledger.attempts(move.run_id)
+        move = msgspec.structs.replace(
+            move,
+            created_at=now,
+            updated_at=now,
+            revision=1,
+            since_event=max((e.event_id for e in events), default=0),
+            since_attempt=max((a.number for a in attempts), default=0),
+        )
         with self._ledger.writing() as db:
             cursor = db.execute(
                 "INSERT OR IGNORE INTO moves (run_id, step, settled, revision, data) "
@@ -215,13 +228,11 @@ def target_attempt(ledger: Ledger, move: Move) -> Attempt | None:
     """The cloud attempt of a move, also when the move was interrupted before it noted its id."""
     if move.target:
         return ledger.attempt(move.target)
-    origin = ledger.attempt(move.origin)
     for attempt in reversed(ledger.attempts(move.run_id)):
         if (
-            attempt.number > origin.number
+            attempt.number > move.since_attempt
+            and attempt.role is Role.BURST
             and attempt.site == move.to_site
-            and move.created_at is not None
-            and attempt.created_at >= move.created_at
         ):
             return attempt
     return None

@@ -242,7 +242,7 @@ def _local_checkpoint(spec: JobSpec, origin: Site) -> bool:
 def _depends(other: JobStatus, job: int, name: str) -> bool:
     for term in other.dependency.replace("?", ",").split(","):
         kind, _, ids = term.partition(":")
-        if kind == "singleton" and other.name == name:
+        if kind.partition("(")[0] == "singleton" and other.name == name:
             return True
         numbers = [part.partition("(")[0].partition("+")[0].partition("_")[0]
                    for part in ids.split(":")]  # fmt: skip

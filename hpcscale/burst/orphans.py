@@ -32,8 +32,8 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         at: when it was written, by the on-prem site's clock.
-        target: the cloud attempt's submission id, once there is one; ``target_dir`` its run's
-            directory there.
+        target: the cloud attempt's submission id, once there is one; ``target_job`` its
+            job id and ``target_dir`` its run's directory there.
     """
 
     run_id: str
@@ -44,6 +44,7 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True):
     blamed: str = ""
     nodes: str = ""
     target: str | None = None
+    target_job: str = ""
     target_dir: str = ""
 
 
@@ -140,7 +141,7 @@ def _free(connect: Callable[[str], Connection], connection: Connection, fence: F
     cloud = connect(fence.to_site)
     target = Place(fence.run_id, fence.target, fence.target_dir)
     word = decision(cloud.transport, target)
-    if word in {None, Word.OPENED} and not _lives(cloud, fence.target):
+    if word in {None, Word.OPENED} and not _lives(cloud, fence):
         mkdir(cloud.transport, fence.target_dir)
         word = decide(cloud.transport, target, Word.CLOSED)
         if word is Word.OPENED and take(cloud.transport, target, CLOSED).owner == CLOSED:
@@ -152,10 +153,17 @@ def _free(connect: Callable[[str], Connection], connection: Connection, fence: F
     return f"its cloud attempt will never begin ({word})"
 
 
-def _lives(cloud: Connection, submission_id: str) -> bool:
-    return any(
-        submission_of(status.comment) == submission_id and not status.state.terminal
-        for status in cloud.client.jobs().jobs.values()
+def _lives(cloud: Connection, fence: Fence) -> bool:
+    """Whether its cloud job may still come to its gate; so also when nobody can tell."""
+    if fence.target_job:
+        status = cloud.client.show(JobId.parse(fence.target_job))
+        if status is None or submission_of(status.comment) != fence.target:
+            return False
+        return not status.state.terminal
+    jobs = cloud.client.jobs().jobs.values()  # sbatch gave no answer
+    return not jobs or any(
+        submission_of(status.comment) == fence.target and not status.state.terminal
+        for status in jobs
     )
 
 

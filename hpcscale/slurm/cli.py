@@ -176,6 +176,7 @@ class CliClient:
         found = Answer(self._squeue([f"--jobs={job_id}"], _squeue.Wanted([job_id])), complete=True)
         records = found.of(job_id)
         if not records:
+            self._require_absent(job_id)
             return None
         first = min(records, key=_least_done)
         return msgspec.structs.replace(first, job_id=job_id, exc_nodes=self._excluded(first.job_id))
@@ -265,6 +266,20 @@ class CliClient:
             if shown.strip().partition("_[")[0] == str(job_id):
                 return "" if nodes in {"(null)", "N/A"} else nodes
         return ""
+
+    def _require_absent(self, job_id: JobId) -> None:
+        """Of a job that squeue does not list: the controller says that there is none.
+
+        An empty answer is none: a wrapper that fails, or a purge in the middle of a question.
+        """
+        done = self._ask(["scontrol", "--oneliner", "show", "job", str(job_id)])
+        absent = (*_answers.ABSENT, f"Job {job_id} not found")
+        if done.returncode != 0 and any(t in done.stderr + done.stdout for t in absent):
+            return
+        _answers.require_success(done, self.transport.name)
+        raise UnreachableError(
+            f"squeue does not list job {job_id}, and scontrol does", where=self.transport.name
+        )
 
     def _user_name(self) -> str:
         if self._user is None:

@@ -210,6 +210,10 @@ class FakeCommands(FakeController):
                 "AccountingStorageType = accounting_storage/none\nClusterName = fake\n"
                 "MaxArraySize = 1001\nSLURM_VERSION = 22.05.8\n"
             ), ""  # fmt: skip
+        if words[:2] == ["show", "job"]:
+            if not self._find(words[2], split=False):
+                return 1, "", "slurm_load_jobs error: Invalid job id specified\n"
+            return 0, f"JobId={words[2]}\n", ""  # squeue tells the rest
         if words[0] not in {"update", "requeue"}:
             raise InternalError(f"FakeSlurm does not fake scontrol {' '.join(words)}")
         fields = dict(w.partition("=")[::2] for w in words[1:] if "=" in w)

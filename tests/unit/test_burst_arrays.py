@@ -195,7 +195,9 @@ def waited_for(sites, dependency="afterok:{}(unfulfilled)"):
     return job, other
 
 
-@pytest.mark.parametrize("dependency", ["afterok:{}(unfulfilled)", "afterany:{}", "singleton"])
+@pytest.mark.parametrize(
+    "dependency", ["afterok:{}(unfulfilled)", "afterany:{}", "singleton(unfulfilled)"]
+)
 def test_a_job_that_others_wait_for_stands_in_for_its_cloud_attempt(sites, dependency):
     job, _ = waited_for(sites, dependency)
     sites.tick()

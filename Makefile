@@ -75,6 +75,7 @@ docs: setup
 
 bench: setup
 	HPCSCALE_STRICT_SLURM=1 $(BIN)/python tests/benchmarks/run.py
+	HPCSCALE_STRICT_SLURM=1 $(BIN)/python tests/benchmarks/ssh_submit.py
 
 wheel-check: setup
 	.ci/wheel-check

@@ -1,11 +1,14 @@
-"""Bringing a finished job's outputs and logs back to the submitting machine."""
+"""Bringing a job's outputs and logs back to the submitting machine, at its end or before."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpcscale.connect import Connection
+from hpcscale.fetching import MAX_BYTES, Fetched, fetch_all
 from hpcscale.ledger import Attempt, Ledger
 from hpcscale.settings import state_dir
-from hpcscale.staging import Fetched, fetch_results
+from hpcscale.staging import LOGS, results_of
+from hpcscale.transfer import SILENT, Meter
 
 
 def logs_dir(attempt: Attempt) -> Path:
@@ -20,15 +23,44 @@ def must_fetch(attempt: Attempt, connection: Connection) -> bool:
     return not connection.transport.is_local or bool(attempt.staged)
 
 
-def fetch(ledger: Ledger, connection: Connection, attempt: Attempt) -> Fetched:
+def fetch(
+    ledger: Ledger,
+    connection: Connection,
+    attempt: Attempt,
+    *,
+    names: Sequence[str] | None = None,
+    to: Path | None = None,
+    max_bytes: int = MAX_BYTES,
+    meter: Meter = SILENT,
+) -> Fetched:
     """Fetch outputs, checkpoint and logs, and note it; what is here already is not copied again.
 
+    Args:
+        ledger: notes that all of an ended attempt came.
+        connection: to its site.
+        attempt: ended or not.
+        names: of these alone: ``outputs/N``, ``checkpoint``, ``logs``; None: all.
+        to: directory in place of where each belongs; an output is ``to/N`` there.
+        max_bytes: more is refused.
+        meter: told how it goes on.
+
     Raises:
+        RefusedError: it is more than ``max_bytes``, or than there is room for.
         UnreachableError: the site went away; call again, it goes on from there.
     """
     # a local site's logs are read where they are
-    logs_to = None if connection.transport.is_local else logs_dir(attempt)
-    fetched = fetch_results(connection.transport, attempt.run_dir, attempt.staged, logs_to)
-    if not fetched.skipped and attempt.ended:
+    at_hand = connection.transport.is_local and to is None and LOGS not in (names or ())
+    places = results_of(attempt.staged, None if at_hand else logs_dir(attempt))
+    if names is not None:
+        places = {name: places[name] for name in names}
+    if to is not None:
+        places = {name: to / name.rpartition("/")[2] for name in places}
+    fetched = fetch_all(
+        connection.transport,
+        [(f"{attempt.run_dir}/{name}", here) for name, here in places.items()],
+        max_bytes=max_bytes,
+        meter=meter,
+    )
+    if names is None and to is None and not fetched.skipped and attempt.ended:
         ledger.set_fetched(attempt, [str(f) for f in fetched.files])
     return fetched

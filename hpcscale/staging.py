@@ -11,35 +11,21 @@ refused submission had just made.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from hpcscale.code.store import Packed, place
 from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError, UnreachableError
+from hpcscale.fetching import MAX_BYTES, Fetched, fetch_all
+from hpcscale.inputs import LARGE_BYTES, Item, put_large, read_items
 from hpcscale.slurm.transport import Transport
-
-if TYPE_CHECKING:
-    import tarfile
+from hpcscale.transfer import SILENT, Meter
 
 CODE = "code"
 CHECKPOINT = "checkpoint"
+LOGS = "logs"
 SUBDIRS = ("logs", "events", "inputs", "outputs")
 COPY_TIMEOUT_S = 3600.0
-
-
-@dataclass(slots=True)
-class Fetched:
-    """What came back.
-
-    Attributes:
-        files: local paths that were written.
-        skipped: site paths that were not brought, each with the reason.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
 
 
 def make_run_dir(transport: Transport, run_dir: str) -> None:
@@ -176,8 +162,11 @@ def stage_in(
     *,
     code: Packed | None = None,
     never: frozenset[Path] = frozenset(),
+    meter: Meter = SILENT,
 ) -> None:
     """Copy code, inputs and an existing checkpoint into the run's directory.
+
+    Large inputs are kept at the site, and only what changed is sent again.
 
     Args:
         transport: to the site.
@@ -186,13 +175,14 @@ def stage_in(
         code: the code, when it goes along.
         never: files (resolved) that are left out of every directory: those that secrets are read
             from, which would stay at the site otherwise.
+        meter: told how it goes on.
 
     Raises:
         HpcscaleError: a file cannot be read here or written there.
     """
+    state = PurePosixPath(run_dir).parent.parent
     if code is not None:
-        store = f"{PurePosixPath(run_dir).parent.parent}/{CODE}"
-        place(transport, store, code, f"{run_dir}/{CODE}")
+        place(transport, f"{state}/{CODE}", code, f"{run_dir}/{CODE}", meter)
     for name, path in staged.items():
         local = Path(path)
         if name.startswith("outputs/") or (name == CHECKPOINT and not local.is_dir()):
@@ -200,20 +190,25 @@ def stage_in(
         if name == CODE:
             continue
         target = f"{run_dir}/{name}"
-        if local.is_dir():
-            _put_tree(transport, local, target, never=never)
+        items = read_items(local, never)
+        if sum(item.size for item in items) >= LARGE_BYTES:
+            put_large(
+                transport,
+                f"{state}/inputs",
+                local,
+                items,
+                target,
+                link=name != CHECKPOINT,
+                meter=meter,
+            )
+        elif local.is_dir():
+            _put_tree(transport, local, target, items)
         else:
             transport.put_file(local, target)
 
 
-def _put_tree(
-    transport: Transport,
-    local: Path,
-    target: str,
-    *,
-    never: frozenset[Path],
-) -> None:
-    """Copy a directory as one tar file: a single transfer, however many files it has."""
+def _put_tree(transport: Transport, local: Path, target: str, items: Sequence[Item]) -> None:
+    """Copy a small directory as one tar file: a single transfer, however many files it has."""
     import tarfile
     import tempfile
 
@@ -221,7 +216,8 @@ def _put_tree(
     try:
         with tempfile.NamedTemporaryFile(prefix="hpcscale-", suffix=".tar") as packed:
             with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                _pack(tar, local, never)
+                for item in items:
+                    tar.add(local / item.path, item.path, recursive=False)
             packed.flush()
             transport.put_file(Path(packed.name), archive, mode=0o600)
     except OSError as exc:
@@ -243,35 +239,22 @@ def _put_tree(
             transport.run(["rm", "-f", "--", archive])
 
 
-def _pack(tar: "tarfile.TarFile", root: Path, never: frozenset[Path]) -> None:
-    real_root = root.resolve()
-    for path in _walk(root):
-        if never and real_root / path.relative_to(root) in never:
-            continue
-        if path.is_symlink():
-            # Never followed out of the tree: a link in a cloned repository may point at a key.
-            if not path.resolve().is_relative_to(real_root):
-                raise InvalidFileError(
-                    f"a link leads out of the directory, to {path.resolve()}",
-                    where=str(path),
-                    hint="name what it points to as an input of its own, or copy it in",
-                )
-        elif not path.is_dir() and not path.is_file():
-            continue  # sockets, pipes and devices are no data
-        tar.add(path, str(path.relative_to(root)), recursive=False)
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Files, links and directories below ``root``, sorted, links not followed."""
-    for directory, names, files in os.walk(root):
-        names.sort()
-        here = Path(directory)
-        for name in [*names, *sorted(files)]:
-            yield here / name
+def results_of(staged: Mapping[str, str], logs_to: Path | None) -> dict[str, Path]:
+    """What a run brings home: name below its directory -> where it belongs here."""
+    wanted = {k: Path(v) for k, v in staged.items() if k.startswith("outputs/") or k == CHECKPOINT}
+    if logs_to is not None:
+        wanted[LOGS] = logs_to
+    return wanted
 
 
 def fetch_results(
-    transport: Transport, run_dir: str, staged: Mapping[str, str], logs_to: Path | None
+    transport: Transport,
+    run_dir: str,
+    staged: Mapping[str, str],
+    logs_to: Path | None,
+    *,
+    max_bytes: int = MAX_BYTES,
+    meter: Meter = SILENT,
 ) -> Fetched:
     """Bring outputs, checkpoint and logs of a run back. Files that are here already are skipped.
 
@@ -280,68 +263,15 @@ def fetch_results(
         run_dir: on the site.
         staged: name -> local path, as submitted.
         logs_to: local directory of the logs, made as needed; None leaves them there.
+        max_bytes: more is refused.
+        meter: told how it goes on.
 
     Raises:
+        RefusedError: it is more than ``max_bytes``, or than there is room for.
         UnreachableError: the site went away; call again, it goes on from there.
     """
-    result = Fetched()
-    wanted = {k: Path(v) for k, v in staged.items() if k.startswith("outputs/") or k == CHECKPOINT}
-    if logs_to is not None:
-        wanted["logs"] = logs_to
-    for name, local in wanted.items():
-        _get_tree(transport, f"{run_dir}/{name}", local, result)
-    return result
-
-
-def _get_tree(transport: Transport, remote: str, local: Path, result: Fetched) -> None:
-    # -P: links are listed, not followed. NUL-separated: a name may hold anything else.
-    listing = transport.run(
-        ["find", "-P", remote, "-printf", r"%y\0%s\0%T@\0%P\0%l\0"], timeout_s=COPY_TIMEOUT_S
-    )
-    fields = listing.stdout.split("\0")[:-1]
-    for kind, size, changed, name, link in zip(*(fields[i::5] for i in range(5)), strict=True):
-        here = local / name if name else local
-        there = f"{remote}/{name}" if name else remote
-        if "\ufffd" in name or ".." in PurePosixPath(name).parts:
-            result.skipped.append(f"{there}: its name cannot be used here")
-            continue
-        try:
-            if kind == "d":
-                here.mkdir(parents=True, exist_ok=True)
-            elif kind == "l":
-                _link(here, name, link)
-            elif kind == "f":
-                if _same(here, int(size), float(changed)):
-                    continue
-                here.parent.mkdir(parents=True, exist_ok=True)
-                transport.get_file(there, here)
-                os.utime(here, (float(changed), float(changed)))
-                result.files.append(here)
-        except UnreachableError:
-            raise
-        except NotFoundError:
-            result.skipped.append(f"{there}: gone meanwhile")
-        except (HpcscaleError, OSError) as exc:
-            result.skipped.append(f"{there}: {exc}")
-
-
-def _same(here: Path, size: int, changed: float) -> bool:
-    try:
-        stat = here.stat()
-    except OSError:
-        return False
-    return stat.st_size == size and abs(stat.st_mtime - changed) < 1e-3
-
-
-def _link(here: Path, name: str, link: str) -> None:
-    """Make a symbolic link that stays inside; any other would point somewhere else here."""
-    inside = os.path.normpath(PurePosixPath(name).parent / link)
-    if not name or link.startswith("/") or inside.startswith(".."):
-        raise HpcscaleError("a link that leads elsewhere")
-    here.parent.mkdir(parents=True, exist_ok=True)
-    temporary = here.with_name(f".{here.name}.{os.urandom(4).hex()}")
-    temporary.symlink_to(link)
-    temporary.replace(here)
+    wanted = [(f"{run_dir}/{name}", here) for name, here in results_of(staged, logs_to).items()]
+    return fetch_all(transport, wanted, max_bytes=max_bytes, meter=meter)
 
 
 def read_text_files(transport: Transport, paths: Sequence[str], pattern: str) -> dict[str, str]:

@@ -29,6 +29,7 @@ from hpcscale.render import RenderedJob
 from hpcscale.site import Site
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import JobSpec, SecretSource
+from hpcscale.transfer import SILENT, Meter
 from hpcscale.units import JobId, JobRef
 from hpcscale.verify import comment_with
 
@@ -71,6 +72,7 @@ def submit(
     role: Role = Role.ONPREM,
     cwd: str | None = None,
     timeout_s: float = 60.0,
+    meter: Meter = SILENT,
 ) -> Submission:
     """Submit a rendered job.
 
@@ -83,6 +85,7 @@ def submit(
         role: why this attempt exists.
         cwd: where the user stands; default the current directory.
         timeout_s: of sbatch.
+        meter: told how copying goes on.
 
     Raises:
         RefusedError: by our checks or by sbatch; nothing was submitted, nothing is left there.
@@ -133,6 +136,7 @@ def submit(
             rendered.staged,
             code=code,
             never=secret_files(spec.secrets),
+            meter=meter,
         )
         staging.put_secrets(connection.transport, run_dir, submission_id, secrets)
     except BaseException as exc:  # a Ctrl-C during a long copy as well: sbatch was not called

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from lab_helpers import patience
 
 from hpcscale.burst.moves import Moves
 from hpcscale.burst.policy import Order, Policy
@@ -71,7 +72,7 @@ class World:
 
     def ticks_until(self, condition, timeout_s, what, policy=POLICY):
         """Tick like cron, only faster."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patience(timeout_s)
         while True:
             done = self.tick(policy)
             if condition():
@@ -139,7 +140,7 @@ class World:
         self.until(down, 60, "cloud nodes are powered down")
 
     def until(self, condition, timeout_s, what):
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patience(timeout_s)
         while not condition():
             if time.monotonic() > deadline:
                 pytest.fail(f"not within {timeout_s} s: {what}")

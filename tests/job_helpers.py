@@ -13,7 +13,7 @@ from hpcscale.spec import JobSpec, Resources
 from hpcscale.submit import submit
 
 
-def hpcscale(*args, code=0, timeout_s=60, stdin=None, env=None):
+def hpcscale(*args, code=0, timeout_s=120, stdin=None, env=None):
     """Run the command line; its result, after its exit code was checked."""
     done = subprocess.run(
         [sys.executable, "-m", "hpcscale", *args],
@@ -31,7 +31,7 @@ def hpcscale(*args, code=0, timeout_s=60, stdin=None, env=None):
     return done
 
 
-def data(*args, code=0, timeout_s=60):
+def data(*args, code=0, timeout_s=120):
     """What ``--json`` prints."""
     document = json.loads(hpcscale(*args, "--json", code=code, timeout_s=timeout_s).stdout)
     assert document["schema"] == 1

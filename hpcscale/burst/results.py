@@ -29,6 +29,8 @@ def bring_home(ledger: Ledger, target: Attempt, connection: Connection) -> str:
             connection.transport, target.run_dir, target.staged, results_dir(target)
         )
         ledger.set_fetched(target, [str(path) for path in fetched.files])
+        if fetched.refused:
+            text += f"; refused: {'; '.join(fetched.refused[:3])}"
         if fetched.skipped:
             text += f"; not fetched: {'; '.join(fetched.skipped[:3])}"
     return text

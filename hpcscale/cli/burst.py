@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcscale.cli._burst_simulate import simulate
 from hpcscale.cli._output import emit_json, emit_table, json_option, notice
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ policy_option = click.option(
 
 @click.group(name="burst")
 def command() -> None:
-    """Let waiting jobs overflow to cloud sites: plan, run, status, undo, reap."""
+    """Let waiting jobs overflow to cloud sites: plan, run, status, undo, reap, simulate."""
+
+
+command.add_command(simulate)
 
 
 @command.command()

@@ -44,12 +44,13 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
         return
     for text in burst:
         notice(text)
+    from hpcscale.cli._transfer_bar import Bar
     from hpcscale.connect import connect
     from hpcscale.ledger import Ledger
     from hpcscale.submit import submit
 
-    with Ledger.open() as ledger, connect(site) as connection:
-        submission = submit(rendered, site, connection, ledger)
+    with Ledger.open() as ledger, connect(site) as connection, Bar() as bar:
+        submission = submit(rendered, site, connection, ledger, meter=bar)
     for text in submission.notices:
         notice(text)
     try:

@@ -161,6 +161,7 @@ def _verdict(ledger: "Ledger", found: "Found") -> dict[str, Any]:
 
 
 def _fetch(ledger: "Ledger", pool: "SitePool", found: "Found") -> None:
+    from hpcscale.cli._transfer_bar import Bar
     from hpcscale.errors import HpcscaleError
     from hpcscale.results import fetch, logs_dir, must_fetch
 
@@ -171,11 +172,14 @@ def _fetch(ledger: "Ledger", pool: "SitePool", found: "Found") -> None:
             connection = pool(attempt.site)
             if not must_fetch(attempt, connection):
                 continue
-            fetched = fetch(ledger, connection, attempt)
+            with Bar() as bar:
+                fetched = fetch(ledger, connection, attempt, meter=bar)
         except HpcscaleError as exc:
             notice(f"{attempt.ref}: results were not fetched: {exc}")
-            notice(f"  try: hpcscale wait {found.run.run_id}")
+            notice(f"  try: {exc.hint or 'hpcscale fetch ' + found.run.run_id}")
             continue
+        for refused in fetched.refused:
+            notice(f"{attempt.ref}: refused: {refused}")
         for skipped in fetched.skipped:
             notice(f"{attempt.ref}: not fetched: {skipped}")
         if fetched.files:

@@ -15,6 +15,7 @@ import hashlib
 import io
 import os
 import secrets
+import socket
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from hpcscale.code.tree import CodeTree, Entry
 from hpcscale.errors import HpcscaleError, InvalidFileError
 from hpcscale.slurm.transport import Transport
+from hpcscale.transfer import SILENT, Meter, alone, send
 
 SUMS = "SHA256SUMS"
 KEEP_DAYS = 30
@@ -43,6 +45,7 @@ _USE = (
     'cp -a --reflink=auto --remove-destination -- "$d/tree/." "$3/" && chmod -R u+w -- "$3" '
     f'|| exit 1; {_CHECK} check "$2" "$d/{SUMS}" "$3" || exit 21'
 )
+_OPEN = 'umask 077; [ ! -d "$1/$2" ] || exit 20; mkdir -p -- "$1"'
 # $1 store, $2 hash, $3 archive, $4 nonce: unpack, check, rename; who comes second throws his away
 _UNPACK = (
     f"umask 077; t=$1/.$2.$4; {_CHECK} "
@@ -164,7 +167,9 @@ class _Hashing:
         return block
 
 
-def place(transport: Transport, store: str, packed: Packed, target: str) -> bool:
+def place(
+    transport: Transport, store: str, packed: Packed, target: str, meter: Meter = SILENT
+) -> bool:
     """Make ``target`` a checked copy of the tree; send it first where the site lacks it.
 
     Args:
@@ -172,6 +177,7 @@ def place(transport: Transport, store: str, packed: Packed, target: str) -> bool
         store: ``STATE_DIR/code`` there.
         packed: the tree.
         target: the run's code directory.
+        meter: told how it goes on.
 
     Returns:
         Whether it had to be sent.
@@ -200,8 +206,8 @@ def place(transport: Transport, store: str, packed: Packed, target: str) -> bool
             )
         elif done.returncode != _NOT_THERE:
             raise _failed(transport, target, done.stderr)
-        _send(transport, store, packed)
-        sent = True
+        with alone(f"{transport.name} {store} {packed.sha256}"):
+            sent = _send(transport, store, packed, meter) or sent
     raise HpcscaleError(
         "the code was damaged on its way, three times",
         where=f"{transport.name}:{store}/{packed.sha256}",
@@ -209,18 +215,20 @@ def place(transport: Transport, store: str, packed: Packed, target: str) -> bool
     )
 
 
-def _send(transport: Transport, store: str, packed: Packed) -> None:
-    done = transport.run(["/bin/sh", "-c", 'umask 077; mkdir -p -- "$1"', "sh", store])
+def _send(transport: Transport, store: str, packed: Packed, meter: Meter) -> bool:
+    """Send and unpack; False when another process has just done it."""
+    done = transport.run(["/bin/sh", "-c", _OPEN, "sh", store, packed.sha256])
+    if done.returncode == _NOT_THERE:
+        return False
     if done.returncode:
         raise _failed(transport, store, done.stderr)
     archive = packed.archive()
+    meter.begin("code", archive.stat().st_size)
     nonce = secrets.token_hex(4)
-    remote = f"{store}/.{packed.sha256}.{nonce}.tar.gz"
-    try:
-        transport.put_file(archive, remote, mode=0o600)
-    except HpcscaleError:
-        transport.run(["rm", "-f", "--", remote])
-        raise
+    # one name for each machine: what was cut goes on there
+    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    remote = f"{store}/.{packed.sha256}.{machine}.tar.gz"
+    send(transport, archive, remote, meter=meter)
     done = transport.run(
         ["/bin/sh", "-c", _UNPACK, "sh", store, packed.sha256, remote, nonce, str(KEEP_DAYS)],
         env={"LC_ALL": "C"},
@@ -228,6 +236,7 @@ def _send(transport: Transport, store: str, packed: Packed) -> None:
     )
     if done.returncode not in {0, _DAMAGED}:
         raise _failed(transport, store, done.stderr)
+    return True
 
 
 def _failed(transport: Transport, where: str, text: str) -> HpcscaleError:

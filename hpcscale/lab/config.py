@@ -167,7 +167,7 @@ def _onprem(config: SiteConfig) -> list[str]:
 
 def _cloud(config: SiteConfig) -> list[str]:
     options = config.options
-    resume_timeout_s = options.resume_timeout_s or config.real_s(20, options.boot_delay_s + 5)
+    resume_timeout_s = options.resume_timeout_s or config.real_s(20, options.boot_delay_s + 10)
     return [
         "SlurmctldParameters=preempt_send_user_signal,power_save_interval=1",
         *_nodes(config, " State=CLOUD"),

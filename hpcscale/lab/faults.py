@@ -80,9 +80,7 @@ def node_crash(lab: Lab, node: str, *, keep_stepd: bool = False) -> None:
     slurmd = site.pid_of(f"slurmd.{node}")
     if slurmd is None:
         raise LabError(f"node {node} is not up", where=site.name, hint="hpcscale lab status")
-    doomed = [slurmd]
-    if not keep_stepd:
-        doomed += [pid for pid in _processes_on(site, node, slurmd) if pid != slurmd]
+    doomed = [slurmd] if keep_stepd else _frozen(site, node, slurmd)
     for pid in doomed:
         kill(pid, signal.SIGKILL)
     if not wait_until(lambda: all(start_time(pid) is None for pid in doomed), 10):
@@ -90,6 +88,24 @@ def node_crash(lab: Lab, node: str, *, keep_stepd: bool = False) -> None:
     (site.paths.run / f"slurmd.{node}.pid").unlink(missing_ok=True)
     if not keep_stepd:
         _lost_power(site, node).touch()
+
+
+def _frozen(site: Site, node: str, slurmd: int) -> list[int]:
+    """All processes of a node, stopped: none may outlive another and tell of its end.
+
+    A slurmstepd that sees its task die reports it, and then the job has failed instead of being
+    lost.
+    """
+    frozen: list[int] = []
+    while True:
+        found = {slurmd, *_processes_on(site, node, slurmd)}
+        fresh = [pid for pid in found.difference(frozen) if start_time(pid) is not None]
+        if not fresh:
+            return frozen
+        for pid in sorted(fresh, key=lambda pid: not _command(pid).startswith("slurm")):
+            kill(pid, signal.SIGSTOP)
+        wait_until(lambda: all(state_letter(p) in {"T", "t", "Z", None} for p in fresh), 5)  # noqa: B023  # called here
+        frozen += fresh
 
 
 def _lost_power(site: Site, node: str) -> Path:

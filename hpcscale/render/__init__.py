@@ -7,7 +7,7 @@
 import hashlib
 from dataclasses import dataclass, field
 
-from hpcscale.errors import UsageError
+from hpcscale.errors import InvalidFileError, UsageError
 from hpcscale.render.job import job_context
 from hpcscale.render.places import code_in_place, staged_paths
 from hpcscale.render.templating import fill
@@ -71,7 +71,8 @@ def render(
 
     Raises:
         UsageError: the spec has neither command nor script.
-        InvalidFileError: the site does not offer what the job names (software, containers).
+        InvalidFileError: the site does not offer what the job names (software, containers), or a
+            value holds a NUL byte.
         LintRefusedError: a foreign script of another site cannot run here; lines are named.
     """
     notices: list[str] = []
@@ -85,6 +86,12 @@ def render(
     else:
         raise UsageError(
             "there is nothing to run", hint="hpcscale submit … -- COMMAND, or name a script"
+        )
+    if held := next((text for text in (script, *options) if "\0" in text), None):
+        at = held.index("\0")
+        raise InvalidFileError(
+            f"a NUL byte in {held[max(0, at - 20) : at + 10]!r}: bash drops it without a word",
+            hint="remove it from the job's or the site's values",
         )
     return RenderedJob(
         site=site.name,

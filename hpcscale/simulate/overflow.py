@@ -176,6 +176,9 @@ class Rules:
         guard: send a job away at the last moment at which the cloud still meets its deadline.
         others: value alone: weight of the wait that a job causes to others.
         cap: value alone: a job leaves once it waited so many times what leaving costs.
+        budget_h: value alone: the mean wait that is allowed; None: the value of an hour stays.
+        gain: value alone: the value of an hour is ``knob x (waited / allowed) ** gain``, so it
+            rises while jobs wait longer than allowed, and falls while they wait less.
     """
 
     rule: int
@@ -185,6 +188,8 @@ class Rules:
     guard: bool = False
     others: float = 1.0
     cap: float = np.inf
+    budget_h: float | None = None
+    gain: float = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +294,8 @@ def simulate(instance: Instance, rules: Rules, expect: Expect | None = None) -> 
         OVERDUE if expect.learned else 0.0,
         float(rules.cap),
         WIDE,
+        rules.budget_h or 1.0,
+        float(rules.gain) if rules.budget_h else 0.0,
         start,
         left,
         expected,

@@ -24,12 +24,14 @@ STAYS, PATIENCE, PATIENCE_BY_COST, THRESHOLD, VALUE = range(5)
 # how long a job will run, as the policy may know it: given beforehand, or learned from ended jobs
 GIVEN, LEARNED = range(2)
 
+WARM = 20.0  # jobs for which the adapted value of time counts as just right
+
 _place = compiled(value.place)
 _plan = compiled(value.plan, place=_place)
 _choose = compiled(value.choose, plan=_plan)
 
 
-def _loop(  # noqa: PLR0917 -- numba takes no keywords
+def _loop(
     arrival: Floats,
     run: Floats,
     per_node: Ints,
@@ -51,6 +53,8 @@ def _loop(  # noqa: PLR0917 -- numba takes no keywords
     overdue: float,
     cap: float,
     wide: int,
+    budget: float,
+    gain: float,
     start: Floats,
     left: Ints,
     expected: Floats,
@@ -103,6 +107,7 @@ def _loop(  # noqa: PLR0917 -- numba takes no keywords
     )
     waiting = 0
     arrived = 0
+    waited = 0.0
     t = 0.0
     if total > 0:
         t = arrival[0]
@@ -211,11 +216,16 @@ def _loop(  # noqa: PLR0917 -- numba takes no keywords
                     plan_end[p] = e
                     plan_node[p] = piece_node[k]
                     plan_gpus[p] = piece_gpus[k]
+                spent = waited
                 for k in range(waiting):
                     order[k] = queue[k]
+                    spent += t - arrival[queue[k]]
+                mu = knob
+                if gain > 0.0:
+                    mu = knob * ((spent / budget + WARM) / (arrived + WARM)) ** gain
                 taken = _choose(
                     t, free, nodes, held, plan_end, plan_node, plan_gpus, order, waiting,
-                    expected, per_node, count, cost, knob, others, wide, work, planned, trial,
+                    expected, per_node, count, cost, mu, others, wide, work, planned, trial,
                     leave[leaving:],
                 )  # fmt: skip
                 waiting -= taken
@@ -228,6 +238,7 @@ def _loop(  # noqa: PLR0917 -- numba takes no keywords
         for k in range(leaving):
             j = leave[k]
             left[j] = 1
+            waited += start[j] - arrival[j]
             if expect_kind == LEARNED:
                 e = start[j] + run[j]
                 p = away_last
@@ -250,6 +261,7 @@ def _loop(  # noqa: PLR0917 -- numba takes no keywords
                 stopped = blocking
                 continue
             start[j] = t
+            waited += t - arrival[j]
             e = t + run[j]
             for c in range(count[j]):
                 free[chosen[c]] -= per_node[j]

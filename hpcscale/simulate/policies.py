@@ -14,10 +14,9 @@ value           leaves when what it saves in waiting is worth more than what it 
 No-Wait, Constant-Wait and Compute-Wait are Starburst's (USENIX ATC'24, section 4).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from hpcscale.errors import UsageError
 from hpcscale.simulate import overflow_kernel as kernel
@@ -33,6 +32,7 @@ VALUE_GPU_HOURS = 8.0  # an hour of one job's wait is worth so many GPU-hours in
 TOLERANCE = 0.01  # of the mean wait, for a knob that is bisected
 
 Done = Callable[[], None]
+Run = Callable[[Rules], Outcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ def at_mean_wait(
     """The policy with its knob set so that jobs wait ``target_h`` on average, or less.
 
     The knob is set in hindsight, for every policy alike. Patience is bisected, to 1 % of the
-    target; the value of an hour is searched on a grid that is made finer twice, and of all tries
-    that keep to the target the cheapest counts. Where patience by cost is cheaper still, ``value``
+    target; the value of an hour is searched around the one that meets it, and of all tries that
+    keep to the target the cheapest counts. Where patience by cost is cheaper still, ``value``
     is that: a mixture with its own fallback.
 
     Args:
@@ -107,45 +107,53 @@ def at_mean_wait(
         expect: what is known of runtimes.
         done: called after each run.
     """
-    tried: list[tuple[float, Outcome]] = []
+    tried: list[Outcome] = []
 
-    def run(knob: float, of: Rules = rules) -> Outcome:
-        outcome = simulate(instance, replace(of, knob=knob), expect)
-        tried.append((knob, outcome))
+    def run(with_knob: Rules) -> Outcome:
+        outcome = simulate(instance, with_knob, expect)
+        tried.append(outcome)
         done()
         return outcome
 
-    if rules.rule in {kernel.PATIENCE_BY_COST, kernel.PATIENCE, kernel.THRESHOLD}:
-        best = _bisect(run, target_h)
-    elif rules.rule == kernel.VALUE:
-        best = _search(run, tried, target_h, float(instance.cluster.cloud_gpu_hour_usd))
+    if not has_knob(rules):
+        return Tuned(name, simulate(instance, rules, expect))
+    if rules.rule != kernel.VALUE:
+        best = _bisect(run, rules, target_h)
+    else:
+        best = _search(run, rules, target_h, float(instance.cluster.cloud_gpu_hour_usd))
         fallback = replace(rules, rule=kernel.PATIENCE_BY_COST)
-        other = _bisect(lambda knob: run(knob, fallback), target_h, above=False)
+        other = _bisect(run, fallback, target_h, above=False)
         if other.mean_wait_h <= target_h and other.cloud_gpu_hours < best.cloud_gpu_hours:
             best = other
-    else:
-        return Tuned(name, simulate(instance, rules, expect))
-    front = tuple((o.mean_wait_h, float(o.cloud_cost_usd)) for _, o in tried)
+    front = tuple((o.mean_wait_h, float(o.cloud_cost_usd)) for o in tried)
     return Tuned(name, best, front, tuned=True)
 
 
-def _bisect(run: Callable[[float], Outcome], target_h: float, *, above: bool = True) -> Outcome:
+def has_knob(rules: Rules) -> bool:
+    """Whether a mean wait can be asked of it."""
+    tunable = {kernel.PATIENCE, kernel.PATIENCE_BY_COST, kernel.THRESHOLD, kernel.VALUE}
+    return rules.rule in tunable and rules.knob > 0
+
+
+def _bisect(run: Run, rules: Rules, target_h: float, *, above: bool = True) -> Outcome:
     """The patience whose mean wait is within 1 % of the target; the nearest where it jumps.
 
     Args:
-        run: the policy with a knob.
+        run: replays the jobs.
+        rules: the policy.
         target_h: mean wait.
         above: whether a mean wait over the target will do.
     """
     low, high = 0.0, 0.5
     best: Outcome | None = None
     for _ in range(20):
-        if (outcome := run(high)).mean_wait_h >= target_h or not outcome.left.any():
+        outcome = run(replace(rules, knob=high))
+        if outcome.mean_wait_h >= target_h or not outcome.left.any():
             break
         low, high = high, 2 * high
     for _ in range(24):
         middle = (low + high) / 2
-        outcome = run(middle)
+        outcome = run(replace(rules, knob=middle))
         off = outcome.mean_wait_h - target_h
         good = above or off <= 0
         if good and (best is None or abs(off) < abs(best.mean_wait_h - target_h)):
@@ -153,30 +161,40 @@ def _bisect(run: Callable[[float], Outcome], target_h: float, *, above: bool = T
         if good and abs(off) <= TOLERANCE * target_h:
             break
         low, high = (middle, high) if off < 0 else (low, middle)
-    return best if best is not None else run(low)
+    return best if best is not None else run(replace(rules, knob=low))
 
 
-def _search(
-    run: Callable[[float], Outcome],
-    tried: list[tuple[float, Outcome]],
-    target_h: float,
-    price: float,
-) -> Outcome:
-    """The cheapest of a grid that keeps to the mean wait; more value of time, less wait."""
-    grid = np.geomspace(0.25 * price, 256 * price, 21)
-    for _ in range(3):
-        for knob in grid:
-            if all(abs(knob - other) > 1e-9 * knob for other, _ in tried):
-                run(float(knob))
-        knobs = sorted(tried, key=lambda pair: pair[0])
-        good = [k for k, (_, o) in enumerate(knobs) if o.mean_wait_h <= target_h]
-        if not good:
-            grid = np.geomspace(grid[-1], grid[-1] * 16, 8)
-            continue
-        best = min(good, key=lambda k: knobs[k][1].cloud_gpu_hours)
-        low, high = knobs[max(0, best - 1)][0], knobs[min(len(knobs) - 1, best + 1)][0]
-        grid = np.geomspace(low, high, 11)[1:-1]
-    good_ones = [o for _, o in tried if o.mean_wait_h <= target_h]
-    if not good_ones:
-        return min((o for _, o in tried), key=lambda o: o.mean_wait_h)
-    return min(good_ones, key=lambda o: o.cloud_gpu_hours)
+def _search(run: Run, rules: Rules, target_h: float, price: float) -> Outcome:
+    """The cheapest that keeps to the mean wait: a value of time that stays, or one that adapts.
+
+    More value of time, less wait: the value at which the target is met is bisected, and then its
+    surroundings are searched, since cost jumps from one value to the next.
+    """
+    tried: list[Outcome] = []
+
+    def attempt(knob: float, budget_h: float | None = None) -> Outcome:
+        outcome = run(replace(rules, knob=knob, budget_h=budget_h))
+        tried.append(outcome)
+        return outcome
+
+    low, high = 0.25 * price, 4 * price
+    for _ in range(8):
+        if attempt(high).mean_wait_h <= target_h:
+            break
+        low, high = high, 4 * high
+    for _ in range(5):
+        middle = math.sqrt(low * high)
+        if attempt(middle).mean_wait_h <= target_h:
+            high = middle
+        else:
+            low = middle
+    centre = math.sqrt(low * high)
+    for step in (-6, -4, -3, -2, -1, 1, 2, 3, 4, 6):
+        attempt(centre * 1.06**step)
+    for allowed in (1.0, 0.96, 0.92):
+        for step in (-3, -1, 0, 1, 3):
+            attempt(centre * 1.12**step, budget_h=allowed * target_h)
+    good = [o for o in tried if o.mean_wait_h <= target_h]
+    if not good:
+        return min(tried, key=lambda o: o.mean_wait_h)
+    return min(good, key=lambda o: o.cloud_gpu_hours)

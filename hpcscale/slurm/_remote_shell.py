@@ -1,11 +1,15 @@
 """What ssh transports share: one command line for any login shell, and files through commands.
 
 The login shell may be bash, zsh, tcsh or fish, and its start-up files may export anything. So it is
-given one ``exec /bin/sh -c …`` whose words are single-quoted and hold no newline, backslash or
-``!`` of ours; that sh drops Slurm's variables before it starts the command.
+given one ``exec /bin/sh -c …`` of single-quoted words. Quotes do not mean the same everywhere: in
+tcsh a newline ends them and ``!`` acts inside them, in fish a backslash escapes them. A line that
+holds one of these goes as base64, which no shell reads anything into. That sh drops Slurm's
+variables before it starts the command.
 """
 
 import abc
+import base64
+import re
 import secrets
 import shlex
 import signal
@@ -26,6 +30,7 @@ from hpcscale.slurm.transport import (
 
 GRACE_S = 8.0  # the answer to a killed command's end may need this much more
 _KILL_AFTER_S = 3
+_MISREAD = re.compile(r"[\n\r!]|\\")  # inside single quotes, by tcsh or fish
 _NO_CWD = 119
 
 _UNSET = (
@@ -55,7 +60,12 @@ def command_line(
     require_sendable(argv, env, cwd)
     settings = [f"{name}={value}" for name, value in (env or {}).items()]
     runner = [f"{timeout_s:g}", "env", *settings] if settings else [f"{timeout_s:g}"]
-    return "exec " + shlex.join(["/bin/sh", "-c", _SCRIPT, "sh", cwd or "", *runner, *argv])
+    line = shlex.join(["/bin/sh", "-c", _SCRIPT, "sh", cwd or "", *runner, *argv])
+    if _MISREAD.search(line):
+        data = line.encode("utf-8", "surrogateescape")
+        coded = base64.b64encode(data).decode("ascii")
+        line = shlex.join(["/bin/sh", "-c", f'eval "exec $(echo {coded} | base64 -d)"'])
+    return f"exec {line}"
 
 
 def shown_name(host: str, port: int, user: str | None) -> str:

@@ -311,6 +311,8 @@ class SshTransport(RemoteShell):
                 source.seek(offset)
                 if limit is None:
                     source.prefetch()
+                elif limit > _CHUNK:  # else one question and one answer for each 32 KiB
+                    source.prefetch(min(source.stat().st_size or 0, offset + limit))
                 blocks.append(source.read(limit))
 
         self._twice(read)

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+from lab_helpers import patience
 
 from hpcscale.lab import LabOptions, faults
 from hpcscale.lab.pytest_plugin import cancel_all, start
@@ -39,7 +40,7 @@ class Place:
 
     def until(self, condition, what, timeout_s=90):
         """Poll, letting time pass; the value that made the condition true."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patience(timeout_s)
         for _ in range(100_000):
             if value := condition():
                 return value

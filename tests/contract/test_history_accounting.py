@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from lab_helpers import patience
 
 from hpcscale.errors import RefusedError
 from hpcscale.slurm.cli import CliClient
@@ -16,7 +17,7 @@ NAME = 'a|b\tc\nJobID=1 $(x) "q"'
 
 
 def until(condition, what, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patience(timeout_s)
     while not (value := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout_s} s: {what}")

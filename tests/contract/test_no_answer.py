@@ -53,7 +53,7 @@ def controller(request, monkeypatch):
 
 
 def test_a_controller_that_hangs(controller):
-    job = controller.client.sbatch(SCRIPT, OPTIONS)
+    job = controller.slow.sbatch(SCRIPT, OPTIONS)
     controller.hang()
     for ask in (
         lambda c: c.jobs([job]),
@@ -71,7 +71,7 @@ def test_a_controller_that_hangs(controller):
 
 
 def test_a_dead_controller_is_no_answer_and_nothing_was_submitted(controller):
-    job = controller.client.sbatch(SCRIPT, OPTIONS)
+    job = controller.slow.sbatch(SCRIPT, OPTIONS)
     controller.die()
     with pytest.raises(NotSentError, match="does not answer"):
         controller.slow.jobs([job])

@@ -45,7 +45,7 @@ def program(tmp_path, monkeypatch):
     return root
 
 
-@pytest.mark.parametrize("name", ["lab-onprem", "lab-cloud"])
+@pytest.mark.parametrize("name", [pytest.param("lab-onprem", marks=pytest.mark.slow), "lab-cloud"])
 def test_a_checkout_goes_along_with_its_changes(lab_env, program, name):
     first = submit(name, "bash", "main.sh")
     assert any("goes along as the code: 4 files" in n for n in first["notices"])
@@ -87,6 +87,7 @@ def test_a_checkout_goes_along_with_its_changes(lab_env, program, name):
     assert events[0].data["commit"] in first["script"]
 
 
+@pytest.mark.slow
 def test_too_much_is_refused_before_anything_happens(lab_env, tmp_path, monkeypatch):
     root = tmp_path / "much"
     (root / "data").mkdir(parents=True)

@@ -105,9 +105,9 @@ def test_nodes_have_torch_but_no_hpcscale(lab):
         "import importlib.util as u, torch\n"
         "try:\n    import hpcscale\nexcept ModuleNotFoundError:\n    print('none', torch.__name__)"
     )
-    done = lab.site("lab-onprem").exec(["srun", "-N1", sys.executable, "-c", code], timeout_s=90)
+    done = lab.site("lab-onprem").exec(["srun", "-N1", sys.executable, "-c", code], timeout_s=240)
     assert done.stdout == "none torch\n", done.stderr
-    done = lab.site("lab-cloud").exec([sys.executable, "-c", code], timeout_s=90)
+    done = lab.site("lab-cloud").exec([sys.executable, "-c", code], timeout_s=240)
     assert done.stdout == "none torch\n", done.stderr
 
 

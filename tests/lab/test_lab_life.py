@@ -28,6 +28,10 @@ def directory():
     shutil.rmtree(parent)
 
 
+# how files and sockets of a lab's daemons are called outside its directory
+LEAVINGS = ("slurm", "munge", "sshd", "mysql", "maria", "faketime", "sem.faketime")
+
+
 def cli(*argv, timeout_s=60):
     return subprocess.run(
         [sys.executable, "-m", "hpcscale", "lab", *map(str, argv)],
@@ -62,10 +66,9 @@ def snapshot():
 
 
 def others(names):
-    """Without what other tests put there at the same time."""
+    """What a daemon of a lab would be called by; other programs come and go there meanwhile."""
     return {
-        place: [n for n in found or [] if not n.startswith(("hpcscale-", "pytest-", "tmp"))]
-        for place, found in names.items()
+        place: [n for n in found or [] if n.startswith(LEAVINGS)] for place, found in names.items()
     }
 
 
@@ -148,11 +151,11 @@ def test_a_failing_daemon_is_shown_with_its_log_and_all_is_undone(directory):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_up_is_undone(directory, number):
-    # a node whose name the controller knows but that never comes: `up` waits for it
+    # a drained node stays so when its daemon comes, and `up` waits for idle ones
     code = (
         "import sys; from pathlib import Path; from hpcscale.lab import Lab, LabOptions\n"
         "Lab.up(Path(sys.argv[1]), LabOptions(nodes=1, "
-        "extra_conf={'lab-onprem': ('DownNodes=onprem1 State=DOWN',)}))"
+        "extra_conf={'lab-onprem': ('DownNodes=onprem1 State=DRAIN',)}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, directory], stderr=subprocess.PIPE)
     log = directory / "lab-onprem" / "log" / "slurmctld.log"
@@ -168,7 +171,7 @@ def test_a_killed_up_can_be_taken_down(directory):
     code = (
         "import sys; from pathlib import Path; from hpcscale.lab import Lab, LabOptions\n"
         "Lab.up(Path(sys.argv[1]), LabOptions(nodes=1, "
-        "extra_conf={'lab-onprem': ('DownNodes=onprem1 State=DOWN',)}))"
+        "extra_conf={'lab-onprem': ('DownNodes=onprem1 State=DRAIN',)}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, directory])
     log = directory / "lab-onprem" / "log" / "slurmctld.log"

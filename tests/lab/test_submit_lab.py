@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from job_helpers import attempts, data, hpcscale, start
-from lab_helpers import job, until
+from lab_helpers import job, patience, until
 
 from hpcscale.cli._output import printable
 from hpcscale.errors import (
@@ -141,7 +141,8 @@ def test_a_controller_that_hangs_gets_the_job_once(lab_env):
     site = lab_env.site("lab-onprem")
     faults.controller(lab_env, "lab-onprem", "stop")
     with pytest.raises(SubmitUnknownError, match="may or may not exist"):
-        start("lab-onprem", "sleep 1", name="lost", timeout_s=2)
+        # sbatch must have sent its request by then, also on a busy machine
+        start("lab-onprem", "sleep 1", name="lost", timeout_s=patience(2))
     with Ledger.open() as ledger:
         attempt = ledger.find("lost")
     assert (attempt.state, attempt.job_id) == (JobState.SUBMIT_UNKNOWN, None)

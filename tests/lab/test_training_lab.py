@@ -50,7 +50,7 @@ def saving(run):
 
 def goes_on_to_the_end(run, restarts=1):
     """It ends well, and each start took up the step of the last whole checkpoint before it."""
-    hpcscale("wait", run, "--timeout", "3m", timeout_s=200)
+    hpcscale("wait", run, "--timeout", "5m", timeout_s=320)
     text = log(run)
     last, starts = 0, 0
     for line in text.splitlines():
@@ -77,7 +77,7 @@ def urgent(lab):
 
 
 @pytest.mark.slow  # torch is imported by eight processes
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_scontrol_requeue(lab_env, project):
     run = train("gpu", "--time", "10")
     saving(run)
@@ -86,11 +86,11 @@ def test_scontrol_requeue(lab_env, project):
 
 
 @pytest.mark.slow  # Slurm looks at time limits every 30 s
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_the_time_limit(lab_env, project):
     # asked for 100 s before the end, the signal comes 60 s earlier at most: after the first steps
     run = train("gpu", "--time", "2", "--checkpoint-lead", "100")
-    hpcscale("wait", run, "--timeout", "5m", timeout_s=320)
+    hpcscale("wait", run, "--timeout", "10m", timeout_s=620)
     text = log(run)
     assert "stop: asked to" in text
     starts = [
@@ -104,7 +104,7 @@ def test_the_time_limit(lab_env, project):
 
 
 @pytest.mark.slow  # torch is imported by twelve processes
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_preemption_without_grace(lab_env, project):
     run = train("spot", "--time", "10")
     saving(run)
@@ -113,7 +113,7 @@ def test_preemption_without_grace(lab_env, project):
 
 
 @pytest.mark.slow  # the end of the grace is seen by slurmctld's 30 s tick
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_preemption_with_grace(lab_factory, use_lab, project):
     lab = use_lab(lab_factory(grace_time_s=20))
     run = train("spot", "--time", "10")

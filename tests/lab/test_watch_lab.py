@@ -184,9 +184,13 @@ def test_cancel_ends_one_element_of_an_array(lab_env):
     assert f"{got.ref}_1 " in table
 
 
-def lose(lab, name):
-    """Submit a job that a crash of the controller forgets; its id is given away afterwards."""
-    site = lab.site(name)
+def lose(lab, site_name, job_name):
+    """Submit a job that a crash of the controller forgets; its id is given away afterwards.
+
+    None when the controller saved it after all: on a busy machine our submit may take longer than
+    the time between two saves.
+    """
+    site = lab.site(site_name)
     saved = site.paths.state / "ctld" / "job_state"
     before = saved.stat().st_mtime_ns if saved.exists() else 0
     sbatch(site, script="true")
@@ -196,25 +200,27 @@ def lose(lab, name):
         "slurmctld saves its state",
     )
     # it saves again five seconds later at the earliest
-    got = start(name, "sleep 100", name="lost")
-    faults.controller(lab, name, "kill")
-    faults.controller(lab, name, "restart")
-    return got
+    got = start(site_name, "sleep 100", name=job_name)
+    faults.controller(lab, site_name, "kill")
+    faults.controller(lab, site_name, "restart")
+    return None if job_state(site, str(got.ref.job_id)) else got
 
 
 def test_cancel_never_kills_a_strangers_job(lab_env):
     site = lab_env.site("lab-onprem")
-    got = lose(lab_env, "lab-onprem")
-    if job_state(site, str(got.ref.job_id)):
-        pytest.fail("the controller saved its state after all: the test proves nothing")
+    for name in ("lost", "lost2", "lost3", "lost4"):
+        if got := lose(lab_env, "lab-onprem", name):
+            break
+    else:
+        pytest.fail("the controller saved its state each time: the test proves nothing")
     stranger = sbatch(site, "--job-name=lost")
     assert stranger == str(got.ref.job_id), "Slurm gives the id away again"
     done = hpcscale("cancel", got.run_id, code=NotThisJobError.exit_code)
     assert "another job now" in done.stderr
     assert job_state(site, stranger) in {"PENDING", "RUNNING"}
-    assert state("lost") == "UNKNOWN"
-    assert "not listed any more" in hpcscale("status", "lost").stdout
-    hpcscale("wait", "lost", "--timeout", "2s", code=1)
+    assert state(name) == "UNKNOWN"
+    assert "not listed any more" in hpcscale("status", name).stdout
+    hpcscale("wait", name, "--timeout", "2s", code=1)
 
 
 def test_cancel_without_an_answer_says_so(lab_env):
@@ -248,7 +254,7 @@ def test_wait_gives_up_in_time_and_can_be_interrupted(lab_env):
     assert process.stderr is not None
     process.stderr.readline()  # it has asked once
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
 

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "hpcscale"
 # what deciding may know; what acting may use besides; what acting on a known job may use
 _DECIDING = {"errors", "units", "spec", "site", "cost", "slurm.types"}
 _ACTING = _DECIDING | {
-    "settings", "lint", "render", "slurm", "clock", "connect", "code", "staging", "reports", "precheck",
+    "settings", "lint", "render", "slurm", "clock", "connect", "code", "transfer", "fetching", "inputs", "staging", "reports", "precheck",
 }  # fmt: skip
 _OWNING = _ACTING | {"ledger", "verify", "reasons"}
 
@@ -50,8 +50,11 @@ ALLOWED: dict[str, set[str]] = {
     "reasons": {"slurm.types"},  # Slurm's reasons for waiting, in words
     "clock": {"errors", "units", "slurm"},
     "connect": {"errors", "site", "slurm", "clock"},
-    "code": {"errors", "spec", "slurm"},
-    "staging": {"errors", "slurm", "code"},
+    "transfer": {"errors", "settings", "slurm"},
+    "fetching": {"errors", "slurm", "transfer"},
+    "inputs": {"errors", "slurm", "transfer", "fetching"},
+    "code": {"errors", "spec", "slurm", "transfer"},
+    "staging": {"errors", "slurm", "code", "transfer", "fetching", "inputs"},
     "reports": {"errors", "slurm", "staging"},
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,

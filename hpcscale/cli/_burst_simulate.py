@@ -1,0 +1,262 @@
+"""``hpcscale burst simulate``: what a policy would have cost on a history."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpcscale.cli._output import emit_json, emit_table, json_option, notice
+
+if TYPE_CHECKING:
+    from hpcscale.simulate.compare import Comparison
+    from hpcscale.simulate.overflow import Cluster, Rules
+
+DEFAULT_POLICIES = ("no-wait", "constant-wait", "compute-wait", "value")
+
+
+@click.command()
+@click.option(
+    "--history",
+    required=True,
+    metavar="FILE",
+    type=click.Path(),
+    help="SWF, sacct -P, Philly's CSV or Starburst's CSV; packed by gzip or not.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME|P.toml",
+    help="A policy by name or a policy file; may be repeated. Default: no-wait, constant-wait, "
+    "compute-wait and value.",
+)
+@click.option("--site", metavar="SITE", help="Take nodes and GPUs from this site's profile.")
+@click.option("--cloud", metavar="SITE", help="Take price and boot from this site's profile.")
+@click.option("--nodes", type=click.IntRange(1), help="Nodes of the cluster.")
+@click.option("--gpus-per-node", type=click.IntRange(1), help="GPUs of each node.")
+@click.option("--cloud-gpu-hour-usd", metavar="USD", help="Dollars of a GPU-hour in the cloud.")
+@click.option(
+    "--equal-wait",
+    metavar="POLICY",
+    help="Set every policy's knob so that jobs wait as long on average as under this one.",
+)
+@click.option(
+    "--tune-on",
+    type=click.FloatRange(0, 0.9),
+    default=0.0,
+    show_default=True,
+    help="Share of the jobs, the earliest, that knobs are set on; the rest is scored. "
+    "0 sets them in hindsight.",
+)
+@click.option(
+    "--runtimes",
+    type=click.Choice(["known", "learned"]),
+    default="known",
+    show_default=True,
+    help="What policies know: the true runtime, or what ended jobs taught.",
+)
+@click.option(
+    "--deadlines",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of jobs with a deadline: 1.5, 2 or 4 runtimes and an hour after submission.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of whatever is drawn.")
+@click.option(
+    "--html", metavar="FILE", type=click.Path(), help="Write a report that needs no other file."
+)
+@json_option
+def simulate(  # noqa: PLR0917 -- click passes them by keyword
+    history: str,
+    policies: tuple[str, ...],
+    site: str | None,
+    cloud: str | None,
+    nodes: int | None,
+    gpus_per_node: int | None,
+    cloud_gpu_hour_usd: str | None,
+    equal_wait: str | None,
+    tune_on: float,
+    runtimes: str,
+    deadlines: float,
+    seed: int,
+    html: str | None,
+    as_json: bool,
+) -> None:
+    """Replay a history on a cluster with a cloud behind it, under several policies.
+
+    Nothing is asked of Slurm and nothing is moved. The same seed gives the same figures.
+    """
+    from pathlib import Path
+
+    from hpcscale.cli._progress import progress
+    from hpcscale.errors import UsageError
+    from hpcscale.history.read import read_history
+    from hpcscale.simulate.compare import RUNS, compare
+    from hpcscale.simulate.overflow import Expect, instance_of
+
+    cluster, boot_h = _cluster(site, cloud, nodes, gpus_per_node, cloud_gpu_hour_usd)
+    reading = read_history(Path(history), gpus_per_node=cluster.gpus_per_node)
+    instance = instance_of(reading.workload, cluster, deadlines=deadlines, seed=seed)
+    wanted = list(dict.fromkeys(policies or DEFAULT_POLICIES))
+    if equal_wait is not None and equal_wait not in wanted:
+        wanted.insert(0, equal_wait)
+    chosen = [(name, _rules(name, instance)) for name in wanted]
+    if tune_on and not equal_wait:
+        raise UsageError("--tune-on needs --equal-wait", hint="--equal-wait constant-wait")
+    if int(len(instance) * tune_on) in {0, len(instance)} and tune_on:
+        raise UsageError(f"--tune-on {tune_on} leaves no job on one side", hint="--tune-on 0.4")
+    with progress("compiling the simulator (the first time)") as advance:
+        done = 0.0
+
+        def tell(name: str, runs: int) -> None:
+            nonlocal done
+            finished = [n for n, _ in chosen].index(name)
+            done = finished + 1 if runs < 0 else max(done, finished) + runs * 0.9 / RUNS
+            advance(name, done / len(chosen))
+
+        made = compare(
+            instance,
+            chosen,
+            equal_wait=equal_wait,
+            tune_on=tune_on,
+            expect=Expect(learned=runtimes == "learned", boot_h=boot_h),
+            progress=tell,
+        )
+    data = _data(
+        made,
+        history=history,
+        runtimes=runtimes,
+        seed=seed,
+        equal_wait=equal_wait,
+        read=reading.summary(),
+    )
+    if html is not None:
+        from hpcscale.simulate.report import page
+
+        Path(html).write_text(page(made, data, reading.workload), encoding="utf-8")
+    if as_json:
+        emit_json(data)
+        return
+    _print(made, data)
+    if html is not None:
+        notice(f"report: {html}")
+
+
+def _cluster(
+    site: str | None,
+    cloud: str | None,
+    nodes: int | None,
+    gpus_per_node: int | None,
+    usd: str | None,
+) -> "tuple[Cluster, float]":
+    from decimal import Decimal, InvalidOperation
+
+    from hpcscale.errors import UsageError
+    from hpcscale.simulate.overflow import Cluster
+
+    boot_h = 0.0
+    price = None
+    if site is not None:
+        from hpcscale.site import load_site
+
+        profile = load_site(site).site
+        partition = profile.partitions.get(profile.default_partition or "")
+        nodes = nodes or (partition.nodes if partition else None)
+        gpus_per_node = gpus_per_node or profile.partition_gpus_per_node(profile.default_partition)
+    if cloud is not None:
+        from hpcscale.site import load_site
+
+        profile = load_site(cloud).site
+        price = profile.gpu_hour_usd(profile.default_partition)
+        boot_h = (profile.burst.boot_allowance_s + profile.burst.staging_s) / 3600
+        if price is None and usd is None:
+            raise UsageError(
+                f"{cloud} has no price of a GPU-hour", hint="--cloud-gpu-hour-usd 2.50"
+            )
+    if not nodes or not gpus_per_node:
+        raise UsageError(
+            "the size of the cluster is not known",
+            hint="--nodes 4 --gpus-per-node 8, or --site SITE",
+        )
+    if usd is not None:
+        try:
+            price = Decimal(usd)
+        except InvalidOperation:
+            price = Decimal(-1)
+        if not price.is_finite() or price <= 0:
+            raise UsageError(
+                f"{usd!r} is no price", where="--cloud-gpu-hour-usd", hint="dollars, such as 2.50"
+            )
+    if price is None:
+        raise UsageError(
+            "the price of a GPU-hour in the cloud is not known",
+            hint="--cloud-gpu-hour-usd 2.50, or --cloud SITE",
+        )
+    return Cluster(nodes, gpus_per_node, price), boot_h
+
+
+def _rules(name: str, instance: Any) -> "Rules":
+    from hpcscale.simulate.policies import rules_of
+
+    return rules_of(name, instance)
+
+
+def _data(
+    made: "Comparison",
+    *,
+    history: str,
+    runtimes: str,
+    seed: int,
+    equal_wait: str | None,
+    read: str,
+) -> dict[str, Any]:
+    from hpcscale.simulate.compare import figures
+
+    cluster = made.instance.cluster
+    return {
+        "history": history,
+        "read": read,
+        "jobs": len(made.instance),
+        "jobs_scored": len(made.scored),
+        "left_out": made.instance.left_out,
+        "nodes": cluster.nodes,
+        "gpus_per_node": cluster.gpus_per_node,
+        "cloud_gpu_hour_usd": float(cluster.cloud_gpu_hour_usd),
+        "runtimes": runtimes,
+        "seed": seed,
+        "equal_wait": equal_wait,
+        "equal_wait_h": made.target_h,
+        "knobs_set_in_hindsight": equal_wait is not None and made.scored is made.instance,
+        "policies": [figures(result) for result in made.results],
+    }
+
+
+def _print(made: "Comparison", data: dict[str, Any]) -> None:
+    rows = [
+        [
+            one["policy"],
+            f"${one['cloud_cost_usd']:,.2f}",
+            f"{one['mean_wait_h']:.4f}",
+            f"{one['p99_wait_h']:.3f}",
+            f"{one['deadline_hit_rate']:.1%}",
+            f"{one['jobs_in_cloud']:,}",
+            f"{one['utilisation']:.1%}",
+            f"{one['knob']:.4g}" if one["knob"] else "-",
+        ]
+        for one in data["policies"]
+    ]
+    columns = (
+        "POLICY", "CLOUD COST", "MEAN WAIT H", "P99 WAIT H", "DEADLINES MET", "IN CLOUD", "BUSY",
+        "KNOB",
+    )  # fmt: skip
+    emit_table(columns, rows)
+    cluster = made.instance.cluster
+    click.echo(
+        f"{data['jobs_scored']:,} jobs on {cluster.nodes} nodes x {cluster.gpus_per_node} GPUs, "
+        f"cloud at ${cluster.cloud_gpu_hour_usd} a GPU-hour, runtimes {data['runtimes']}"
+    )
+    notice(data["read"])
+    for why, count in data["left_out"].items():
+        notice(f"{count:,} jobs left out: {why}")
+    if data["knobs_set_in_hindsight"]:
+        notice("knobs were set in hindsight, on the jobs that are scored: --tune-on 0.4 does not")

@@ -1,0 +1,183 @@
+"""What a start-time plan is made of: resources, what holds them, and jobs in priority order.
+
+A resource is anything countable that a job holds from start to end: the nodes of one class, the
+GPUs of a shared partition, a user's allowance of running jobs (QOS ``MaxJobsPU``), the slots of an
+array's ``%4``, licences. A job names alternatives (partition ``a`` or ``b``); an alternative is a
+list of (resource, units), all of which it holds at once. Times are whole seconds on any one axis.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcscale.errors import HpcscaleError
+
+Ints = NDArray[np.int64]
+NEVER = 2**62  # a start that no plan can give
+
+Demand = tuple[int, int]
+Alternative = Sequence[Demand]
+
+
+class PlanError(HpcscaleError):
+    """A plan was asked for with figures that make none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Pending jobs in the order in which the scheduler looks at them, as flat arrays.
+
+    Attributes:
+        now_s: the time of the plan; nothing starts before it.
+        capacity: units of each resource.
+        held: rows of (resource, from_s, to_s, units): running jobs until their predicted end,
+            reservations, nodes that are down. May exceed a capacity: then nothing is free.
+        duration_s: predicted, at least 1.
+        release_s: not before this (begin time, a dependency outside this queue).
+        alt_ptr: the alternatives of job ``j`` are ``alt_ptr[j]`` to ``alt_ptr[j + 1] - 1``.
+        dem_ptr: likewise the demands of each alternative.
+        dem_resource, dem_units: one entry a demand.
+        dep_ptr, dep_job: jobs (positions in this queue) that must end before each job starts.
+    """
+
+    now_s: int
+    capacity: Ints
+    held: Ints
+    duration_s: Ints
+    release_s: Ints
+    alt_ptr: Ints
+    dem_ptr: Ints
+    dem_resource: Ints
+    dem_units: Ints
+    dep_ptr: Ints
+    dep_job: Ints
+
+    def __len__(self) -> int:
+        return len(self.duration_s)
+
+
+@dataclass
+class ProblemBuilder:
+    """Collects a ``Problem`` piece by piece; every mistake is named where it is made."""
+
+    now_s: int
+    capacity: list[int] = field(default_factory=list)
+    _held: list[tuple[int, int, int, int]] = field(default_factory=list)
+    _duration: list[int] = field(default_factory=list)
+    _release: list[int] = field(default_factory=list)
+    _alternatives: list[list[list[Demand]]] = field(default_factory=list)
+    _after: list[tuple[int, ...]] = field(default_factory=list)
+
+    def resource(self, units: int) -> int:
+        """A new resource of so many units; its index."""
+        if units < 0:
+            raise PlanError(f"a resource of {units} units")
+        self.capacity.append(units)
+        return len(self.capacity) - 1
+
+    def hold(self, resource: int, units: int, until_s: int, from_s: int | None = None) -> None:
+        """Units that are not free from ``from_s`` (default now) until ``until_s``."""
+        self._check(resource, units)
+        start = self.now_s if from_s is None else max(from_s, self.now_s)
+        if until_s > start and units:
+            self._held.append((resource, start, until_s, units))
+
+    def job(
+        self,
+        alternatives: Iterable[Alternative],
+        duration_s: int,
+        *,
+        release_s: int | None = None,
+        after: Sequence[int] = (),
+    ) -> int:
+        """A pending job below all added before it; its position.
+
+        Args:
+            alternatives: any one of them will do; the first of two that start equally early.
+            duration_s: predicted; 0 counts as 1.
+            release_s: not before; default now.
+            after: positions of jobs that must have ended; they may be added later.
+        """
+        chosen = [[(r, u) for r, u in demands if u > 0] for demands in alternatives]
+        for demands in chosen:
+            for resource, units in demands:
+                self._check(resource, units)
+            if len({resource for resource, _ in demands}) != len(demands):
+                raise PlanError("a job names the same resource twice in one alternative")
+        self._alternatives.append(chosen)
+        self._duration.append(max(1, duration_s))
+        self._release.append(self.now_s if release_s is None else max(release_s, self.now_s))
+        self._after.append(tuple(after))
+        return len(self._duration) - 1
+
+    def _check(self, resource: int, units: int) -> None:
+        if not 0 <= resource < len(self.capacity):
+            raise PlanError(f"no resource {resource}")
+        if units < 0:
+            raise PlanError(f"{units} units of resource {resource}")
+
+    def build(self) -> Problem:
+        """The problem as arrays."""
+        size = len(self._duration)
+        alternatives = [demands for job in self._alternatives for demands in job]
+        flat = [demand for demands in alternatives for demand in demands]
+        for after in self._after:
+            for position in after:
+                if not 0 <= position < size:
+                    raise PlanError(f"a job waits for position {position}, which does not exist")
+        return Problem(
+            now_s=self.now_s,
+            capacity=_ints(self.capacity),
+            held=_ints(self._held).reshape(len(self._held), 4),
+            duration_s=_ints(self._duration),
+            release_s=_ints(self._release),
+            alt_ptr=_pointers(len(job) for job in self._alternatives),
+            dem_ptr=_pointers(len(demands) for demands in alternatives),
+            dem_resource=_ints([resource for resource, _ in flat]),
+            dem_units=_ints([units for _, units in flat]),
+            dep_ptr=_pointers(len(after) for after in self._after),
+            dep_job=_ints([position for after in self._after for position in after]),
+        )
+
+
+def simple_problem(
+    now_s: int,
+    nodes: int,
+    running: Sequence[tuple[int, int]],
+    pending_units: Sequence[int] | Ints,
+    pending_s: Sequence[int] | Ints,
+) -> Problem:
+    """One class of nodes and jobs that need nothing else, straight from arrays.
+
+    Args:
+        now_s: the time of the plan.
+        nodes: of the class.
+        running: (nodes, end) of each running job.
+        pending_units: nodes of each pending job, in priority order.
+        pending_s: predicted durations.
+    """
+    size = len(pending_units)
+    held = [(0, now_s, end, units) for units, end in running if end > now_s]
+    return Problem(
+        now_s=now_s,
+        capacity=_ints([nodes]),
+        held=_ints(held).reshape(len(held), 4),
+        duration_s=np.maximum(1, _ints(pending_s)),
+        release_s=np.full(size, now_s, dtype=np.int64),
+        alt_ptr=np.arange(size + 1, dtype=np.int64),
+        dem_ptr=np.arange(size + 1, dtype=np.int64),
+        dem_resource=np.zeros(size, dtype=np.int64),
+        dem_units=_ints(pending_units),
+        dep_ptr=np.zeros(size + 1, dtype=np.int64),
+        dep_job=_ints([]),
+    )
+
+
+def _ints(values: object) -> Ints:
+    return np.array(values, dtype=np.int64)
+
+
+def _pointers(lengths: Iterable[int]) -> Ints:
+    return np.concatenate([[0], np.cumsum(_ints(list(lengths)), dtype=np.int64)]).astype(np.int64)

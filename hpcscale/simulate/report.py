@@ -1,0 +1,244 @@
+"""The simulator's report: one HTML page with inline charts, which loads nothing from anywhere."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from hpcscale.history.workload import Workload
+from hpcscale.simulate.compare import Comparison, timeline
+from hpcscale.simulate.policies import Tuned
+from hpcscale.simulate.svg import Chart
+
+# of Okabe and Ito: told apart by colour-blind readers too
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#666666")
+HERE, AWAY, WAITING = "#009e73", "#e69f00", "#d55e00"
+ACCOUNTS = 12
+FRONT_NOTE = (
+    "Each dot is a policy as in the table; a line joins the best of its other knobs. "
+    "Left and down is better."
+)
+KEY = (
+    f'<p class="key"><span style="background:{HERE}"></span>GPUs busy on the cluster'
+    f'<span style="background:{AWAY}"></span>GPUs in the cloud'
+    f'<span style="background:{WAITING}"></span>GPUs that waiting jobs ask for (line)</p>'
+)
+
+STYLE = """
+:root { --ink: #1b1f24; --soft: #5c6570; --rule: #d8dde3; --paper: #ffffff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ed; --soft: #9aa4af; --rule: #363d46; --paper: #15191e; } }
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .4rem; }
+p { color: var(--soft); margin: .3rem 0; max-width: 75ch; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--rule); }
+th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; }
+svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--soft); }
+svg text.name { fill: var(--ink); } .grid { stroke: var(--rule); stroke-width: 1; }
+.axis { stroke: var(--soft); } .level { stroke: var(--soft); stroke-dasharray: 4 4; }
+.key span { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; }
+.bar { height: .8em; display: inline-block; min-width: 1px; }
+"""
+
+
+def page(made: Comparison, data: dict[str, Any], work: Workload) -> str:
+    """The report.
+
+    Args:
+        made: the comparison.
+        data: what the command prints as JSON.
+        work: the history, for the names of accounts.
+    """
+    colors = {r.name: COLORS[k % len(COLORS)] for k, r in enumerate(made.results)}
+    body = [
+        f"<h1>Overflow policies on {escape(data['history'].rpartition('/')[2])}</h1>",
+        f"<p>{_subtitle(data)}</p>",
+        _table(data["policies"], colors),
+        '<div class="pair">',
+        _figure(_front(made, data, colors), FRONT_NOTE),
+        _figure(_hits(data, colors), "Dollars against deadlines met. Right and down is better."),
+        "</div>",
+        "<h2>Queue and cloud over time</h2>",
+        KEY,
+        '<div class="pair">',
+        *[_figure(_timeline(result), escape(result.name)) for result in made.results],
+        "</div>",
+        _accounts(made, work, colors),
+        "<h2>How it was made</h2>",
+        f"<p>{_method(data)}</p>",
+    ]  # fmt: skip
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>hpcscale burst simulate</title><style>{STYLE}</style></head><body>"
+        + "\n".join(body)
+        + "</body></html>\n"
+    )
+
+
+def _subtitle(data: dict[str, Any]) -> str:
+    text = (
+        f"{data['jobs_scored']:,} jobs on {data['nodes']} nodes of {data['gpus_per_node']} GPUs; "
+        f"the cloud at ${data['cloud_gpu_hour_usd']:.2f} a GPU-hour; runtimes {data['runtimes']}."
+    )
+    if data["equal_wait"]:
+        text += f" Knobs set to the mean wait of {escape(data['equal_wait'])}"
+        text += ", in hindsight." if data["knobs_set_in_hindsight"] else ", on earlier jobs."
+    return text
+
+
+def _table(rows: Sequence[dict[str, Any]], colors: dict[str, str]) -> str:
+    head = ("Policy", "Cloud cost", "Mean wait, h", "p90, h", "p99, h", "Deadlines met",
+            "Jobs in cloud", "Cluster busy")  # fmt: skip
+    lines = ["<table><thead><tr>", *[f"<th>{name}</th>" for name in head], "</tr></thead><tbody>"]
+    for row in rows:
+        cells = (
+            f'<b style="color:{colors[row["policy"]]}">{escape(row["policy"])}</b>',
+            f"${row['cloud_cost_usd']:,.2f}",
+            f"{row['mean_wait_h']:.4f}",
+            f"{row['p90_wait_h']:.3f}",
+            f"{row['p99_wait_h']:.3f}",
+            f"{row['deadline_hit_rate']:.1%}",
+            f"{row['jobs_in_cloud']:,}",
+            f"{row['utilisation']:.1%}",
+        )
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return "".join([*lines, "</tbody></table>"])
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure><figcaption>{caption}</figcaption>{svg}</figure>"
+
+
+def _top(values: Sequence[float]) -> float:
+    return 1.08 * max([*values, 1e-9])
+
+
+def _front(made: Comparison, data: dict[str, Any], colors: dict[str, str]) -> str:
+    points = {
+        row["policy"]: (row["mean_wait_h"], row["cloud_cost_usd"]) for row in data["policies"]
+    }
+    widest = _top([2 * (made.target_h or 0), *[wait for wait, _ in points.values()]])
+    chart = Chart(
+        "Cost against mean wait", "mean wait, hours", "cloud cost, $", (0, widest),
+        (0, _top([cost for _, cost in points.values()])),
+    )  # fmt: skip
+    if made.scored is made.instance:  # else the tries are of other jobs than the dots
+        for result in made.results:
+            best: list[tuple[float, float]] = []
+            for wait, cost in sorted(result.tried):
+                if wait <= widest and cost <= chart.y_range[1] and (not best or cost < best[-1][1]):
+                    best.append((wait, cost))
+            if len(best) > 1:
+                xs, ys = zip(*best, strict=True)
+                chart.line(xs, ys, colors[result.name], f"{result.name}: best knobs")
+    _dots(chart, points, colors)
+    return chart.svg()
+
+
+def _hits(data: dict[str, Any], colors: dict[str, str]) -> str:
+    points = {
+        row["policy"]: (100 * row["deadline_hit_rate"], row["cloud_cost_usd"])
+        for row in data["policies"]
+    }
+    least = min(x for x, _ in points.values())
+    chart = Chart(
+        "Cost against deadlines met", "deadlines met, %", "cloud cost, $",
+        (max(0.0, min(95.0, least - 2)), 100.5), (0, _top([y for _, y in points.values()])),
+    )  # fmt: skip
+    _dots(chart, points, colors)
+    return chart.svg()
+
+
+def _dots(chart: Chart, points: dict[str, tuple[float, float]], colors: dict[str, str]) -> None:
+    taken: list[tuple[float, float]] = []
+    for name, (x, y) in sorted(points.items(), key=lambda item: -item[1][1]):
+        shift = 0
+        # names that would lie on each other move down
+        while any(
+            abs(chart.x(x) - px) < 90 and abs(chart.y(y) + shift - py) < 13 for px, py in taken
+        ):
+            shift += 13
+        taken.append((chart.x(x), chart.y(y) + shift))
+        chart.point(x, y, colors[name], name, f"{name}: {x:.4g}, ${y:,.2f}", shift)
+
+
+def _timeline(result: Tuned) -> str:
+    line = timeline(result.outcome)
+    hours = line["hours"].tolist()
+    here, away = line["here"], line["away"]
+    cluster = result.outcome.instance.cluster
+    capacity = cluster.nodes * cluster.gpus_per_node
+    total = here + away
+    most_waiting = float(line["waiting"].max())
+    chart = Chart(
+        f"Queue and cloud under {result.name}", "hours since the first job", "GPUs",
+        (hours[0], hours[-1]),
+        (0, _top([capacity, float(total.max()), min(4.0 * capacity, most_waiting)])),
+        height=240,
+    )  # fmt: skip
+    zero = np.zeros_like(here)
+    chart.area(hours, zero.tolist(), here.tolist(), HERE, "busy on the cluster")
+    chart.area(hours, here.tolist(), total.tolist(), AWAY, "in the cloud")
+    chart.line(
+        hours, np.minimum(line["waiting"], chart.y_range[1]).tolist(), WAITING, "asked for, waiting"
+    )
+    chart.level(capacity, f"{capacity} GPUs on the cluster")
+    return chart.svg()
+
+
+def _accounts(made: Comparison, work: Workload, colors: dict[str, str]) -> str:
+    """Dollars by account; by partition or user where the history names no accounts."""
+    rows = made.scored.rows
+    kind, codes = "account", work.account[rows]
+    for column in ("account", "partition", "user"):
+        codes = getattr(work, column)[rows]
+        kind = column
+        if (codes >= 0).any():
+            break
+    else:
+        return "<h2>Money by account</h2><p>The history names no accounts.</p>"
+    names = work.names[kind]
+    price = float(made.instance.cluster.cloud_gpu_hour_usd)
+    spent: dict[str, np.ndarray[Any, Any]] = {}
+    for result in made.results:
+        usd = np.where(result.outcome.left, made.scored.gpu_hours, 0.0) * price
+        spent[result.name] = np.bincount(codes + 1, usd, minlength=len(names) + 1)
+    order = np.argsort(-sum(spent.values()))
+    shown = [int(k) for k in order[:ACCOUNTS]]
+    most = max(float(usd[shown].max()) for usd in spent.values()) or 1.0
+    head = "".join(f"<th>{escape(name)}</th>" for name in spent)
+    lines = [
+        f"<h2>Money by {kind}</h2><table><thead>",
+        f"<tr><th>{kind.capitalize()}</th>{head}</tr></thead><tbody>",
+    ]
+    for k in shown:
+        cells = "".join(
+            f'<td>${usd[k]:,.2f}<br><span class="bar" style="background:{colors[name]};'
+            f'width:{100 * usd[k] / most:.0f}px"></span></td>'
+            for name, usd in spent.items()
+        )
+        lines.append(f"<tr><td>{escape(names[k - 1] if k else 'none')}</td>{cells}</tr>")
+    rest = [int(k) for k in order[ACCOUNTS:]]
+    if rest:
+        cells = "".join(f"<td>${usd[rest].sum():,.2f}</td>" for usd in spent.values())
+        lines.append(f"<tr><td>{len(rest)} more</td>{cells}</tr>")
+    return "".join([*lines, "</tbody></table>"])
+
+
+def _method(data: dict[str, Any]) -> str:
+    deadlines = (
+        "Deadlines are made up: a share of the jobs wants its results 1.5, 2 or 4 runtimes and an "
+        "hour after submission, drawn with the seed."
+    )
+    out = "; ".join(f"{n:,} jobs left out: {why}" for why, n in data["left_out"].items())
+    return escape(
+        f"{data['read']}. {out + '. ' if out else ''}Seed {data['seed']}. The queue is walked in "
+        "order of arrival and whoever fits starts, best fit; the wait of a job that leaves is the "
+        f"time it waited before. {deadlines}"
+    )

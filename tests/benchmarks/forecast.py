@@ -1,0 +1,143 @@
+"""Figures of the forecast on a trace: wait errors and bounds, plans of long queues, replay speed.
+
+    python tests/benchmarks/forecast.py TRACES_DIR [--every N]
+
+writes tests/benchmarks/results/forecast.json. The truth is an EASY replay of the trace; the first
+10 % are learned from, the next 30 % warm the bounds up, the last 60 % are scored. Labels (waits,
+runtimes) are used from the moment at which they were known. Traces are not part of the project.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter, process_time
+
+import numpy as np
+
+from hpcscale.forecast.plan import plan
+from hpcscale.forecast.problem import simple_problem
+from hpcscale.history.read import read_history
+from hpcscale.simulate.backtest import backtest
+from hpcscale.simulate.easy import arrays, replay_easy, runnable
+from hpcscale.simulate.naive import naive_easy
+
+RESULTS = Path(__file__).parent / "results" / "forecast.json"
+# file, nodes (processors where the trace has only those)
+TRACES = [
+    ("alcf-theta-2022.swf.gz", 4360),
+    ("alcf-theta-2022.swf.gz", 3600),
+    ("hpc2n-2002-head.swf.gz", 240),
+]
+
+
+def timed(work, repeats=5):
+    """Least CPU and least wall seconds of some runs."""
+    cpu, wall = [], []
+    for _ in range(repeats):
+        began, clock = process_time(), perf_counter()
+        work()
+        cpu.append(process_time() - began)
+        wall.append(perf_counter() - clock)
+    return {"cpu_s": min(cpu), "wall_s": min(wall)}
+
+
+def queue_of(pending, *, discrete, nodes=1000, seed=0):
+    """A made-up site with 400 running jobs and a queue of jobs of 1 to 64 nodes."""
+    rng = np.random.default_rng(seed)
+    units = 2 ** rng.integers(0, 7, pending)
+    hours = [0.5, 1, 2, 4, 6, 12, 24, 48, 72, 0.25]
+    seconds = (
+        rng.choice(np.array(hours) * 3600, pending)
+        if discrete
+        else rng.lognormal(8.5, 1.3, pending) + 60
+    )
+    running = [(2, int(end)) for end in rng.integers(1, 86400, 400)]
+    return simple_problem(0, nodes, running, units, np.rint(seconds))
+
+
+def plans():
+    """CPU seconds of planning a queue from nothing."""
+    rows = []
+    for pending in (1_000, 10_000, 100_000):
+        for discrete in (True, False):
+            problem = queue_of(pending, discrete=discrete)
+            plan(problem, fast=True)
+            row = {"pending": pending, "limits": "10 values" if discrete else "continuous"}
+            row["compiled"] = timed(lambda problem=problem: plan(problem, fast=True))
+            if pending <= 10_000:
+                row["plain_python"] = timed(lambda problem=problem: plan(problem, fast=False), 2)
+            rows.append(row)
+    return rows
+
+
+def replays(traces):
+    """Jobs a second of the EASY replay against the naive one, and in deep queues."""
+    jobs = read_history(traces / TRACES[0][0]).workload
+    head = jobs.select(slice(0, 2000))
+    naive_args = [column.tolist() for column in arrays(runnable(head, 4360)[0])]
+    began = process_time()
+    naive = naive_easy(4360, *naive_args)[0]
+    naive_s = process_time() - began
+    assert naive == replay_easy(head, 4360, fast=True).start_s.tolist()
+    rows = [{"trace": "Theta, first 2,000 jobs", "naive_jobs_per_s": 2000 / naive_s}]
+    for fast in (True, False):
+        name = "compiled" if fast else "plain_python"
+        best = timed(lambda fast=fast: replay_easy(head, 4360, fast=fast))["cpu_s"]
+        rows[0][f"{name}_jobs_per_s"] = 2000 / best
+    for share in (0.6, 0.4):
+        first = jobs.submit_s[0]
+        nothing = np.full(len(jobs), np.nan)
+        dense = replace(jobs, submit_s=first + (jobs.submit_s - first) * share, start_s=nothing)
+        deepest = replay_easy(dense, 3270, fast=True).deepest_queue
+        best = timed(lambda dense=dense: replay_easy(dense, 3270, fast=True), 3)["cpu_s"]
+        rows.append(
+            {
+                "trace": f"Theta on 3,270 nodes, arrivals x{1 / share:.2f}",
+                "deepest_queue": deepest,
+                "compiled_jobs_per_s": len(jobs) / best,
+            }
+        )
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("traces", type=Path)
+    parser.add_argument("--every", type=int, default=4)
+    args = parser.parse_args()
+    waits = []
+    for name, nodes in TRACES:
+        jobs = read_history(args.traces / name).workload
+        replay = replay_easy(jobs, nodes, fast=True)
+        for truth in ("easy replay", "trace"):
+            known, start = replay.workload, replay.start_s
+            if truth == "trace":
+                ran = known.select(np.isfinite(known.start_s))
+                known, start = ran, np.rint(ran.start_s).astype(np.int64)
+            began = process_time()
+            tested = backtest(known, start, nodes, every=args.every)
+            waits.append(
+                {"trace": name, "nodes": nodes, "truth": truth, "every": args.every,
+                 "cpu_s": process_time() - began, **tested.figures()}
+            )  # fmt: skip
+            print(json.dumps(waits[-1]), file=sys.stderr)
+    report = {
+        "machine": {
+            "cpus": os.cpu_count(),
+            "load": os.getloadavg(),
+            "python": platform.python_version(),
+        },
+        "waits": waits,
+        "plans": plans(),
+        "replays": replays(args.traces),
+    }
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report["plans"], indent=1), json.dumps(report["replays"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""`hpcscale burst simulate`: figures, the tuned knob, and a report that stands alone."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hpcscale.cli import main
+from hpcscale.errors import HpcscaleError, UsageError
+from hpcscale.simulate.svg import number, ticks
+
+SIZE = ("--nodes", "4", "--gpus-per-node", "8", "--cloud-gpu-hour-usd", "2.50")
+
+
+@pytest.fixture
+def history(tmp_path):
+    rng = np.random.default_rng(5)
+    arrival = np.cumsum(rng.exponential(1 / 16, 150))
+    gpus = rng.choice([1, 2, 4, 8], 150, p=[0.7, 0.15, 0.1, 0.05])
+    path = tmp_path / "jobs <b>.csv"
+    rows = [
+        f"{a},{r},{g},{account}"
+        for a, r, g, account in zip(
+            arrival, rng.exponential(1, 150), gpus, ["<i>bio", "fluid"] * 75, strict=True
+        )
+    ]
+    path.write_text("arrival_h,runtime_h,gpus,account\n" + "\n".join(rows))
+    return path
+
+
+def run(*args):
+    result = CliRunner().invoke(main, ["burst", "simulate", *map(str, args)])
+    if isinstance(result.exception, HpcscaleError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_every_policy_has_its_figures(history):
+    names = ["never", "always", "no-wait", "threshold", "constant-wait", "compute-wait", "deadline"]
+    asked = [arg for name in [*names, "value"] for arg in ("--policy", name)]
+    data = json.loads(run("--history", history, *SIZE, *asked, "--json").stdout)["data"]
+    by_name = {row["policy"]: row for row in data["policies"]}
+    assert list(by_name) == [*names, "value"]
+    assert by_name["never"]["cloud_cost_usd"] == 0
+    assert by_name["always"]["mean_wait_h"] == 0
+    assert by_name["no-wait"]["mean_wait_h"] == pytest.approx(0, abs=1e-9)
+    assert by_name["deadline"]["deadline_hit_rate"] == 1
+    assert 0 < by_name["value"]["cloud_cost_usd"] < by_name["always"]["cloud_cost_usd"]
+    assert data["jobs"] == 150
+
+
+def test_the_same_seed_gives_the_same_bytes(history):
+    args = ("--history", history, *SIZE, "--seed", "7", "--json")
+    assert run(*args).stdout == run(*args).stdout
+
+
+def test_equal_wait_sets_the_knobs_and_says_how(history):
+    result = run(
+        "--history", history, *SIZE, "--policy", "compute-wait", "--policy", "value",
+        "--equal-wait", "constant-wait", "--json",
+    )  # fmt: skip
+    data = json.loads(result.stdout)["data"]
+    rows = {row["policy"]: row for row in data["policies"]}
+    assert list(rows) == ["constant-wait", "compute-wait", "value"]
+    assert rows["value"]["mean_wait_h"] <= data["equal_wait_h"]
+    assert rows["value"]["cloud_cost_usd"] <= rows["compute-wait"]["cloud_cost_usd"]
+    assert data["knobs_set_in_hindsight"]
+
+
+def test_knobs_can_be_set_on_earlier_jobs(history):
+    args = ("--policy", "value", "--equal-wait", "constant-wait", "--tune-on", "0.4")
+    result = run("--history", history, *SIZE, *args, "--runtimes", "learned", "--json")
+    data = json.loads(result.stdout)["data"]
+    assert data["jobs_scored"] == 90
+    assert not data["knobs_set_in_hindsight"]
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_loads_nothing_and_believes_no_name(history, tmp_path):
+    out = tmp_path / "report.html"
+    run("--history", history, *SIZE, "--html", out)
+    html = out.read_text()
+    page = Page()
+    page.feed(html)
+    assert not re.search(r"(src|href)=|@import|url\(|<script", html)
+    assert sum(tag == "svg" for tag, _ in page.tags) == 6
+    assert not [tag for tag, _ in page.tags if tag == "i"]
+    assert "<i>bio" in page.text
+    assert "Money by account" in page.text
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["--gpus-per-node", "8", "--cloud-gpu-hour-usd", "2"], "--nodes 4"),
+        (["--nodes", "4", "--gpus-per-node", "8"], "--cloud-gpu-hour-usd 2.50"),
+        (["--nodes", "4", "--gpus-per-node", "8", "--cloud-gpu-hour-usd", "0"], "dollars"),
+        (["--nodes", "4", "--gpus-per-node", "8", "--cloud-gpu-hour-usd", "nan"], "dollars"),
+        ([*SIZE, "--policy", "valeu"], "value"),
+        ([*SIZE, "--equal-wait", "nobody"], "constant-wait"),
+        ([*SIZE, "--tune-on", "0.4"], "--equal-wait"),
+    ],
+)
+def test_what_is_missing_is_named(history, args, hint):
+    with pytest.raises(UsageError) as caught:
+        run("--history", history, *args)
+    assert hint in (caught.value.hint or "")
+
+
+def test_ticks_are_round():
+    assert ticks(0, 800) == [0, 200, 400, 600, 800]
+    assert [number(t) for t in ticks(0, 0.11)] == ["0", "0.05", "0.1"]
+    assert ticks(3, 3) == [3]

@@ -1,0 +1,195 @@
+"""Learned runtimes, bounds and the backtest: nothing is used before it could be known."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcscale.forecast.bounds import AdaptiveBound, Qbets
+from hpcscale.forecast.queue import Queue
+from hpcscale.forecast.runtimes import LeakError, RuntimeModel
+from hpcscale.history.workload import make_workload
+from hpcscale.simulate.backtest import backtest
+from hpcscale.simulate.easy import replay_easy
+
+HOUR = 3600
+
+
+def made_trace(seed=0, size=400, load=1.1):
+    """Two users, one of whom asks for ten times what is needed; a queue that builds up."""
+    rng = np.random.default_rng(seed)
+    user = rng.choice(["careful", "generous"], size)
+    limit = rng.choice([1, 2, 4], size) * HOUR
+    share = np.where(user == "careful", 0.9, 0.1) * rng.uniform(0.8, 1.1, size)
+    nodes = rng.integers(1, 9, size)
+    work = (share * limit * nodes).sum()
+    return make_workload(
+        submit_s=np.sort(rng.uniform(0, work / 16 / load, size)).round(),
+        runtime_s=np.maximum(1, share * limit).round(),
+        limit_s=limit,
+        nodes=nodes,
+        user=user.tolist(),
+    )
+
+
+def test_without_history_the_limit_is_the_prediction():
+    jobs = made_trace()
+    model = RuntimeModel(jobs, jobs.submit_s).at(-1)
+    assert model.learned == 0
+    assert model.expected_s(np.array([0, 1])) == pytest.approx(jobs.limit_s[:2], rel=0.02)
+    assert model.support(0) == 0
+
+
+def test_each_user_is_learned():
+    jobs = made_trace()
+    model = RuntimeModel(jobs, jobs.submit_s).at(1e12)
+    careful = jobs.names["user"].index("careful")
+    ratio = model.expected_s(np.arange(len(jobs))) / jobs.limit_s
+    assert ratio[jobs.user == careful].mean() == pytest.approx(0.87, abs=0.04)
+    assert ratio[jobs.user != careful].mean() == pytest.approx(0.11, abs=0.04)
+    assert model.quantile_s(0, 0.95) > model.quantile_s(0, 0.05)
+
+
+def test_a_running_job_is_never_predicted_to_have_ended():
+    jobs = made_trace()
+    model = RuntimeModel(jobs, jobs.submit_s).at(1e12)
+    rows = np.arange(len(jobs))
+    rng = np.random.default_rng(1)
+    for share in (0.0, 0.05, 0.5, 0.95, 1.0, 1.5):
+        elapsed = share * jobs.limit_s
+        for predicted in (
+            model.expected_s(rows, elapsed),
+            model.drawn_s(rows, elapsed, rng.random(len(rows))),
+        ):
+            assert (predicted > elapsed).all()
+            if share < 1:
+                assert (predicted <= jobs.limit_s).all()
+
+
+def test_a_job_that_outlived_its_kind_is_given_what_is_left_of_its_kind():
+    jobs = made_trace()
+    model = RuntimeModel(jobs, jobs.submit_s).at(1e12)
+    generous = np.flatnonzero(jobs.user == jobs.names["user"].index("generous"))[:1]
+    limit = jobs.limit_s[generous]
+    assert model.expected_s(generous) < 0.3 * limit
+    assert model.expected_s(generous, 0.5 * limit) > 0.52 * limit
+
+
+def test_jobs_without_a_limit_are_learned_by_their_size():
+    jobs = make_workload(
+        submit_s=np.arange(300),
+        runtime_s=np.tile([100, 5000, 80_000], 100),
+        gpus=np.tile([1, 4, 8], 100),
+    )
+    model = RuntimeModel(jobs, jobs.submit_s)
+    assert math.isnan(model.at(-1).expected_s(np.array([0]))[0])
+    small, middle, large = model.at(1e9).expected_s(np.array([0, 1, 2]))
+    assert small < middle < large
+    assert middle == pytest.approx(5000, rel=0.5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.1, 0.9))
+def test_what_has_not_ended_changes_no_prediction(seed, share):
+    """The leak is planted: whatever ends later is given another runtime."""
+    jobs = made_trace(seed % 7, 120)
+    rng = np.random.default_rng(seed)
+    start = jobs.submit_s + rng.integers(0, HOUR, len(jobs))
+    now = float(np.quantile(jobs.submit_s, share))
+    later = start + jobs.runtime_s > now
+    planted = np.where(
+        later, np.maximum(now - start + 1, 1) + rng.integers(0, 9 * HOUR), jobs.runtime_s
+    )
+    rows = np.arange(len(jobs))
+    one = RuntimeModel(jobs, start).at(now)
+    two = RuntimeModel(jobs, start, planted).at(now)
+    assert one.expected_s(rows).tolist() == two.expected_s(rows).tolist()
+    draws = rng.random(len(rows))
+    assert one.drawn_s(rows, None, draws).tolist() == two.drawn_s(rows, None, draws).tolist()
+
+
+def test_a_model_does_not_look_back():
+    jobs = made_trace()
+    model = RuntimeModel(jobs, jobs.submit_s).at(1000)
+    with pytest.raises(LeakError, match="learned up to 1000"):
+        model.at(999)
+
+
+def test_a_bound_keeps_its_promise_through_a_change_of_regime():
+    rng = np.random.default_rng(0)
+    bound = AdaptiveBound(0.9)
+    for step in range(4000):
+        planned = float(rng.uniform(0, 20 * HOUR))
+        factor = 1.0 if step < 2000 else 3.0
+        upper = bound.upper_s(planned)
+        bound.started(planned, planned * factor * float(rng.lognormal(0, 0.5)), upper)
+    assert bound.told > 3900
+    assert 0.89 <= bound.coverage <= 0.93
+
+
+def test_no_bound_is_stated_on_too_little():
+    bound, qbets = AdaptiveBound(0.9), Qbets(0.9)
+    for _ in range(19):
+        bound.started(10, 10)
+    assert math.isnan(bound.upper_s(10))
+    bound.started(10, 10)
+    assert bound.upper_s(10) == pytest.approx(10)
+    assert math.isnan(qbets.upper_s())
+
+
+def test_qbets_bounds_the_quantile_with_confidence_and_forgets_an_old_regime():
+    rng = np.random.default_rng(0)
+    qbets = Qbets(0.9, 0.95)
+    for wait in rng.exponential(100, 2000):
+        qbets.started(wait, qbets.upper_s())
+    exact = 100 * math.log(10)
+    assert exact * 0.95 < qbets.upper_s() < exact * 1.4
+    for _ in range(40):
+        qbets.started(5000, qbets.upper_s())
+    assert qbets.upper_s() == 5000
+
+
+def test_a_queue_runs_on_as_the_replay_did():
+    """With everything known and nobody new, running on is the replay itself."""
+    jobs = replace(made_trace(3, 60), submit_s=np.zeros(60))
+    replay = replay_easy(jobs, 16, fast=False)
+    start, nodes, limit = replay.start_s, jobs.nodes, jobs.limit_s.astype(np.int64)
+    runtime = np.minimum(jobs.runtime_s, limit)
+    runs, waits = np.flatnonzero(start == 0), np.flatnonzero(start > 0)
+    queue = Queue(0, 16, nodes[runs], 0 * runs, limit[runs], nodes[waits], limit[waits], fast=False)
+    assert queue.run_on_s(runtime[runs], runtime[waits]).tolist() == start[waits].tolist()
+    assert (queue.planned_s(limit[runs], limit[waits]) >= 0).all()
+
+
+def test_the_backtest_beats_limits_and_its_bound_holds():
+    jobs = made_trace(5, 1500, load=1.0)
+    replay = replay_easy(jobs, 16, fast=True)
+    tested = backtest(replay.workload, replay.start_s, 16, every=2, draws=4)
+    figures = tested.figures()
+    assert figures["point_mae_ratio"] < 0.6
+    assert figures["learned_plan_mae_ratio"] < 1
+    assert 0.85 <= figures["coverage"] <= 0.97
+    assert figures["width_ratio"] < 1
+
+
+def test_a_planted_leak_shows_in_no_forecast():
+    """Whatever happens after a job's submission leaves its forecast as it was."""
+    jobs = made_trace(5, 300)
+    replay = replay_easy(jobs, 16, fast=False)
+    late = np.flatnonzero(replay.start_s > jobs.submit_s)
+    cut = late[len(late) // 2]
+    now = jobs.submit_s[cut]
+    ends = replay.start_s + np.minimum(jobs.runtime_s, jobs.limit_s)
+    # all that ends later runs to its limit now; starts after `now` move by a day
+    runtime = np.where(ends > now, jobs.limit_s, jobs.runtime_s)
+    start = np.where(replay.start_s > now, replay.start_s + 24 * HOUR, replay.start_s)
+    one = backtest(jobs, replay.start_s, 16, draws=2)
+    two = backtest(replace(jobs, runtime_s=runtime), start, 16, draws=2)
+    at = int(np.flatnonzero(one.row == cut)[0])
+    assert two.row[at] == cut
+    for column in ("limit_plan_s", "learned_plan_s", "point_s", "upper_s", "qbets_s"):
+        before, after = getattr(one, column)[: at + 1], getattr(two, column)[: at + 1]
+        np.testing.assert_array_equal(before, after)

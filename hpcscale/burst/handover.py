@@ -379,7 +379,9 @@ class Handover(Follow):
         kept, seen = self._keep_fence(move, origin, connection)
         if kept is None:
             return None
-        if seen.over and left(kept, seen):
+        # its claim is ours, so by itself it can only have ended with 98
+        ended = seen.status is not None and seen.status.state is JobState.CANCELLED
+        if ended or (seen.gone and kept.kept and seen.exit_code != 98):
             return self._origin_changed(kept, seen)
         if kept.order is Order.FENCE_FIRST:
             return self._never_came(kept, to_connection, there) or kept

@@ -1,10 +1,19 @@
 """What moves on real Slurm besides single jobs: whole arrays, and jobs that others wait for."""
 
-import pytest
-from burst_world import FENCE_FIRST, World
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
+from burst_world import FENCE_FIRST, World, hpcscale
+
+from hpcscale.burst.claims import Word, decision
 from hpcscale.burst.moves import Step
 from hpcscale.slurm.types import JobState
+from hpcscale.train import checkpoint
 
 pytestmark = pytest.mark.slow  # tests/unit/test_burst_arrays.py shows the same on faked sites
 
@@ -109,3 +118,65 @@ def test_an_array_behind_which_a_job_waits_ends_element_by_element(world):
         lambda: world.state("lab-onprem", behind["afterany"]) == "COMPLETED", 60, "afterany"
     )
     assert world.job("lab-onprem", behind["afterok"])["Reason"] == "DependencyNeverSatisfied"
+
+
+KILL_WITH_THE_CLAIM = """
+import os, signal
+from hpcscale.burst.handover import Handover
+from hpcscale.cli import run
+def die(self, move):
+    os.kill(os.getpid(), signal.SIGKILL)
+Handover._opening = die
+run()
+"""
+
+
+def test_a_fence_whose_owner_never_comes_back_is_lifted_from_another_login_node(world, tmp_path):
+    world.fill()
+    job = world.submit("sleep 1")
+    policy = tmp_path / "P.toml"
+    policy.write_text('from = "lab-onprem"\nto = ["lab-cloud"]\ncron_interval = "4s"\n')
+    killed = subprocess.run(
+        [sys.executable, "-c", KILL_WITH_THE_CLAIM, "burst", "run", "--policy", str(policy), "--wait"],
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem[1-4]"
+    target = world.target(job)
+    elsewhere = {**os.environ, "HPCSCALE_STATE_DIR": str(tmp_path / "other-login-node")}
+    world.until(
+        lambda: world.state("lab-cloud", target.job_id) == "FAILED", 60, "its lease runs out"
+    )
+    done = hpcscale("burst", "reap", "--site", "lab-onprem", env=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert "fence lifted" in done.stdout
+    assert "never begin (expired)" in done.stdout
+    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] in {"", "(null)"}
+    assert world.comment(job) == f"hpcscale={job.submission_id}"
+    assert decision(world.connections("lab-cloud").transport, target) is Word.EXPIRED
+    filler = world.lab.site("lab-onprem").exec(["squeue", "-h", "-t", "R", "-o", "%i"]).stdout
+    world.lab.site("lab-onprem").exec(["scancel", *filler.split()], check=True)
+    world.until(
+        lambda: world.state("lab-onprem", job.ref.job_id) == "COMPLETED", 60, "it runs on-prem"
+    )
+    assert world.starts(job) == 1
+    assert world.settled(job).step in {Step.FAILED, Step.WITHDRAWN, Step.CANCELLED}
+
+
+def test_a_step_that_was_replaced_finds_out_before_it_commits(world):
+    shutil.copy(Path(checkpoint.__file__), world.project / "checkpoint.py")
+    job = world.submit(
+        "python3 -c 'import checkpoint, time\n"
+        "while not checkpoint.superseded(): time.sleep(0.2)\n"
+        "checkpoint._require_claim()'"
+    )
+    onprem = world.lab.site("lab-onprem")
+    state = job.run_dir.rpartition("/runs/")[0]
+    mine = f"{state}/claims/{job.run_id}.{job.submission_id}.0"
+    world.until(lambda: onprem.exec(["test", "-e", mine]).returncode == 0, 40, "it has its claim")
+    assert world.state("lab-onprem", job.ref.job_id) == "RUNNING"
+    # Slurm has lost sight of its nodes and begun it again: what that start's script would write
+    later = f"{state}/claims/{job.run_id}.{job.submission_id}.1"
+    onprem.exec(["sh", "-c", f"echo '{job.submission_id} 1' > {later}"], check=True)
+    world.until(lambda: world.state("lab-onprem", job.ref.job_id) == "FAILED", 40, "it ends")
+    assert world.job("lab-onprem", job.ref.job_id)["ExitCode"] == "96:0"

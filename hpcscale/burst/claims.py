@@ -112,6 +112,18 @@ def take(transport: Transport, attempt: Claimed, owner: str, restarts: int = 0) 
     raise HpcscaleError("the claim can be neither read nor made", where=f"{transport.name}: {log}")
 
 
+def holder(transport: Transport, attempt: Claimed) -> str:
+    """Who has an attempt's claim and has not given it back; empty: nobody."""
+    entries = _entries(transport, attempt)
+    entry = 0
+    while found := entries.get(entry):
+        owner = found.partition(" ")[0]
+        if owner != attempt.submission_id and not exists(transport, _revoked(attempt, owner)):
+            return owner
+        entry += 1
+    return ""
+
+
 def revoke(transport: Transport, attempt: Claimed, owner: str) -> None:
     """Give back all that ``owner`` has or will ever take of the attempt; may be repeated.
 

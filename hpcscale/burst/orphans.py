@@ -6,17 +6,28 @@ a job that may still come to its gate. Whatever the fence's owner does meanwhile
 only gives up a place in the queue; what may start is decided by claim and decision.
 """
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable
 
 import msgspec
 
-from hpcscale.burst.claims import CLOSED, Place, Word, claims_dir, decide, decision, revoke, take
+from hpcscale.burst.claims import (
+    CLOSED,
+    Place,
+    Word,
+    claims_dir,
+    decide,
+    decision,
+    holder,
+    revoke,
+    take,
+)
 from hpcscale.burst.fence import Lists, noted, without_note
 from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.sight import end
 from hpcscale.connect import Connection
-from hpcscale.errors import HpcscaleError, NotFoundError
+from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger
 from hpcscale.slurm.remote import mkdir
 from hpcscale.slurm.types import JobState, JobStatus
@@ -63,9 +74,10 @@ class Orphan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def put_fence(connection: Connection, origin: Attempt, fence: Fence) -> None:
-    """Write the record; replaced whole by a later one."""
+    """Write the record: one for each cloud attempt, as two ledgers may both fence a job."""
     mkdir(connection.transport, claims_dir(origin))
-    path = f"{claims_dir(origin)}/{fence.run_id}.{fence.origin}.fence"
+    name = f"{fence.run_id}.{fence.origin}.{fence.target or 'unsent'}.fence"
+    path = f"{claims_dir(origin)}/{name}"
     connection.transport.put_bytes(msgspec.json.encode(fence), path)
 
 
@@ -103,7 +115,7 @@ def orphans(
             )
         else:
             failed = move is not None and move.step is Step.FAILED
-            done, why = _judge(connect, connection, status, records.get(submission_id), failed)
+            done, why = _judge(connect, connection, status, records.get(submission_id, []), failed)
         ref = f"{site}:{status.job_id.base}"
         one = Orphan(ref=ref, submission_id=submission_id, done=done, why=why)
         say(f"{one.ref}: its fence is {one.done}: {one.why}")
@@ -115,21 +127,28 @@ def _judge(
     connect: Callable[[str], Connection],
     connection: Connection,
     status: JobStatus,
-    fence: Fence | None,
+    fences: list[Fence],
     failed: bool,
 ) -> tuple[str, str]:
     """What is done about a fence, and why; ``failed``: this ledger took its move back."""
-    if fence is None:
+    if not fences:
         return "left", "there is no record of it: scontrol update ExcNodeList= lifts it"
-    try:
-        why = _free(connect, connection, fence)
-    except HpcscaleError as exc:
-        return "left", str(exc)
-    if not why and failed and fence.target is None:
-        why = "its move failed before anything was submitted"
-    if not why:
-        return "left", f"its cloud job on {fence.to_site} may begin, or has begun"
-    _lift(connection, status, fence)
+    owner = holder(connection.transport, _origin(connection, fences[-1]))
+    if owner:
+        fences = [fence for fence in fences if fence.target == owner]
+        if not fences:
+            return "left", f"{owner} has its claim, and its record is not there"
+    why = ""
+    for fence in fences:
+        try:
+            why = _free(connect, connection, fence)
+        except HpcscaleError as exc:
+            return "left", str(exc)
+        if not why and failed and fence.target is None:
+            why = "its move failed before anything was submitted"
+        if not why:
+            return "left", f"its cloud job on {fence.to_site} may begin, or has begun"
+    _lift(connection, status, fences[-1])
     return "lifted", why
 
 
@@ -148,8 +167,7 @@ def _free(connect: Callable[[str], Connection], connection: Connection, fence: F
             word = Word.CLOSED  # it ended between its gate and its command
     if word in {None, Word.OPENED}:
         return ""
-    origin = Place(fence.run_id, fence.origin, _run_dir(connection, fence))
-    revoke(connection.transport, origin, fence.target)
+    revoke(connection.transport, _origin(connection, fence), fence.target)
     return f"its cloud attempt will never begin ({word})"
 
 
@@ -178,21 +196,21 @@ def _lift(connection: Connection, status: JobStatus, fence: Fence) -> None:
     connection.client.update(job_id, {"Comment": without_note(now.comment)})
 
 
-def _run_dir(connection: Connection, fence: Fence) -> str:
-    return f"{connection.state_dir}/runs/{fence.run_id}"
+def _origin(connection: Connection, fence: Fence) -> Place:
+    return Place(fence.run_id, fence.origin, f"{connection.state_dir}/runs/{fence.run_id}")
 
 
-def _records(connection: Connection) -> dict[str, Fence]:
-    found = {}
+def _records(connection: Connection) -> dict[str, list[Fence]]:
+    """Submission id -> records of its fence, oldest first."""
+    found: dict[str, list[Fence]] = {}
     folder = f"{connection.state_dir}/claims"
-    try:
-        texts = read_text_files(connection.transport, [folder], "*.fence")
-    except NotFoundError:
-        return {}
-    for text in texts.values():
-        try:
+    for text in read_text_files(connection.transport, [folder], "*.fence").values():
+        with contextlib.suppress(msgspec.MsgspecError):  # a full disk
             fence = msgspec.json.decode(text, type=Fence)
-        except msgspec.MsgspecError:
-            continue  # a full disk
-        found[fence.origin] = fence
+            found.setdefault(fence.origin, []).append(fence)
+    for fences in found.values():
+        fences.sort(key=lambda f: (f.at, f.target is not None))
+        # of what was fenced before it was submitted, the later record tells more
+        while len(fences) > 1 and fences[0].target is None:
+            del fences[0]
     return found

@@ -134,9 +134,10 @@ def test_a_cloud_that_gives_no_answer_leaves_the_fence(sites, stranger):
 
 
 def test_a_fence_without_its_record_is_named_and_left(sites, stranger):
-    job, _ = killed_at(sites, "_opening")
+    job, target = killed_at(sites, "_claiming")
     state = job.run_dir.rpartition("/runs/")[0]
-    sites.onprem.put_bytes(b"{", f"{state}/claims/{job.run_id}.{job.submission_id}.fence")
+    name = f"{job.run_id}.{job.submission_id}.{target.submission_id}.fence"
+    sites.onprem.put_bytes(b"{", f"{state}/claims/{name}")
     (one,) = orphans(stranger, sites, "lab-onprem")
     assert one.done == "left"
     assert "scontrol update ExcNodeList= lifts it" in one.why
@@ -163,3 +164,13 @@ def test_a_move_under_way_keeps_its_fence(sites):
     decide(sites.cloud, target, Word.EXPIRED)
     assert orphans(sites.ledger, sites, "lab-onprem") == [], "its own run goes on with it"
     assert sites.excluded(job) == NODES
+
+
+def test_who_has_the_claim_counts_not_who_fenced_last(sites, stranger):
+    """Two ledgers fenced the job; the one whose cloud job is over is not the one that has it."""
+    job, target = killed_at(sites, "_claiming")
+    decide(sites.cloud, target, Word.EXPIRED)
+    take(sites.onprem, sites.ledger.attempt(job.submission_id), "hs-" + "0" * 16)
+    (one,) = orphans(stranger, sites, "lab-onprem")
+    assert (one.done, sites.excluded(job)) == ("left", NODES)
+    assert "has its claim" in one.why

@@ -5,7 +5,11 @@ from importlib.util import find_spec
 from hpcscale.errors import HpcscaleError
 
 # extra of pyproject.toml -> the modules that it brings and that code here imports
-EXTRAS: dict[str, tuple[str, ...]] = {"forecast": ("numpy",)}
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "forecast": ("numpy",),
+    "s3": ("fsspec", "s3fs"),
+    "objects": ("fsspec",),
+}
 
 
 class MissingExtraError(HpcscaleError):

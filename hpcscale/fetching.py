@@ -11,7 +11,7 @@ import binascii
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -59,6 +59,7 @@ class Fetched:
 
     Attributes:
         files: local paths that were written.
+        objects: URLs of objects that were written.
         unchanged: how many were here already.
         skipped: site paths that were not brought this time, each with the reason.
         refused: site paths that are never brought, each with the reason.
@@ -66,6 +67,7 @@ class Fetched:
     """
 
     files: list[Path] = field(default_factory=list)
+    objects: list[str] = field(default_factory=list)
     unchanged: int = 0
     skipped: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -85,6 +87,7 @@ def fetch_all(
     *,
     max_bytes: int = MAX_BYTES,
     meter: Meter = SILENT,
+    same: Callable[[Path, "Listed"], bool] | None = None,
 ) -> Fetched:
     """Copy files and directories here; what is here already, by size and time, is not copied again.
 
@@ -94,6 +97,7 @@ def fetch_all(
             destination, a file there becomes the destination.
         max_bytes: more than this is refused before anything is copied.
         meter: told how it goes on.
+        same: whether a file is here already; default by size and time.
 
     Raises:
         RefusedError: it is more than ``max_bytes``, or than there is room for.
@@ -101,7 +105,7 @@ def fetch_all(
     """
     result = Fetched()
     wishes = [_Wish(there, here, list_tree(transport, there)) for there, here in wanted]
-    plan = [(wish, list(_needed(wish, result))) for wish in wishes]
+    plan = [(wish, list(_needed(wish, result, same or is_same))) for wish in wishes]
     total = sum(entry.size for _, entries in plan for entry in entries)
     _require_room(plan, total, max_bytes)
     meter.begin("fetched", total)
@@ -153,14 +157,14 @@ def _fault(entry: Listed) -> str | None:
     return None
 
 
-def _needed(wish: _Wish, result: Fetched) -> Iterator[Listed]:
+def _needed(wish: _Wish, result: Fetched, same: Callable[[Path, Listed], bool]) -> Iterator[Listed]:
     """The entries that must be copied; directories among them."""
     for entry in wish.listed:
         if why := _fault(entry):
             result.refused.append(f"{_there(wish, entry)}: {why}")
         elif entry.kind == "d":
             yield entry._replace(size=0)
-        elif _same(_here(wish, entry), entry):
+        elif same(_here(wish, entry), entry):
             result.unchanged += 1
         else:
             yield entry
@@ -174,7 +178,8 @@ def _here(wish: _Wish, entry: Listed) -> Path:
     return wish.here / entry.name if entry.name else wish.here
 
 
-def _same(here: Path, entry: Listed) -> bool:
+def is_same(here: Path, entry: Listed) -> bool:
+    """Whether a file here has the size and the time of change of one there."""
     try:
         found = here.lstat()
     except (OSError, ValueError):

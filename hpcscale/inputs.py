@@ -18,6 +18,7 @@ import socket
 import stat
 import tarfile
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,7 @@ def put_large(
     target: str,
     *,
     link: bool,
+    bring: Callable[[Item], None] | None = None,
     meter: Meter = SILENT,
 ) -> int:
     """Bring the kept copy of an input up to date, and link it (or copy it) into a run.
@@ -118,6 +120,7 @@ def put_large(
         items: from ``read_items``.
         target: its place in the run's directory.
         link: hard links to read-only files; False for what the job will write.
+        bring: makes an item that must be sent be there below ``local``.
         meter: told how it goes on.
 
     Returns:
@@ -133,11 +136,15 @@ def put_large(
     with alone(f"{transport.name}-{name}"):
         _open_store(transport, store, kept)
         data = f"{kept}/data"
-        needed = _compare(transport, data, items, single=not local.is_dir())
+        single = len(items) == 1 and not items[0].path
+        needed = _compare(transport, data, items, single=single)
         size = sum(item.size for item in needed)
         meter.begin("copied", size)
-        _send(transport, local, data, needed, meter)
-        if any(item.size > SMALL_BYTES for item in items) and local.is_dir():
+        if bring is not None:
+            for item in needed:
+                bring(item)
+        _send(transport, local, data, needed, meter, single=single)
+        if any(item.size > SMALL_BYTES for item in items) and not single:
             transport.run(["find", data, "-regex", FIND_PART, "-delete"], env=_C)
         done = transport.run(
             ["/bin/sh", "-c", _USE, "sh", data, target, "link" if link else "copy"],
@@ -192,14 +199,22 @@ def _compare(transport: Transport, data: str, items: list[Item], *, single: bool
     return needed
 
 
-def _send(transport: Transport, local: Path, data: str, needed: list[Item], meter: Meter) -> None:
-    if any(item.path == "" for item in needed):
-        send(transport, local, data, mode=0o400, meter=meter)
+def _send(
+    transport: Transport,
+    local: Path,
+    data: str,
+    needed: list[Item],
+    meter: Meter,
+    *,
+    single: bool,
+) -> None:
+    if single:
+        if needed:
+            send(transport, local, data, mode=0o400, meter=meter)
         return
-    if local.is_dir():
-        done = transport.run(["mkdir", "-p", "-m", "700", "--", data], env=_C)
-        if done.returncode:
-            raise _failed(transport, data, done.stderr)
+    done = transport.run(["mkdir", "-p", "-m", "700", "--", data], env=_C)
+    if done.returncode:
+        raise _failed(transport, data, done.stderr)
     batch: list[Item] = []
     size = 0
     big = []

@@ -47,6 +47,7 @@ from hpcscale.tomlfile import (
 from hpcscale.units import (
     parse_array,
 )
+from hpcscale.urls import is_url
 
 
 class _Layers:
@@ -185,7 +186,7 @@ def _paths_from(data: dict[str, Any], here: Path, cwd: Path) -> dict[str, Any]:
 
 
 def _join(here: Path, path: str) -> str:
-    if Path(path).expanduser().is_absolute():
+    if is_url(path) or Path(path).expanduser().is_absolute():
         return path
     return str(here / path) + ("/" if path.endswith("/") else "")
 

@@ -13,6 +13,7 @@ from hpcscale.errors import HpcscaleError, InvalidFileError, UsageError
 from hpcscale.jobkeys import JobKeys
 from hpcscale.spec import BurstMode, BurstTerms, Checkpoint, Resources, SecretSource
 from hpcscale.units import parse_deadline, parse_duration_s, parse_memory_mb, parse_money_usd
+from hpcscale.urls import is_url, url_fault
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATH_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -132,6 +133,12 @@ def checkpoint_of(
         raise reader.error(
             "checkpoint", "the checkpoint directory is not named", hint="--checkpoint-dir DIR"
         )
+    if is_url(asked.dir):
+        raise reader.error(
+            "checkpoint.dir",
+            "a checkpoint lives in a directory, not in an object store",
+            hint="--checkpoint-dir DIR; an [outputs] entry may be a URL",
+        )
 
     def seconds(key: str, value: int | str | None, default: int) -> int:
         if value is None:
@@ -231,6 +238,11 @@ def paths_of(paths: Mapping[str, str], table: str, reader: Reader, cwd: Path) ->
         if variable in variables:
             raise reader.error(key, f"{name} and {variables[variable]} would be one variable")
         variables[variable] = name
+        if is_url(path):
+            if why := url_fault(path):
+                raise reader.error(key, f"{name}: {why}", hint=f"{name}=s3://BUCKET/KEY")
+            found[name] = path
+            continue
         full = absolute(path, cwd)
         if table == "outputs" and not full.endswith("/") and Path(full).is_dir():
             full += "/"  # so the script makes it a directory as well

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpcscale.connect import Connection
-from hpcscale.fetching import MAX_BYTES, Fetched, fetch_all
+from hpcscale.fetching import MAX_BYTES, Fetched
 from hpcscale.ledger import Attempt, Ledger
 from hpcscale.settings import state_dir
-from hpcscale.staging import LOGS, results_of
+from hpcscale.staging import LOGS, fetch_places, results_of
 from hpcscale.transfer import SILENT, Meter
 
 
@@ -55,12 +55,9 @@ def fetch(
         places = {name: places[name] for name in names}
     if to is not None:
         places = {name: to / name.rpartition("/")[2] for name in places}
-    fetched = fetch_all(
-        connection.transport,
-        [(f"{attempt.run_dir}/{name}", here) for name, here in places.items()],
-        max_bytes=max_bytes,
-        meter=meter,
+    fetched = fetch_places(
+        connection.transport, attempt.run_dir, places, max_bytes=max_bytes, meter=meter
     )
     if names is None and to is None and not fetched.skipped and attempt.ended:
-        ledger.set_fetched(attempt, [str(f) for f in fetched.files])
+        ledger.set_fetched(attempt, [*map(str, fetched.files), *fetched.objects])
     return fetched

@@ -12,6 +12,7 @@ from typing import Any
 
 from hpcscale.errors import InvalidFileError, UsageError
 from hpcscale.tomlfile import read_toml, with_line
+from hpcscale.urls import is_url
 
 PROJECT_FILE = "hpcscale.toml"
 
@@ -228,6 +229,12 @@ def _paths_stay_inside(job: dict[str, Any], path: Path) -> None:
         if isinstance(entries, dict):
             named += [(f"{table}.{name}", value) for name, value in entries.items()]
     for key, value in named:
+        if isinstance(value, str) and is_url(value):
+            raise InvalidFileError(
+                f"a project file must not name an object store: {value!r}",
+                where=with_line(str(path), f"job.{key}"),
+                hint="give it on the command line, as in --input NAME=URL",
+            )
         if isinstance(value, str) and not (
             root / Path(value).expanduser()
         ).resolve().is_relative_to(root):

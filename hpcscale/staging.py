@@ -20,6 +20,7 @@ from hpcscale.fetching import MAX_BYTES, Fetched, fetch_all
 from hpcscale.inputs import LARGE_BYTES, Item, put_large, read_items
 from hpcscale.slurm.transport import Transport
 from hpcscale.transfer import SILENT, Meter
+from hpcscale.urls import is_url
 
 CODE = "code"
 CHECKPOINT = "checkpoint"
@@ -127,7 +128,11 @@ def check_local(staged: Mapping[str, str]) -> None:
     """
     for name, path in staged.items():
         local = Path(path)
-        if name.startswith("inputs/"):
+        if name.startswith("inputs/") and is_url(path):
+            from hpcscale.objects import require_input
+
+            require_input(path)
+        elif name.startswith("inputs/"):
             input_name = name.removeprefix("inputs/")
             if not local.exists():
                 raise NotFoundError(
@@ -184,6 +189,11 @@ def stage_in(
     if code is not None:
         place(transport, f"{state}/{CODE}", code, f"{run_dir}/{CODE}", meter)
     for name, path in staged.items():
+        if name.startswith("inputs/") and is_url(path):
+            from hpcscale.objects import put_input
+
+            put_input(transport, str(state), path, f"{run_dir}/{name}", meter=meter)
+            continue
         local = Path(path)
         if name.startswith("outputs/") or (name == CHECKPOINT and not local.is_dir()):
             continue  # these begin empty; the script makes them
@@ -239,9 +249,13 @@ def _put_tree(transport: Transport, local: Path, target: str, items: Sequence[It
             transport.run(["rm", "-f", "--", archive])
 
 
-def results_of(staged: Mapping[str, str], logs_to: Path | None) -> dict[str, Path]:
-    """What a run brings home: name below its directory -> where it belongs here."""
-    wanted = {k: Path(v) for k, v in staged.items() if k.startswith("outputs/") or k == CHECKPOINT}
+def results_of(staged: Mapping[str, str], logs_to: Path | None) -> dict[str, Path | str]:
+    """What a run brings home: name below its directory -> where it belongs: a path or a URL."""
+    wanted: dict[str, Path | str] = {
+        k: v if is_url(v) else Path(v)
+        for k, v in staged.items()
+        if k.startswith("outputs/") or k == CHECKPOINT
+    }
     if logs_to is not None:
         wanted[LOGS] = logs_to
     return wanted
@@ -270,8 +284,32 @@ def fetch_results(
         RefusedError: it is more than ``max_bytes``, or than there is room for.
         UnreachableError: the site went away; call again, it goes on from there.
     """
-    wanted = [(f"{run_dir}/{name}", here) for name, here in results_of(staged, logs_to).items()]
-    return fetch_all(transport, wanted, max_bytes=max_bytes, meter=meter)
+    places = results_of(staged, logs_to)
+    return fetch_places(transport, run_dir, places, max_bytes=max_bytes, meter=meter)
+
+
+def fetch_places(
+    transport: Transport,
+    run_dir: str,
+    places: Mapping[str, Path | str],
+    *,
+    max_bytes: int = MAX_BYTES,
+    meter: Meter = SILENT,
+) -> Fetched:
+    """Bring what ``results_of`` names; see ``fetch_results``."""
+    here = [(f"{run_dir}/{k}", v) for k, v in places.items() if isinstance(v, Path)]
+    found = fetch_all(transport, here, max_bytes=max_bytes, meter=meter)
+    for name, url in places.items():
+        if isinstance(url, str):
+            from hpcscale.objects import put_output
+
+            put = put_output(transport, f"{run_dir}/{name}", url, max_bytes=max_bytes, meter=meter)
+            found.objects += put.objects
+            found.unchanged += put.unchanged
+            found.skipped += put.skipped
+            found.refused += put.refused
+            found.size += put.size
+    return found
 
 
 def read_text_files(transport: Transport, paths: Sequence[str], pattern: str) -> dict[str, str]:

@@ -5,12 +5,12 @@ import sys
 import time
 
 import pytest
-from lab_helpers import patience
 
 from hpcscale.burst.moves import Moves
 from hpcscale.burst.policy import Order, Policy
 from hpcscale.burst.run import Connections, tick
 from hpcscale.connect import connect
+from hpcscale.lab.process import patience
 from hpcscale.ledger import Ledger
 from hpcscale.render import render
 from hpcscale.site import load_site
@@ -153,7 +153,7 @@ def hpcscale(*argv, **kw):
         [sys.executable, "-m", "hpcscale", *argv],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
         check=False,
         **kw,
     )

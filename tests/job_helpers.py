@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from hpcscale.connect import connect
+from hpcscale.lab.process import patience
 from hpcscale.ledger import Ledger
 from hpcscale.render import render
 from hpcscale.site import load_site
@@ -19,7 +20,7 @@ def hpcscale(*args, code=0, timeout_s=120, stdin=None, env=None):
         [sys.executable, "-m", "hpcscale", *args],
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=patience(timeout_s),
         check=False,
         stdin=subprocess.DEVNULL if stdin is None else None,
         input=stdin,

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from hpcscale.lab import namespace
+from hpcscale.lab.process import patience
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def ssh(lab, command, *, stdin="", timeout_s=30, check=True):
+def ssh(lab, command, *, stdin="", timeout_s=None, check=True):
     """Run a command on lab-cloud the way a user reaches it: OpenSSH, pinned host key."""
+    timeout_s = patience(30) if timeout_s is None else timeout_s
     state = lab.state
     done = subprocess.run(
         [
@@ -39,15 +41,6 @@ def ssh(lab, command, *, stdin="", timeout_s=30, check=True):
     if check:
         assert done.returncode == 0, done.stderr
     return done
-
-
-def patience(timeout_s):
-    """A limit that fits an idle machine, as this one needs it now.
-
-    Such a limit ends hopeless waiting. It is no claim about speed, and with ten programs on two
-    cores everything takes its time.
-    """
-    return timeout_s * min(6.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 class Stopwatch:

@@ -8,7 +8,10 @@ The rules, in words:
   promise the deadline either;
 * when Slurm's own estimate of its start makes the deadline impossible on-prem, it moves at once.
   An estimate never holds a move back, and N/A is no estimate;
-* a job never moves over its maximum cost, nor when its cost has no bound.
+* a job never moves over its maximum cost, nor when its cost has no bound;
+* nor when its worst case does not fit into every budget that it falls under.
+
+A policy of another kind puts one rule of its own in the place of ``max_wait``: see ``triggers``.
 """
 
 import datetime as dt
@@ -17,21 +20,31 @@ from decimal import Decimal
 
 import msgspec
 
+from hpcscale.burst.budget import Charge, Purse
 from hpcscale.burst.plan import Action, BurstPlan, Candidate, Decision, Option, Rule
-from hpcscale.burst.policy import Policy
+from hpcscale.burst.policy import Policy, PolicyKind
+from hpcscale.burst.triggers import waiting_rule
+from hpcscale.burst.words import show_s, show_time, usd
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode
 
 
-def decide(candidates: Sequence[Candidate], policy: Policy, now: dt.datetime) -> BurstPlan:
+def decide(
+    candidates: Sequence[Candidate],
+    policy: Policy,
+    now: dt.datetime,
+    charges: Sequence[Charge] = (),
+) -> BurstPlan:
     """Decide for all candidates at once.
 
     Args:
         candidates: jobs as just observed, with their options at the policy's targets.
         policy: the rules.
         now: the origin site's clock, aware.
+        charges: what earlier moves cost or reserved; for budgets.
     """
-    decisions = [_decide_one(c, policy, now) for c in candidates]
+    depth = sum(c.state is JobState.PENDING for c in candidates)
+    decisions = [_decide_one(c, policy, now, depth) for c in candidates]
     urgency = {c.run_id: _urgency(c, now) for c in candidates}
     moves = sorted(
         (d for d in decisions if d.action is Action.MOVE),
@@ -49,12 +62,32 @@ def decide(candidates: Sequence[Candidate], policy: Policy, now: dt.datetime) ->
         for d in moves[room:]
     ]
     rest = [d for d in decisions if d.action is not Action.MOVE]
+    taken = _within_budgets(moves[:room], candidates, Purse(policy.budgets, charges, now))
     return BurstPlan(
         now=now,
         from_site=policy.from_site,
         policy=policy.source,
-        decisions=(*moves[:room], *held_back, *rest),
+        decisions=(*taken, *held_back, *rest),
     )
+
+
+def _within_budgets(
+    moves: list[Decision], candidates: Sequence[Candidate], purse: Purse
+) -> list[Decision]:
+    """The moves with those that no budget holds turned into stays; urgent ones spend first."""
+    jobs = {c.run_id: c for c in candidates}
+    kept: list[Decision] = []
+    stay: list[Decision] = []
+    for move in moves:
+        job = jobs[move.run_id]
+        why = purse.refusal(job.user, job.account, move.worst_usd)
+        if why is None:
+            purse.reserve(job.user, job.account, move.worst_usd)
+            kept.append(move)
+        else:
+            text = f"{move.reason}; but {why}"
+            stay.append(msgspec.structs.replace(move, action=Action.STAY, reason=text, when=None))
+    return [*kept, *stay]
 
 
 def _urgency(job: Candidate, now: dt.datetime) -> tuple[int, float]:
@@ -65,7 +98,7 @@ def _urgency(job: Candidate, now: dt.datetime) -> tuple[int, float]:
     return (1, -waited)
 
 
-def _decide_one(job: Candidate, policy: Policy, now: dt.datetime) -> Decision:
+def _decide_one(job: Candidate, policy: Policy, now: dt.datetime, depth: int) -> Decision:
     def stay(
         reason: str, when: dt.datetime | None = None, option: Option | None = None
     ) -> Decision:
@@ -121,12 +154,14 @@ def _decide_one(job: Candidate, policy: Policy, now: dt.datetime) -> Decision:
             job.resting_until,
         )
 
-    option, why_not = _choose(job)
+    if policy.kind is PolicyKind.NEVER:
+        return stay("the policy moves nothing")
+    option, why_not = _choose(job, policy)
     if option is None:
         first = next((o for o in job.options), None)
         return refuse(why_not[0] if why_not else "the policy names no target", why_not, first)
 
-    rule, reason, when, notes = _trigger(job, option, policy, now)
+    rule, reason, when, notes = _trigger(job, option, policy, now, depth)
     sentence = "; ".join([reason, *notes])
     if rule is None:
         return stay(sentence, when, option)
@@ -143,13 +178,38 @@ def _decide_one(job: Candidate, policy: Policy, now: dt.datetime) -> Decision:
         cost_why=option.cost_why,
         boot_timeout_s=option.boot_timeout_s,
         staging_s=option.staging_s,
+        worst_usd=option.worst_usd if option.worst_usd is not None else option.cost_usd,
+        runner_up=_runner_up(job, option),
     )
 
 
-def _choose(job: Candidate) -> tuple[Option | None, tuple[str, ...]]:
-    """The first target that can take the job within its maximum cost; else all the reasons."""
+def _runner_up(job: Candidate, chosen: Option) -> str:
+    """What else could have been done, with its numbers."""
+    others = [o for o in job.options if o is not chosen and not o.blockers]
+    if others:
+        other = min(others, key=_price)
+        cost = "an unknown cost" if other.cost_usd is None else usd(other.cost_usd)
+        return f"next best: {other.site} at {cost}"
+    if job.start_p50 is not None:
+        return f"else it would start here about {show_time(job.start_p50)}"
+    return "else it would wait on"
+
+
+def _price(option: Option) -> tuple[bool, Decimal]:
+    """Sort key: known prices first, the lowest first."""
+    return (option.cost_usd is None, option.cost_usd or Decimal(0))
+
+
+def _choose(job: Candidate, policy: Policy) -> tuple[Option | None, tuple[str, ...]]:
+    """The first target that can take the job within its maximum cost; else all the reasons.
+
+    The policy's order stands, but for ``value``, which takes the cheapest.
+    """
     why_not: list[str] = []
-    for option in job.options:
+    options = job.options
+    if policy.kind is PolicyKind.VALUE:
+        options = tuple(sorted(options, key=_price))
+    for option in options:
         if option.blockers:
             why_not += [f"{option.site}: {blocker}" for blocker in option.blockers]
         elif problem := _over_cost(job, option):
@@ -162,23 +222,25 @@ def _choose(job: Candidate) -> tuple[Option | None, tuple[str, ...]]:
 def _over_cost(job: Candidate, option: Option) -> str | None:
     if job.max_cost_usd is None:
         return None
+    worst = option.worst_usd if option.worst_usd is not None else option.cost_usd
     if job.time_limit_s is None:
         return (
             f"it has no time limit, so its cost has no bound to hold "
             f"against --max-cost {usd(job.max_cost_usd)}"
         )
-    if option.cost_usd is None:
+    if worst is None:
         return (
             f"its cost there is unknown ({option.cost_why or 'no price'}), "
             f"so --max-cost {usd(job.max_cost_usd)} cannot be kept"
         )
-    if option.cost_usd > job.max_cost_usd:
-        return f"it would cost {usd(option.cost_usd)}, over its --max-cost {usd(job.max_cost_usd)}"
+    if worst > job.max_cost_usd:
+        would = "would" if worst == option.cost_usd else "could, requeues included,"
+        return f"it {would} cost {usd(worst)}, over its --max-cost {usd(job.max_cost_usd)}"
     return None
 
 
 def _trigger(
-    job: Candidate, option: Option, policy: Policy, now: dt.datetime
+    job: Candidate, option: Option, policy: Policy, now: dt.datetime, depth: int
 ) -> tuple[Rule | None, str, dt.datetime | None, list[str]]:
     """The rule that asks for a move now, or None with the earliest time when one will."""
     if job.mode is BurstMode.ONLY:
@@ -193,6 +255,11 @@ def _trigger(
         notes.append(text)
         if when is not None:
             later.append(when)
+    if policy.kind is not PolicyKind.RULES:
+        rule, text, when = waiting_rule(job, option, policy, now, depth)
+        if rule is not None:
+            return rule, text, now, notes
+        return None, text, min([*later, *([when] if when else [])], default=None), notes
     waited_s = (now - job.waiting_since).total_seconds()
     if policy.max_wait_s is not None:
         if waited_s > policy.max_wait_s:
@@ -246,28 +313,3 @@ def _deadline_rule(
             )
             return Rule.START_ESTIMATE, text, now
     return None, f"its deadline allows {show_s((latest - now).total_seconds())} more", latest
-
-
-def usd(amount: Decimal) -> str:
-    """``$12.34``; four digits below a cent, so that a lab's prices do not all read $0.00."""
-    return f"${amount:.2f}" if amount >= Decimal("0.01") or not amount else f"${amount:.4f}"
-
-
-def show_s(seconds: float) -> str:
-    """Seconds for a sentence: ``45s``, ``12m``, ``2h05m``, ``3d04h``."""
-    total = max(0, round(seconds))
-    if total < 120:
-        return f"{total}s"
-    minutes, rest = divmod(total, 60)
-    if minutes < 60:
-        return f"{minutes}m{rest:02}s" if rest else f"{minutes}m"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours}h{minutes:02}m"
-    days, hours = divmod(hours, 24)
-    return f"{days}d{hours:02}h"
-
-
-def show_time(when: dt.datetime) -> str:
-    """A moment for a sentence, in UTC."""
-    return when.astimezone(dt.UTC).strftime("%Y-%m-%d %H:%M:%SZ")

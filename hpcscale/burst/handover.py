@@ -16,7 +16,6 @@ import msgspec
 from hpcscale.burst.acts import age_s, left
 from hpcscale.burst.arrays import cancelled_elements, element_id
 from hpcscale.burst.claims import CLOSED, Word, decide, take
-from hpcscale.burst.decide import show_s
 from hpcscale.burst.fence import stands
 from hpcscale.burst.follow import Follow
 from hpcscale.burst.moves import Move, Step, target_attempt
@@ -24,6 +23,7 @@ from hpcscale.burst.offer import STANDS_IN, dependents
 from hpcscale.burst.policy import Order
 from hpcscale.burst.results import note_gate_idle
 from hpcscale.burst.sight import Sight, end, look, nodes_up, record, words
+from hpcscale.burst.words import show_s
 from hpcscale.connect import Connection
 from hpcscale.errors import (
     BurstRefusedError,

@@ -63,6 +63,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         target: submission id of the cloud attempt, once there is one.
         reason: why the policy moved it, as the plan said.
         estimate_usd: the plan's cost; the attempt's own cost is in its row.
+        reserved_usd: the most it can cost; budgets count it until the cost is known.
         order: whether the on-prem job is fenced before the cloud job is submitted.
         kept: the on-prem job was seen so old that its controller has it on disk.
         old_exc: the user's own ExcNodeList, as they last wrote it. None: not yet fenced.
@@ -96,6 +97,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     rule: str = ""
     reason: str = ""
     estimate_usd: Decimal | None = None
+    reserved_usd: Decimal | None = None
     boot_timeout_s: int = 1800
     retry_after_s: int = 1800
     lease_s: int = 600

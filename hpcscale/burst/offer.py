@@ -139,6 +139,8 @@ def _candidate(
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
+        user=run.user,
+        account=run.spec.account or "",
     )
 
 
@@ -179,7 +181,13 @@ def _option(
         cost_usd=cost.usd,
         cost_why=cost.why,
         blockers=tuple(blockers),
+        worst_usd=None if cost.usd is None else cost.usd * (1 + _requeues(spec)),
     )
+
+
+def _requeues(spec: JobSpec) -> int:
+    """How often it may start again by itself; each start may take the whole limit."""
+    return spec.checkpoint.max_restarts if spec.checkpoint else 0
 
 
 def _stuck(

@@ -24,6 +24,7 @@ class Option(_Frozen, frozen=True, kw_only=True):
         cost_usd: expected dollars; None when unknown.
         cost_why: how the cost was computed, or why it is unknown.
         blockers: why the job cannot run there; empty when it can.
+        worst_usd: the most that moving there can cost, requeues included; None when unknown.
     """
 
     site: str
@@ -33,6 +34,7 @@ class Option(_Frozen, frozen=True, kw_only=True):
     cost_usd: Decimal | None = None
     cost_why: str = ""
     blockers: tuple[str, ...] = ()
+    worst_usd: Decimal | None = None
 
 
 class Candidate(_Frozen, frozen=True, kw_only=True):
@@ -47,6 +49,9 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
         blockers: why it cannot leave at all (an array, a held job, …).
         resting_until: after a failed move; ``resting_why`` says what failed.
         moving: whether a move of it is already under way.
+        start_p50: when a forecast expects it to start here; None: no forecast.
+        start_p90: by when it starts here in nine cases of ten.
+        user: whose it is; so ``account``: for budgets.
     """
 
     run_id: str
@@ -67,6 +72,10 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     resting_until: dt.datetime | None = None
     resting_why: str = ""
     moving: bool = False
+    start_p50: dt.datetime | None = None
+    start_p90: dt.datetime | None = None
+    user: str = ""
+    account: str = ""
 
 
 class Action(enum.StrEnum):
@@ -84,6 +93,12 @@ class Rule(enum.StrEnum):
     DEADLINE = "deadline"
     START_ESTIMATE = "start_estimate"
     MAX_WAIT = "max_wait"
+    ALWAYS = "always"
+    NO_WAIT = "no-wait"
+    THRESHOLD = "threshold"
+    CONSTANT_WAIT = "constant-wait"
+    COMPUTE_WAIT = "compute-wait"
+    VALUE = "value"
 
 
 class Decision(_Frozen, frozen=True, kw_only=True):
@@ -94,6 +109,8 @@ class Decision(_Frozen, frozen=True, kw_only=True):
         when: for a move now; for a stay the earliest time a rule will ask for one.
         reason: one sentence with its numbers.
         cost_usd: expected dollars at ``to``; None when unknown.
+        worst_usd: what is reserved for it; None when unknown.
+        runner_up: what would have been done otherwise, in half a sentence.
     """
 
     run_id: str
@@ -109,6 +126,8 @@ class Decision(_Frozen, frozen=True, kw_only=True):
     boot_timeout_s: int | None = None
     staging_s: int = 0
     blockers: tuple[str, ...] = ()
+    worst_usd: Decimal | None = None
+    runner_up: str = ""
 
 
 class BurstPlan(_Frozen, frozen=True, kw_only=True):

@@ -18,9 +18,40 @@
     boot = "5m"
     staging = "2m"
     boot_timeout = "20m"
+
+    [[budget]]                  # of a calendar month (UTC); reserved before a job is moved
+    of = "account"              # user, account or all
+    name = "bio"                # left out: each one
+    usd_per_month = 500
+
+These are the rules of ``policy = "rules"``, the default. Other policies decide on waiting alone by
+one rule of their own; ``deadline`` and the limits above hold for them too:
+
+.. code-block:: toml
+
+    policy = "value"            # move when the wait that is left is worth more than moving costs
+    hour_usd = 20               # what an hour of one job's wait is worth
+    margin = 1.1                # it must be worth so many times the cost: no verdict that flickers
+    cap = 2.0                   # moved at the latest after this many times cost / hour_usd
+
+    policy = "compute-wait"     # move after a wait in proportion to the job's GPU-hours
+    wait_per_gpu_hour = "5m"
+
+    policy = "constant-wait"    # move after a wait
+    wait = "15m"
+
+    policy = "threshold"        # move after a wait, while more than so many wait
+    wait = "1h"
+    depth = 10
+
+    policy = "no-wait"          # move whatever has not started
+    policy = "always"           # move everything that may leave
+    policy = "deadline"         # move at the last moment that still meets the deadline, else never
+    policy = "never"
 """
 
 import enum
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +64,59 @@ from hpcscale.units import parse_duration_s
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
+
+
+class PolicyKind(enum.StrEnum):
+    """By which rule a job's waiting moves it."""
+
+    RULES = "rules"
+    NEVER = "never"
+    ALWAYS = "always"
+    NO_WAIT = "no-wait"
+    THRESHOLD = "threshold"
+    CONSTANT_WAIT = "constant-wait"
+    COMPUTE_WAIT = "compute-wait"
+    DEADLINE = "deadline"
+    VALUE = "value"
+
+
+# the keys that each kind reads besides the common ones, and needs
+_KEYS: dict[PolicyKind, tuple[str, ...]] = {
+    PolicyKind.RULES: ("max_wait",),
+    PolicyKind.THRESHOLD: ("wait", "depth"),
+    PolicyKind.CONSTANT_WAIT: ("wait",),
+    PolicyKind.COMPUTE_WAIT: ("wait_per_gpu_hour",),
+    PolicyKind.VALUE: ("hour_usd", "margin", "cap", "max_wait"),
+}
+_NEEDED = {"wait", "depth", "wait_per_gpu_hour", "hour_usd"}
+
+
+class BudgetOf(enum.StrEnum):
+    """Whose money a budget bounds."""
+
+    USER = "user"
+    ACCOUNT = "account"
+    ALL = "all"
+
+
+class _BudgetFile(_Frozen, frozen=True, kw_only=True):
+    of: BudgetOf
+    usd_per_month: int | float | str
+    name: str | None = None
+
+
+class Budget(_Frozen, frozen=True, kw_only=True):
+    """The most that may be spent in a calendar month (UTC).
+
+    Attributes:
+        of: whose.
+        name: which user or account; None: each one.
+        usd: the limit.
+    """
+
+    of: BudgetOf
+    name: str | None = None
+    usd: Decimal
 
 
 class Order(enum.StrEnum):
@@ -70,6 +154,14 @@ class _PolicyFile(_Frozen, frozen=True, kw_only=True, rename={"from_": "from"}):
     order: Order = Order.GATE_FIRST
     dependents: Dependents = Dependents.STAND_IN
     target: dict[str, _TargetFile] = msgspec.field(default_factory=dict)
+    policy: PolicyKind = PolicyKind.RULES
+    wait: str | None = None
+    depth: int | None = None
+    wait_per_gpu_hour: str | None = None
+    hour_usd: int | float | str | None = None
+    margin: float | None = None
+    cap: float | None = None
+    budget: tuple[_BudgetFile, ...] = ()
 
 
 class TargetTerms(_Frozen, frozen=True, kw_only=True):
@@ -94,6 +186,14 @@ class Policy(_Frozen, frozen=True, kw_only=True):
         max_moves_per_run: most moves that one run starts.
         retry_after_s: rest after a failed move of the same job.
         cron_interval_s: between two runs of `hpcscale burst run`.
+        kind: by which rule waiting moves a job.
+        wait_s: constant-wait and threshold: the wait after which it moves.
+        depth: threshold: only while more jobs than this wait.
+        wait_per_gpu_hour_s: compute-wait: the wait for each GPU-hour of its limit.
+        hour_usd: value: dollars an hour of one job's wait is worth.
+        margin: value: the wait must be worth so many times what moving costs.
+        cap: value: moved at the latest after so many times the wait that is worth the cost.
+        budgets: limits on what may be spent.
         order: whether the on-prem job is fenced before its cloud job is submitted.
         dependents: what becomes of a job that other jobs at its site wait for.
     """
@@ -111,6 +211,14 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     order: Order = Order.GATE_FIRST
     dependents: Dependents = Dependents.STAND_IN
     target: dict[str, TargetTerms] = msgspec.field(default_factory=dict)
+    kind: PolicyKind = PolicyKind.RULES
+    wait_s: int = 0
+    depth: int = 0
+    wait_per_gpu_hour_s: int = 0
+    hour_usd: Decimal = Decimal(0)
+    margin: float = 1.1
+    cap: float = 2.0
+    budgets: tuple[Budget, ...] = ()
 
     @property
     def lease_s(self) -> int:
@@ -146,6 +254,31 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
             raise wrong(key, f"{text!r} sets no length of time", "leave the key out instead")
         return value
 
+    def dollars(value: float | str | None, key: str) -> Decimal:
+        try:
+            amount = Decimal(str(value))
+        except InvalidOperation:
+            amount = Decimal("nan")
+        if not amount.is_finite() or amount <= 0:
+            raise wrong(key, f"{value!r} is no amount of dollars", "a number above 0, such as 20")
+        return amount
+
+    used = _KEYS.get(raw.policy, ())
+    for key in sorted({key for keys in _KEYS.values() for key in keys}):
+        given = getattr(raw, key) is not None
+        if given and key not in used:
+            raise wrong(key, f"policy = {raw.policy.value!r} does not read it", "remove the line")
+        if not given and key in used and key in _NEEDED:
+            raise wrong("policy", f"{raw.policy.value!r} needs the key {key!r}")
+    if raw.margin is not None and not 1 <= raw.margin < float("inf"):
+        raise wrong("margin", "must be at least 1")
+    if raw.cap is not None and not 0 < raw.cap < float("inf"):
+        raise wrong("cap", "must be above 0")
+    if raw.depth is not None and raw.depth < 0:
+        raise wrong("depth", "must be at least 0")
+    for entry in raw.budget:
+        if entry.of is BudgetOf.ALL and entry.name is not None:
+            raise wrong("budget", "of = 'all' takes no name", "remove the name")
     if not raw.to:
         raise wrong("to", "no target site", 'name one or more: to = ["lab-cloud"]')
     if raw.from_ in raw.to:
@@ -184,4 +317,15 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         order=raw.order,
         dependents=raw.dependents,
         target=target,
+        kind=raw.policy,
+        wait_s=seconds(raw.wait, "wait") or 0,
+        depth=raw.depth or 0,
+        wait_per_gpu_hour_s=seconds(raw.wait_per_gpu_hour, "wait_per_gpu_hour") or 0,
+        hour_usd=Decimal(0) if raw.hour_usd is None else dollars(raw.hour_usd, "hour_usd"),
+        margin=1.1 if raw.margin is None else raw.margin,
+        cap=2.0 if raw.cap is None else raw.cap,
+        budgets=tuple(
+            Budget(of=b.of, name=b.name, usd=dollars(b.usd_per_month, "usd_per_month"))
+            for b in raw.budget
+        ),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from hpcscale.burst.charges import charges
 from hpcscale.burst.decide import decide
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
@@ -98,7 +99,7 @@ def make_plan(ledger: Ledger, policy: Policy, connections: Connections) -> Burst
         moves=Moves(ledger).latest(),
         origin=origin.site,
     )
-    return decide(found, policy, now)
+    return decide(found, policy, now, charges(ledger) if policy.budgets else ())
 
 
 def tick(
@@ -158,6 +159,7 @@ def begin(
             order=policy.order,
             step=Step.FENCING if policy.order is Order.FENCE_FIRST else Step.SUBMITTING,
             estimate_usd=decision.cost_usd,
+            reserved_usd=decision.worst_usd,
             boot_timeout_s=decision.boot_timeout_s or 1800,
             retry_after_s=policy.retry_after_s,
             lease_s=policy.lease_s,

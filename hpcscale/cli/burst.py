@@ -30,7 +30,7 @@ policy_option = click.option(
 
 @click.group(name="burst")
 def command() -> None:
-    """Let waiting jobs overflow to cloud sites: plan, run, status, undo, reap, simulate."""
+    """Let waiting jobs overflow to cloud sites: plan, explain, run, undo, simulate."""
 
 
 command.add_command(simulate)
@@ -59,6 +59,54 @@ def plan(policy_file: str, as_json: bool) -> None:
         emit_json(_plan_data(made))
         return
     _print_plan(made)
+
+
+@command.command()
+@click.argument("job")
+@policy_option
+@json_option
+def explain(job: str, policy_file: str, as_json: bool) -> None:
+    """Say what the policy does with JOB, why, and what else could be done. Acts on nothing."""
+    from pathlib import Path
+
+    from hpcscale.burst.policy import load_policy
+    from hpcscale.burst.run import Connections, make_plan
+    from hpcscale.burst.words import show_time, usd
+    from hpcscale.errors import NotFoundError
+    from hpcscale.ledger import Ledger
+
+    policy = load_policy(Path(policy_file))
+    _require_sites({"from": [policy.from_site], "to": policy.to}, policy_file)
+    connections = Connections()
+    try:
+        with Ledger.open() as ledger:
+            run_id = ledger.resolve(job).run.run_id
+            made = make_plan(ledger, policy, connections)
+    finally:
+        connections.close()
+    found = [decision for decision in made.decisions if decision.run_id == run_id]
+    if not found:
+        raise NotFoundError(
+            f"{job} does not wait on {policy.from_site} with burst=auto or only",
+            hint=f"hpcscale status {job}",
+        )
+    decision = found[0]
+    if as_json:
+        emit_json({"decision": _builtins(decision), "now": made.now})
+        return
+    where = f" to {decision.to}" if decision.to else ""
+    click.echo(f"{decision.ref} ({decision.name}): {decision.action.value}{where}")
+    click.echo(f"  why: {decision.reason}")
+    if decision.runner_up:
+        click.echo(f"  {decision.runner_up}")
+    if decision.cost_usd is not None:
+        click.echo(f"  cost: {usd(decision.cost_usd)} ({decision.cost_why})")
+    if decision.worst_usd is not None:
+        click.echo(f"  reserved: {usd(decision.worst_usd)}")
+    if decision.when is not None and decision.when != made.now:
+        click.echo(f"  looked at again for a rule: {show_time(decision.when)}")
+    for blocker in decision.blockers:
+        click.echo(f"  in the way: {blocker}")
 
 
 @command.command()
@@ -306,10 +354,14 @@ def _gate_usd(target: "Attempt | None", seconds: int | None) -> "Decimal | None"
     return spent_usd(target.gpus, seconds, target.gpu_hour_usd)
 
 
-def _plan_data(made: "BurstPlan") -> dict[str, Any]:
+def _builtins(data: Any) -> Any:
     import msgspec
 
-    data: dict[str, Any] = msgspec.to_builtins(made, builtin_types=(_decimal(),))
+    return msgspec.to_builtins(data, builtin_types=(_decimal(),))
+
+
+def _plan_data(made: "BurstPlan") -> dict[str, Any]:
+    data: dict[str, Any] = _builtins(made)
     data["known_cost_usd"] = made.known_cost_usd
     data["unknown_costs"] = made.unknown_costs
     return data
@@ -322,7 +374,7 @@ def _decimal() -> type:
 
 
 def _print_plan(made: "BurstPlan") -> None:
-    from hpcscale.burst.decide import show_time, usd
+    from hpcscale.burst.words import show_time, usd
 
     if not made.decisions:
         click.echo(f"no job with burst=auto or only is open on {made.from_site}")

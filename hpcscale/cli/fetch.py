@@ -84,6 +84,7 @@ def command(
                 "site": attempt.site,
                 "ended": attempt.ended,
                 "files": [str(path) for path in fetched.files],
+                "objects": fetched.objects,
                 "bytes": fetched.size,
                 "unchanged": fetched.unchanged,
                 "refused": [printable(text) for text in fetched.refused],
@@ -91,11 +92,11 @@ def command(
             }
         )
     else:
-        for path in fetched.files:
-            click.echo(printable(str(path)))
+        for path in [*map(str, fetched.files), *fetched.objects]:
+            click.echo(printable(path))
         so_far = "" if attempt.ended else " so far"
         notice(
-            f"{len(fetched.files)} files, {fetched.size} bytes{so_far}; "
+            f"{len(fetched.files) + len(fetched.objects)} files, {fetched.size} bytes{so_far}; "
             f"{fetched.unchanged} were here already"
         )
     if fetched.skipped:

@@ -182,7 +182,6 @@ def _fetch(ledger: "Ledger", pool: "SitePool", found: "Found") -> None:
             notice(f"{attempt.ref}: refused: {refused}")
         for skipped in fetched.skipped:
             notice(f"{attempt.ref}: not fetched: {skipped}")
-        if fetched.files:
-            notice(
-                f"{attempt.ref}: {len(fetched.files)} files fetched; logs in {logs_dir(attempt)}"
-            )
+        if fetched.files or fetched.objects:
+            number = len(fetched.files) + len(fetched.objects)
+            notice(f"{attempt.ref}: {number} files fetched; logs in {logs_dir(attempt)}")

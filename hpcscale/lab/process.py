@@ -64,9 +64,18 @@ def run(
     return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
 
 
+def patience(timeout_s: float) -> float:
+    """A limit that fits an idle machine, as this one needs it now.
+
+    Such a limit ends hopeless waiting. It is no claim about speed, and with ten programs on two
+    cores everything takes its time.
+    """
+    return timeout_s * min(6.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 0.03) -> bool:
-    """Poll a condition; False when the time is over."""
-    deadline = time.monotonic() + timeout_s
+    """Poll a condition; False when the time (longer on a busy machine) is over."""
+    deadline = time.monotonic() + patience(timeout_s)
     while not condition():
         if time.monotonic() > deadline:
             return False

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from hpcscale.site import Site, TransportKind
 from hpcscale.spec import IN_CONTAINER, JobSpec
+from hpcscale.urls import is_url
 
 RUN_DIR = "$HPCSCALE_RUN_DIR"
 
@@ -69,7 +70,11 @@ def is_below(path: str, directories: tuple[str, ...]) -> bool:
 
 
 def _shared(path: str, site: Site) -> bool:
-    return site.transport.kind is TransportKind.LOCAL and is_below(path, site.shared_dirs)
+    return (
+        not is_url(path)
+        and site.transport.kind is TransportKind.LOCAL
+        and is_below(path, site.shared_dirs)
+    )
 
 
 def code_root(spec: JobSpec) -> str | None:

@@ -5,9 +5,9 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from lab_helpers import patience
 
 from hpcscale.lab import LabOptions, faults
+from hpcscale.lab.process import patience
 from hpcscale.lab.pytest_plugin import cancel_all, start
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient

@@ -3,9 +3,9 @@
 import time
 
 import pytest
-from lab_helpers import patience
 
 from hpcscale.errors import RefusedError
+from hpcscale.lab.process import patience
 from hpcscale.slurm.cli import CliClient
 from hpcscale.slurm.local import LocalTransport
 from hpcscale.slurm.types import JobState

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from lab_helpers import ROOT
 
+from hpcscale.lab.process import patience
+
 HELPER = Path(__file__).parent / "as_ordinary_user.py"
 
 
@@ -32,7 +34,7 @@ def ordinary():
         else:
             command = [shutil.which(argv[0]) or argv[0], *argv[1:]]
         return subprocess.run(
-            [*wrapper, *as_user, *command], capture_output=True, text=True, timeout=timeout_s, check=False,
+            [*wrapper, *as_user, *command], capture_output=True, text=True, timeout=patience(timeout_s), check=False,
             env=os.environ | {"HOME": str(home), "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from lab_helpers import job_state, sbatch, ssh, until
 
 from hpcscale.errors import LabError, UsageError
 from hpcscale.lab import Lab, LabOptions, daemons, faults, namespace
-from hpcscale.lab.process import start_time
+from hpcscale.lab.process import patience, start_time
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ LEAVINGS = ("slurm", "munge", "sshd", "mysql", "maria", "faketime", "sem.faketim
 def cli(*argv, timeout_s=60):
     return subprocess.run(
         [sys.executable, "-m", "hpcscale", "lab", *map(str, argv)],
-        capture_output=True, text=True, timeout=timeout_s, check=False,
+        capture_output=True, text=True, timeout=patience(timeout_s), check=False,
     )  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def test_an_interrupted_up_is_undone(directory, number):
     log = directory / "lab-onprem" / "log" / "slurmctld.log"
     until(lambda: log.exists() and "Running as primary" in log.read_text(), 20, "half up")
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=patience(30))
     assert process.returncode != 0
     assert not directory.exists()
     assert processes_of(directory) == []
@@ -177,7 +177,7 @@ def test_a_killed_up_can_be_taken_down(directory):
     log = directory / "lab-onprem" / "log" / "slurmctld.log"
     until(lambda: log.exists() and "Running as primary" in log.read_text(), 20, "half up")
     process.kill()
-    process.wait(timeout=10)
+    process.wait(timeout=patience(10))
     done = cli("down", "--dir", directory)
     assert done.returncode == 0, done.stderr
     assert not directory.exists()
@@ -194,7 +194,7 @@ def test_a_lab_dies_with_its_owner_when_asked_to(directory):
     assert process.stdout.readline() == b"up\n"
     assert processes_of(directory)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=patience(10))
     until(lambda: len(processes_of(directory)) == 0, 10, "all processes gone")
 
 
@@ -401,4 +401,4 @@ def test_logs_follow(directory):
                 pytest.fail("no line was followed")
         finally:
             process.terminate()
-            process.communicate(timeout=10)
+            process.communicate(timeout=patience(10))

@@ -37,11 +37,11 @@ CASES = [
 def test_nothing_is_left(ordinary, what, mode, user):
     argv = [sys.executable, str(PROGRAM), f"{ordinary.home}/lab", mode, what]
     if user == "ordinary":
-        done = ordinary(*argv, timeout_s=150)
+        done = ordinary(*argv, timeout_s=100)
     else:
         env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=150, check=False, env=env
+            argv, capture_output=True, text=True, timeout=280, check=False, env=env
         )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"alive": {}, "directory": False}

@@ -9,6 +9,7 @@ import time
 from lab_helpers import Stopwatch, job_state, output, sbatch, ssh, until
 
 from hpcscale.lab import Lab
+from hpcscale.lab.process import patience
 
 
 def test_every_daemon_runs_and_every_node_is_usable(lab):
@@ -45,7 +46,11 @@ def test_partitions_topology_and_gpu_shape(lab):
 
 def test_this_machine_is_the_login_node_of_onprem(lab_env, monkeypatch):
     done = subprocess.run(
-        ["srun", "-N4", "hostname"], capture_output=True, text=True, timeout=30, check=False
+        ["srun", "-N4", "hostname"],
+        capture_output=True,
+        text=True,
+        timeout=patience(30),
+        check=False,
     )
     assert sorted(done.stdout.split()) == [f"onprem{i}" for i in range(1, 5)], done.stderr
 

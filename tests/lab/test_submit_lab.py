@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from job_helpers import attempts, data, hpcscale, start
-from lab_helpers import job, patience, until
+from lab_helpers import job, until
 
 from hpcscale.cli._output import printable
 from hpcscale.errors import (
@@ -20,6 +20,7 @@ from hpcscale.errors import (
     UnreachableError,
 )
 from hpcscale.lab import faults
+from hpcscale.lab.process import patience
 from hpcscale.ledger import Ledger
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import Resources, SecretSource

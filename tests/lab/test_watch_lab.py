@@ -13,6 +13,7 @@ from lab_helpers import job_state, sbatch, until
 
 from hpcscale.errors import NotThisJobError
 from hpcscale.lab import faults
+from hpcscale.lab.process import patience
 from hpcscale.ledger import Ledger
 from hpcscale.spec import Resources
 
@@ -114,7 +115,7 @@ def test_logs_follow_across_a_requeue_and_end_with_the_job(lab_env, name):
     assert process.stdout is not None
     assert process.stdout.readline() == "start 0\n"
     lab_env.site(name).exec(["scontrol", "requeue", str(got.ref.job_id)], check=True)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=patience(100))
     assert process.returncode == 0, err
     assert [x for x in out.splitlines() if x.startswith(("start", "done"))] == ["start 1", "done"]
     assert hpcscale("logs", got.run_id, "-n", "1").stdout == "done\n"
@@ -254,7 +255,7 @@ def test_wait_gives_up_in_time_and_can_be_interrupted(lab_env):
     assert process.stderr is not None
     process.stderr.readline()  # it has asked once
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=patience(20))
     assert process.returncode == 130
     assert "Traceback" not in err
 
@@ -276,7 +277,7 @@ def test_wait_outlives_a_controller_that_is_away(lab_env):
     assert process.stderr is not None
     assert "gave no answer" in process.stderr.readline()
     faults.controller(lab_env, "lab-onprem", "restart")
-    out, _ = process.communicate(timeout=100)
+    out, _ = process.communicate(timeout=patience(100))
     assert process.returncode in {0, 6}, out  # the node may have been declared dead meanwhile
 
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcscale.burst.decide import decide, show_s, usd
+from hpcscale.burst.decide import decide
 from hpcscale.burst.plan import Action, Candidate, Option, Rule
 from hpcscale.burst.policy import Policy
+from hpcscale.burst.words import show_s, usd
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode
 

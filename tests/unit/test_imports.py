@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "hpcscale"
 
 # what deciding may know; what acting may use besides; what acting on a known job may use
-_DECIDING = {"errors", "units", "spec", "site", "cost", "slurm.types"}
+_DECIDING = {"errors", "units", "spec", "site", "cost", "urls", "slurm.types"}
 _ACTING = _DECIDING | {
-    "settings", "lint", "render", "slurm", "clock", "connect", "code", "transfer", "fetching", "inputs", "staging", "reports", "precheck",
+    "settings", "lint", "render", "slurm", "clock", "connect", "code", "transfer", "fetching", "inputs", "objects", "staging", "reports", "precheck",
 }  # fmt: skip
 _OWNING = _ACTING | {"ledger", "verify", "reasons"}
 
@@ -26,15 +26,16 @@ ALLOWED: dict[str, set[str]] = {
     "extras": {"errors"},
     "textfile": {"errors"},
     "tomlfile": {"errors", "textfile"},
-    "settings": {"errors", "units", "assets", "tomlfile"},
+    "urls": set(),
+    "settings": {"errors", "units", "assets", "tomlfile", "urls"},
     # what and where
     "spec": {"errors", "units"},
     "site": {"errors", "units", "assets", "tomlfile", "settings"},
     "sbatch_script": {"errors", "units", "spec"},
     "jobkeys": {"errors", "units", "tomlfile", "spec", "sbatch_script"},
-    "jobvalues": {"errors", "units", "spec", "jobkeys"},
+    "jobvalues": {"errors", "units", "spec", "jobkeys", "urls"},
     "jobfile": {"errors", "units", "textfile", "tomlfile", "settings", "spec", "sbatch_script"}
-    | {"jobkeys", "jobvalues"},
+    | {"jobkeys", "jobvalues", "urls"},
     "cost": {"errors", "units", "spec", "site"},
     # what was, as columns; what will be (useful without any bursting, so no part of burst)
     "history": {"errors", "units", "extras"},
@@ -43,7 +44,8 @@ ALLOWED: dict[str, set[str]] = {
     "simulate": {"errors", "units", "extras", "history", "forecast", "burst.value"},
     # (JobSpec, Site) -> text, pure
     "lint": {"errors", "units", "spec", "site", "sbatch_script"},
-    "render": {"hpcscale", "errors", "units", "assets", "spec", "site", "sbatch_script", "lint"},
+    "render": {"hpcscale", "errors", "units", "assets", "spec", "site", "sbatch_script", "lint"}
+    | {"urls"},
     # how Slurm is asked, and where: knows neither jobs of ours nor sites
     "slurm.types": {"errors", "units"},  # plain data, so deciding may use it
     "slurm": {"errors", "units", "slurm.types"},
@@ -54,7 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "fetching": {"errors", "slurm", "transfer"},
     "inputs": {"errors", "slurm", "transfer", "fetching"},
     "code": {"errors", "spec", "slurm", "transfer"},
-    "staging": {"errors", "slurm", "code", "transfer", "fetching", "inputs"},
+    "objects": {"errors", "extras", "settings", "slurm", "transfer", "fetching", "inputs", "urls"},
+    "staging": {"errors", "slurm", "code", "transfer", "fetching", "inputs", "objects", "urls"},
     "reports": {"errors", "slurm", "staging"},
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,
@@ -77,12 +80,17 @@ ALLOWED: dict[str, set[str]] = {
     "executor": _OWNING | {"prepare", "submit", "observe", "results", "batches"},
     # deciding is pure: data in, data out
     "burst.catalog": _DECIDING | {"assets", "tomlfile"},
+    "burst.words": set(),
     "burst.policy": _DECIDING | {"tomlfile"},
+    "burst.budget": _DECIDING | {"burst.policy"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
-    "burst.decide": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.plan"},
+    "burst.triggers": _DECIDING | {"burst.words", "burst.policy", "burst.plan"},
+    "burst.decide": _DECIDING
+    | {"burst.catalog", "forecast", "burst.policy", "burst.plan", "burst.words"}
+    | {"burst.budget", "burst.triggers"},
     "burst": _OWNING
     | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
-    | {"burst.policy", "burst.plan", "burst.decide"},
+    | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),
     # a Slurm of its own; it serves the product and the tests, the product never needs it
@@ -96,7 +104,8 @@ ALLOWED: dict[str, set[str]] = {
 # Modules that decide: the same input must give the same answer, so no clock of this machine,
 # no randomness and no input or output.
 PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "forecast", "burst.policy",
-        "burst.plan", "burst.decide", "burst.value")  # fmt: skip
+        "burst.plan", "burst.decide", "burst.value", "burst.words", "burst.budget",
+        "burst.triggers")  # fmt: skip
 IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
 
 

@@ -1,0 +1,92 @@
+"""Budgets: what is spent and reserved this month, and whether one more job fits. Pure.
+
+A job that is moved reserves the most it can cost before anything is asked of the cloud; when it has
+ended, what it cost takes the place of the reservation. So the sum never exceeds a budget, whatever
+jobs do: spent + reserved + the new one's worst case is at most the limit, or the job stays.
+"""
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+import msgspec
+
+from hpcscale.burst.policy import Budget, BudgetOf
+
+
+class Charge(msgspec.Struct, frozen=True, kw_only=True):
+    """Money of one cloud attempt: reserved while it may still cost, then what it did cost.
+
+    Attributes:
+        user: whose job; so ``account``.
+        at: when it was reserved, aware.
+        usd: what it cost once that is known, else the most it can cost; None: without a bound.
+        settled: whether ``usd`` is what it cost.
+    """
+
+    user: str = ""
+    account: str = ""
+    at: dt.datetime
+    usd: Decimal | None
+    settled: bool = False
+
+
+class Purse:
+    """What is left of the budgets in one month, while a plan is made.
+
+    Args:
+        budgets: the limits.
+        charges: of any month.
+        now: its month counts (UTC); a job that still runs counts in whichever month it began too.
+    """
+
+    def __init__(
+        self, budgets: Sequence[Budget], charges: Iterable[Charge], now: dt.datetime
+    ) -> None:
+        self._budgets = tuple(budgets)
+        month = now.astimezone(dt.UTC).strftime("%Y-%m")
+        self._charges = [
+            charge
+            for charge in charges
+            if not charge.settled or charge.at.astimezone(dt.UTC).strftime("%Y-%m") == month
+        ]
+        self._now = now
+
+    def refusal(self, user: str, account: str, worst_usd: Decimal | None) -> str | None:
+        """Why a job may not spend this, in half a sentence; None when it may."""
+        for budget in self._budgets:
+            if not _covers(budget, user, account):
+                continue
+            name = _name(budget, user, account)
+            if worst_usd is None:
+                return f"what it can cost has no bound to hold against the budget of {name}"
+            mine = [c for c in self._charges if _covers(budget, c.user, c.account)]
+            mine = [c for c in mine if _name(budget, c.user, c.account) == name]
+            if any(c.usd is None for c in mine):
+                return f"a job under the budget of {name} has a cost without a bound"
+            spent = sum((c.usd for c in mine if c.usd and c.settled), Decimal(0))
+            held = sum((c.usd for c in mine if c.usd and not c.settled), Decimal(0))
+            if spent + held + worst_usd > budget.usd:
+                return (
+                    f"it may cost ${worst_usd:.2f}, and of ${budget.usd:.2f} a month for {name} "
+                    f"${spent:.2f} is spent and ${held:.2f} reserved"
+                )
+        return None
+
+    def reserve(self, user: str, account: str, worst_usd: Decimal | None) -> None:
+        """Take a job's worst case out of what is left."""
+        self._charges.append(Charge(user=user, account=account, at=self._now, usd=worst_usd))
+
+
+def _covers(budget: Budget, user: str, account: str) -> bool:
+    if budget.of is BudgetOf.ALL:
+        return True
+    mine = user if budget.of is BudgetOf.USER else account
+    return budget.name is None or budget.name == mine
+
+
+def _name(budget: Budget, user: str, account: str) -> str:
+    if budget.of is BudgetOf.ALL:
+        return "all"
+    mine = user if budget.of is BudgetOf.USER else account
+    return f"{budget.of.value} {mine or '(none)'}"

@@ -1,0 +1,36 @@
+"""What moved jobs have cost and may still cost, from the ledger: what budgets count."""
+
+from hpcscale.burst.budget import Charge
+from hpcscale.burst.moves import Moves, Step, target_attempt
+from hpcscale.ledger import Ledger, utc_now
+
+_UNDONE = {Step.FAILED, Step.CANCELLED, Step.WITHDRAWN}
+
+
+def charges(ledger: Ledger) -> list[Charge]:
+    """A charge for every move: its reservation, or what its cloud job cost once that is known.
+
+    A move that ended without a cloud job cost nothing. One whose cloud job has ended at an unknown
+    cost keeps its reservation: unknown is not nothing.
+    """
+    found = []
+    for move in Moves(ledger).all():
+        run = ledger.run(move.run_id)
+        target = target_attempt(ledger, move)
+        usd, settled = move.reserved_usd or move.estimate_usd, False
+        if target is None and move.step.settled:
+            continue
+        if target is not None and target.cost_usd is not None:
+            usd, settled = target.cost_usd, True
+        elif move.step in _UNDONE and target and target.ended and target.start_time is None:
+            continue  # it never held a node
+        found.append(
+            Charge(
+                user=run.user,
+                account=run.spec.account or "",
+                at=move.created_at or utc_now(),
+                usd=usd,
+                settled=settled,
+            )
+        )
+    return found

@@ -1,0 +1,259 @@
+"""Every policy's own rule, budgets that hold, deadlines that are met."""
+
+import datetime as dt
+from decimal import Decimal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcscale.burst.budget import Charge, Purse
+from hpcscale.burst.decide import decide
+from hpcscale.burst.plan import Action, Candidate, Option, Rule
+from hpcscale.burst.policy import Budget, BudgetOf, Policy, PolicyKind, load_policy
+from hpcscale.errors import InvalidFileError
+from hpcscale.slurm.types import JobState
+from hpcscale.spec import BurstMode
+
+NOW = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
+CLOUD = Option(site="cloud", boot_s=120, staging_s=60, cost_usd=Decimal(20), worst_usd=Decimal(20))
+
+
+def h(hours: float) -> dt.timedelta:
+    return dt.timedelta(hours=hours)
+
+
+def job(**kw):
+    defaults = {
+        "run_id": "r1", "ref": "onprem:1", "name": "train", "mode": BurstMode.AUTO,
+        "state": JobState.PENDING, "reason": "Resources", "gpus": 8, "waiting_since": NOW - h(0.5),
+        "time_limit_s": 3600, "options": (CLOUD,), "user": "ada", "account": "bio",
+    }  # fmt: skip
+    return Candidate(**{**defaults, **kw})
+
+
+def policy(kind: PolicyKind, **kw) -> Policy:
+    return Policy(from_site="onprem", to=("cloud",), kind=kind, **kw)
+
+
+def verdict(one_policy, *jobs):
+    return decide(list(jobs) or [job()], one_policy, NOW).decisions
+
+
+VALUE = policy(PolicyKind.VALUE, hour_usd=Decimal(10))
+
+
+@pytest.mark.parametrize(
+    ("one_policy", "change", "rule"),
+    [
+        (policy(PolicyKind.NEVER), {"deadline": NOW + h(1)}, None),
+        (policy(PolicyKind.ALWAYS), {"waiting_since": NOW}, Rule.ALWAYS),
+        (policy(PolicyKind.NO_WAIT), {}, Rule.NO_WAIT),
+        (policy(PolicyKind.NO_WAIT), {"start_p50": NOW}, None),
+        (policy(PolicyKind.CONSTANT_WAIT, wait_s=1800), {}, Rule.CONSTANT_WAIT),
+        (policy(PolicyKind.CONSTANT_WAIT, wait_s=1801), {}, None),
+        # 8 GPU-hours x 225 s = 30 min
+        (policy(PolicyKind.COMPUTE_WAIT, wait_per_gpu_hour_s=225), {}, Rule.COMPUTE_WAIT),
+        (policy(PolicyKind.COMPUTE_WAIT, wait_per_gpu_hour_s=226), {}, None),
+        (policy(PolicyKind.COMPUTE_WAIT), {"time_limit_s": None}, None),
+        (policy(PolicyKind.THRESHOLD, wait_s=600, depth=0), {}, Rule.THRESHOLD),
+        (policy(PolicyKind.THRESHOLD, wait_s=600, depth=1), {}, None),
+        (policy(PolicyKind.DEADLINE), {}, None),
+        (policy(PolicyKind.DEADLINE), {"deadline": NOW + h(1) + h(0.05)}, Rule.DEADLINE),
+        (policy(PolicyKind.ALWAYS, deadline=False), {"state": JobState.UNKNOWN}, None),
+    ],
+)
+def test_each_policy_has_its_rule(one_policy, change, rule):
+    (decision,) = verdict(one_policy, job(**change))
+    assert decision.rule == rule
+    assert (decision.action is Action.MOVE) == (rule is not None)
+
+
+def test_value_weighs_the_wait_that_is_left_not_the_wait_that_was():
+    # $20 are worth 2 h of waiting, 2.2 h with the margin; boot and staging take 3 minutes
+    stays = job(start_p50=NOW + h(2.2), start_p90=NOW + h(5))
+    (decision,) = verdict(VALUE, stays)
+    assert decision.action is Action.STAY
+    assert decision.reason == (
+        "start p50 2h12m, p90 5h00m; moving now costs $20.00 to save 2h09m, worth $21.50 at "
+        "$10.00 an hour"
+    )
+    (decision,) = verdict(VALUE, job(start_p50=NOW + h(2.3)))
+    assert (decision.rule, decision.to) == (Rule.VALUE, "cloud")
+    assert decision.runner_up == "else it would start here about 2026-05-01 14:18:00Z"
+    # what it has waited already changes nothing
+    waited = job(start_p50=NOW + h(2.2), waiting_since=NOW - h(3.9))
+    assert verdict(VALUE, waited)[0].action is Action.STAY
+
+
+def test_a_forecast_that_keeps_promising_is_believed_up_to_the_cap():
+    soon = {"start_p50": NOW + h(0.1)}
+    assert verdict(VALUE, job(waiting_since=NOW - h(3.99), **soon))[0].action is Action.STAY
+    (decision,) = verdict(VALUE, job(waiting_since=NOW - h(4), **soon))
+    assert decision.rule is Rule.VALUE
+    assert "2 times what the cost is worth" in decision.reason
+
+
+def test_value_takes_the_cheapest_and_names_the_next():
+    dear = msgspec.structs.replace(CLOUD, site="dear", cost_usd=Decimal(30))
+    unknown = msgspec.structs.replace(CLOUD, site="unknown", cost_usd=None)
+    (decision,) = verdict(VALUE, job(start_p50=NOW + h(9), options=(unknown, dear, CLOUD)))
+    assert decision.to == "cloud"
+    assert decision.runner_up == "next best: dear at $30.00"
+
+
+def test_without_a_forecast_value_falls_back_to_the_threshold_rule():
+    (decision,) = verdict(VALUE, job())
+    assert decision.action is Action.STAY
+    assert "unknown, and the policy sets no max_wait" in decision.reason
+    threshold = msgspec.structs.replace(VALUE, max_wait_s=1800)
+    assert verdict(threshold, job())[0].rule is Rule.MAX_WAIT
+    # Slurm's own estimate is better than nothing, unless the policy does not trust it
+    estimate = job(start_estimate=NOW + h(9))
+    assert verdict(VALUE, estimate)[0].rule is Rule.VALUE
+    mute = msgspec.structs.replace(VALUE, use_start_estimate=False)
+    assert verdict(mute, estimate)[0].action is Action.STAY
+
+
+def test_a_worst_case_over_the_maximum_is_refused_though_one_start_is_not():
+    requeues = msgspec.structs.replace(CLOUD, worst_usd=Decimal(60))
+    (decision,) = verdict(
+        policy(PolicyKind.ALWAYS), job(max_cost_usd=Decimal(50), options=(requeues,))
+    )
+    assert decision.action is Action.REFUSE
+    assert "requeues included" in decision.reason
+
+
+BUDGET = Budget(of=BudgetOf.ACCOUNT, name="bio", usd=Decimal(50))
+
+
+def test_moves_of_one_plan_share_a_budget_and_the_urgent_one_spends_first():
+    always = policy(PolicyKind.ALWAYS, budgets=(BUDGET,))
+    jobs = [job(run_id=f"r{n}", ref=f"onprem:{n}") for n in range(3)]
+    jobs[2] = msgspec.structs.replace(jobs[2], deadline=NOW + h(9))
+    plan = decide(jobs, always, NOW)
+    assert [d.run_id for d in plan.moves] == ["r2", "r0"]
+    held = next(d for d in plan.decisions if d.run_id == "r1")
+    assert "of $50.00 a month for account bio $0.00 is spent and $40.00 reserved" in held.reason
+    # another account has no such budget
+    other = job(run_id="r9", account="fluid")
+    assert len(decide([*jobs, other], always, NOW).moves) == 3
+
+
+def test_last_months_bills_do_not_count_and_running_jobs_do():
+    always = policy(PolicyKind.ALWAYS, budgets=(BUDGET,))
+    april = NOW - dt.timedelta(days=3)
+    bill = {"user": "ada", "account": "bio", "at": april, "usd": Decimal(45)}
+    assert decide([job()], always, NOW, [Charge(**bill, settled=True)]).moves
+    assert not decide([job()], always, NOW, [Charge(**bill)]).moves
+
+
+def test_no_bound_no_money():
+    always = policy(PolicyKind.ALWAYS, budgets=(BUDGET,))
+    unknown = msgspec.structs.replace(CLOUD, cost_usd=None, worst_usd=None)
+    (decision,) = verdict(always, job(options=(unknown,)))
+    assert decision.action is Action.STAY
+    assert "no bound" in decision.reason
+
+
+money = st.decimals(min_value="0.01", max_value=100, places=2)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), money, money), max_size=30), money)
+def test_a_budget_is_never_exceeded_whatever_jobs_cost_within_their_bounds(jobs, limit):
+    budgets = [Budget(of=BudgetOf.ALL, usd=limit), Budget(of=BudgetOf.USER, usd=limit / 2)]
+    charges: list[Charge] = []
+    for user, worst, real in jobs:
+        purse = Purse(budgets, charges, NOW)
+        if purse.refusal(user, "x", worst) is None:
+            charges.append(Charge(user=user, account="x", at=NOW, usd=worst))
+        elif charges:
+            # the oldest ends, at no more than its bound
+            first = next((k for k, c in enumerate(charges) if not c.settled), None)
+            if first is not None:
+                usd = min(charges[first].usd, real)
+                charges[first] = msgspec.structs.replace(charges[first], usd=usd, settled=True)
+        assert sum((c.usd for c in charges), Decimal(0)) <= limit
+        for name in "abc":
+            mine = sum((c.usd for c in charges if c.user == name), Decimal(0))
+            assert mine <= limit / 2
+
+
+@given(
+    kind=st.sampled_from([k for k in PolicyKind if k is not PolicyKind.NEVER]),
+    limit_s=st.integers(60, 100_000),
+    slack_s=st.integers(0, 100_000),
+    boot=st.floats(0, 1),
+    run=st.floats(0, 1),
+    tick_s=st.integers(1, 600),
+    phase_s=st.integers(0, 600),
+    p50_s=st.none() | st.integers(0, 500_000),
+)
+def test_a_feasible_deadline_is_met_while_boot_and_runtime_keep_their_bounds(
+    *, kind, limit_s, slack_s, boot, run, tick_s, phase_s, p50_s
+):
+    """The job never starts here: all that is left is the cloud, at the last safe moment."""
+    option = msgspec.structs.replace(CLOUD, boot_s=300, staging_s=100)
+    one_policy = policy(
+        kind, wait_s=10**7, depth=0, wait_per_gpu_hour_s=10**6, hour_usd=Decimal("0.01"),
+        deadline_margin_s=tick_s,
+    )  # fmt: skip
+    submit = NOW
+    # feasible: at the first look after submission the whole on-demand path still fits
+    deadline = submit + dt.timedelta(seconds=400 + limit_s + 2 * tick_s + slack_s)
+    now = submit + dt.timedelta(seconds=phase_s % tick_s)
+    for _ in range(10**6):
+        one = job(
+            waiting_since=submit, deadline=deadline, time_limit_s=limit_s, options=(option,),
+            start_p50=None if p50_s is None else now + dt.timedelta(seconds=p50_s),
+        )  # fmt: skip
+        (decision,) = decide([one], one_policy, now).decisions
+        if decision.action is Action.MOVE:
+            break
+        # nothing changes until the plan says so; the next look is at a tick
+        assert decision.when is not None
+        ticks = max(1, -(-(decision.when - now) // dt.timedelta(seconds=tick_s)))
+        now += dt.timedelta(seconds=tick_s) * ticks
+    end = now + dt.timedelta(seconds=boot * 300 + 100 + run * limit_s)
+    assert end <= deadline
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "says"),
+    [
+        ('policy = "valu"', "P.toml:3", "value"),
+        ('policy = "value"', "P.toml:3", "hour_usd"),
+        ('policy = "value"\nhour_usd = 0', "P.toml:4", "dollars"),
+        ('policy = "value"\nhour_usd = "x"', "P.toml:4", "dollars"),
+        ('policy = "value"\nhour_usd = 5\nmargin = 0.5', "P.toml:5", "at least 1"),
+        ('policy = "value"\nhour_usd = 5\ncap = 0', "P.toml:5", "above 0"),
+        ('policy = "never"\nwait = "5m"', "P.toml:4", "does not read"),
+        ('policy = "threshold"\nwait = "5m"', "P.toml:3", "depth"),
+        ('[[budget]]\nof = "all"\nname = "x"\nusd_per_month = 5', "P.toml", "takes no name"),
+        ('[[budget]]\nof = "team"\nusd_per_month = 5', "P.toml", "team"),
+    ],
+)
+def test_a_wrong_policy_names_its_key(tmp_path, text, where, says):
+    path = tmp_path / "P.toml"
+    path.write_text(f'from = "a"\nto = ["b"]\n{text}\n')
+    with pytest.raises(InvalidFileError) as caught:
+        load_policy(path)
+    assert where in (caught.value.where or "")
+    assert says in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_every_policy_is_a_file(tmp_path):
+    path = tmp_path / "P.toml"
+    keys = {
+        "threshold": 'wait = "1h"\ndepth = 3',
+        "constant-wait": 'wait = "1h"',
+        "compute-wait": 'wait_per_gpu_hour = "5m"',
+        "value": 'hour_usd = 12.50\nmax_wait = "1h"\n[[budget]]\nof = "user"\nusd_per_month = 9.99',
+    }
+    for kind in PolicyKind:
+        path.write_text(f'from="a"\nto=["b"]\npolicy="{kind}"\n{keys.get(kind.value, "")}\n')
+        assert load_policy(path).kind is kind
+    value = load_policy(path)
+    assert value.hour_usd == Decimal("12.5")
+    assert value.budgets == (Budget(of=BudgetOf.USER, usd=Decimal("9.99")),)

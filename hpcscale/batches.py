@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from hpcscale.connect import Connection
-from hpcscale.errors import NotFoundError, RefusedError, SubmitUnknownError
+from hpcscale.errors import NotFoundError, NotSentError, RefusedError, SubmitUnknownError
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.precheck import cached_facts, fetch_facts
 from hpcscale.prepare import EVENT as CODE_EVENT
@@ -31,8 +31,11 @@ from hpcscale.submit import submit
 
 STORED, SENDING, SKIPPED, DROPPED = "batch.stored", "batch.sending", "batch.skip", "batch.dropped"
 INPUT = "submitit"
+MANY = 200  # tasks for which asking for room is worth a question
+SBATCH_TIMEOUT_S = 150.0  # sbatch gives up by itself after 120 s, and says so
 
 # Slurm's words for "not now" (sbatch(1), slurm_errno.c); size and time limits are "never"
+_FULL = re.compile(r"Resource temporarily unavailable|job queue full", re.IGNORECASE)
 _NOT_NOW = re.compile(
     r"Max(Submit|Jobs)\w*(Limit|PerUser|PerAccount|PerAcct)|SubmitJob\w*Limit"
     r"|temporarily unable to accept job|job submit limit",
@@ -59,7 +62,7 @@ class Part:
         """The array index of a task of the batch; None when it was not sent."""
         if self.attempt is None or task in self.skip:
             return None
-        return task - self.start - sum(1 for s in self.skip if s < task)
+        return task - self.start - (sum(1 for s in self.skip if s < task) if self.skip else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,23 @@ def max_array_size(connection: Connection) -> int:
     return (cached_facts(site) or fetch_facts(site, connection.client)).max_array_size
 
 
+def room(connection: Connection) -> int | None:
+    """How many more jobs the controller keeps: slurm.conf MaxJobCount, less those it has.
+
+    Asked before a large part is sent: a full controller makes sbatch sleep for two minutes before
+    it says no. None when the site does not tell.
+
+    Raises:
+        UnreachableError: no answer.
+    """
+    site = connection.site
+    facts = cached_facts(site) or fetch_facts(site, connection.client)
+    most = facts.config.get("MaxJobCount", "")
+    if not most.isdigit():
+        return None
+    return max(0, int(most) - 1 - connection.client.job_count())  # it wants to stay below
+
+
 def send(ledger: Ledger, connection: Connection, run_id: str) -> Batch:
     """Send what the site takes; the rest stays. Another sender at work is left alone.
 
@@ -184,9 +204,15 @@ def send(ledger: Ledger, connection: Connection, run_id: str) -> Batch:
             return batch
         batch = read(ledger, run_id)
         most = max_array_size(connection)
+        left = room(connection) if batch.unsent >= MANY else None
         while gaps := batch.gaps:
             start, stop = gaps[0]
             stop = min(stop, start + most)
+            if left is not None:
+                if left <= 0:
+                    return replace(batch, blocked="the controller has no room (MaxJobCount)")
+                stop = min(stop, start + left)
+                left -= stop - start
             try:
                 _send_part(ledger, connection, batch, start, stop)
             except RefusedError as exc:
@@ -195,6 +221,11 @@ def send(ledger: Ledger, connection: Connection, run_id: str) -> Batch:
                 if stop - start == 1:
                     return replace(batch, blocked=exc.message)
                 most = (stop - start) // 2
+                left = None
+            except NotSentError as exc:
+                if not _FULL.search(exc.message):
+                    raise
+                return replace(read(ledger, run_id), blocked=exc.message)
             except SubmitUnknownError as exc:
                 return replace(read(ledger, run_id), blocked=exc.message)
             batch = read(ledger, run_id)
@@ -228,8 +259,15 @@ def _send_part(ledger: Ledger, connection: Connection, batch: Batch, start: int,
         rendered = prepare(spec, connection.site, code=known)
         if known is None and rendered.code is not None:  # later parts start the same program
             ledger.event(batch.run.run_id, CODE_EVENT, msgspec.to_builtins(rendered.code))
-        submit(rendered, connection.site, connection, ledger, run=run)
-    except RefusedError:
+        submit(
+            rendered,
+            connection.site,
+            connection,
+            ledger,
+            run=run,
+            timeout_s=SBATCH_TIMEOUT_S,
+        )
+    except (RefusedError, NotSentError):
         if len(tasks) < batch.size:
             shutil.rmtree(pickles, ignore_errors=True)
         raise
@@ -245,12 +283,12 @@ def part_of(directory: Path, tasks: Sequence[int]) -> Path:
     return part
 
 
-def link(source: Path, target: Path) -> None:
+def link(source: str | Path, target: str | Path) -> None:
     """The same file under another name, or a copy where there are no hard links."""
     try:
         os.link(source, target)
     except FileExistsError:
-        target.unlink(missing_ok=True)
+        Path(target).unlink(missing_ok=True)
         link(source, target)
     except OSError:
         shutil.copyfile(source, target)

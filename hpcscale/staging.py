@@ -13,6 +13,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from hpcscale.code.store import Packed, place
 from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError, UnreachableError
@@ -21,6 +22,9 @@ from hpcscale.inputs import LARGE_BYTES, Item, put_large, read_items
 from hpcscale.slurm.transport import Transport
 from hpcscale.transfer import SILENT, Meter
 from hpcscale.urls import is_url
+
+if TYPE_CHECKING:
+    import tarfile
 
 CODE = "code"
 CHECKPOINT = "checkpoint"
@@ -214,7 +218,15 @@ def stage_in(
         elif local.is_dir():
             _put_tree(transport, local, target, items)
         else:
-            transport.put_file(local, target)
+            transport.put_file(local, target, mode=0o600 | local.stat().st_mode & 0o100)
+
+
+def _private_member(member: "tarfile.TarInfo") -> "tarfile.TarInfo":
+    """Without its owner, and for this user alone."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mode = 0o700 if member.isdir() else 0o600 | member.mode & 0o100
+    return member
 
 
 def _put_tree(transport: Transport, local: Path, target: str, items: Sequence[Item]) -> None:
@@ -227,7 +239,7 @@ def _put_tree(transport: Transport, local: Path, target: str, items: Sequence[It
         with tempfile.NamedTemporaryFile(prefix="hpcscale-", suffix=".tar") as packed:
             with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 for item in items:
-                    tar.add(local / item.path, item.path, recursive=False)
+                    tar.add(local / item.path, item.path, recursive=False, filter=_private_member)
             packed.flush()
             transport.put_file(Path(packed.name), archive, mode=0o600)
     except OSError as exc:

@@ -66,7 +66,15 @@ def spec_for(spec: JobSpec, time_limit_s: int | None, site: Site) -> JobSpec:
         after=(),
         directives=directives,
         resources=resources,
+        outputs=_outputs(spec, site),
     )
+
+
+def _outputs(spec: JobSpec, site: Site) -> dict[str, str]:
+    """A function's files are named by its job id, which the origin may have given out too."""
+    if spec.function is None:
+        return dict(spec.outputs)
+    return {name: f"{path.rstrip('/')}/{site.name}/" for name, path in spec.outputs.items()}
 
 
 def with_gate_time(spec: JobSpec, seconds: int) -> JobSpec:

@@ -26,6 +26,7 @@ from hpcscale.errors import (
 COMMANDS: dict[str, str] = {
     "burst": "burst",
     "cancel": "cancel",
+    "catalog": "catalog",
     "fetch": "fetch",
     "lab": "lab",
     "lint": "lint",

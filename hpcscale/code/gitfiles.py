@@ -15,7 +15,7 @@ from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError
 from hpcscale.slurm._process import run_process
 from hpcscale.slurm.transport import slurm_environment
 
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 30.0
 _SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 
 

@@ -6,6 +6,7 @@ scripts from our renderer. No slurmdbd is needed, and no file system that both s
 finds it by its entry points, under the name ``hpcscale``.
 """
 
+import os
 import typing as tp
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from hpcscale.executor.params import (
 from hpcscale.executor.pickles import outside_modules, write_pickles
 from hpcscale.executor.probe import default_python, require_same_python
 from hpcscale.executor.watch import HpcscaleInfoWatcher, own_ledger, watcher_of
-from hpcscale.ledger import Ledger, Role, Run
+from hpcscale.ledger import Attempt, Ledger, Role, Run
 from hpcscale.prepare import prepare
 from hpcscale.render import RenderedJob
 from hpcscale.settings import choose_site
@@ -214,36 +215,60 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
                 + (f" ({batch.blocked})" if batch.blocked else "")
                 + "; the rest is sent when there is room, by a live result() or `hpcscale tend`"
             )
-        jobs: list[core.Job[tp.Any]] = []
-        for task in range(size):
-            part = batch.part(task)
-            number = part.number(task) if part is not None else None
-            if part is None or part.attempt is None or part.attempt.job_id is None:
-                jobs.append(self._waiting(run_id, task))
+        return self._jobs_of(batch, Path(spec.inputs["submitit"]))
+
+    def _jobs_of(self, batch: batches.Batch, pickles: Path) -> list[core.Job[tp.Any]]:
+        """One job for each task; there may be very many, so what a part shares is asked once."""
+        folder = self._folder_here()
+        jobs: dict[int, core.Job[tp.Any]] = {}
+        for part in batch.parts:
+            if part.attempt is None or part.attempt.job_id is None:
                 continue
-            job = self._job(part.attempt.submission_id, f"{part.attempt.job_id.base}_{number}")
-            job.paths.folder.mkdir(parents=True, exist_ok=True)
-            batches.link(Path(spec.inputs["submitit"]) / f"{task}.pkl", job.paths.submitted_pickle)
-            if number == 0:
-                job.paths.submission_file.write_text(part.attempt.script, encoding="utf-8")
-            jobs.append(job)
-        return jobs
+            make = self._maker(part.attempt, folder)
+            base, made, first = part.attempt.job_id.base, set[str](), True
+            pattern = str(utils.JobPaths(folder).submitted_pickle)
+            for task in range(part.start, part.stop):
+                number = part.number(task)
+                if number is None:
+                    continue
+                job = jobs[task] = make(f"{base}_{number}")
+                target = pattern.replace("%j", job.job_id)
+                if "%" in target:
+                    target = str(job.paths.submitted_pickle)
+                directory = os.path.dirname(target)  # noqa: PTH120 # 10,000 times
+                if directory not in made:
+                    made.add(directory)
+                    Path(directory).mkdir(parents=True, exist_ok=True)
+                batches.link(f"{pickles}/{task}.pkl", target)
+                if first:
+                    job.paths.submission_file.write_text(part.attempt.script, encoding="utf-8")
+                    first = False
+        run_id = batch.run.run_id
+        return [jobs.get(task) or self._waiting(run_id, task, folder) for task in range(batch.size)]
 
     def _job(self, submission_id: str, job_id: str) -> HpcscaleJob[tp.Any]:
-        attempt = self._book().attempt(submission_id)
-        return HpcscaleJob(
-            self._folder_here(),
-            job_id,
-            range(self._num_tasks()),
-            site=self.site,
-            submission_id=submission_id,
-            run_dir=attempt.run_dir,
-            there=there_of(attempt),
-        )
+        return self._maker(self._book().attempt(submission_id), self._folder_here())(job_id)
 
-    def _waiting(self, run_id: str, task: int) -> HpcscaleJob[tp.Any]:
+    def _maker(self, attempt: Attempt, folder: Path) -> tp.Callable[[str], HpcscaleJob[tp.Any]]:
+        """Makes jobs of one attempt."""
+        tasks, there = range(self._num_tasks()), there_of(attempt)
+
+        def make(job_id: str) -> HpcscaleJob[tp.Any]:
+            return HpcscaleJob(
+                folder,
+                job_id,
+                tasks,
+                site=self.site,
+                submission_id=attempt.submission_id,
+                run_dir=attempt.run_dir,
+                there=there,
+            )
+
+        return make
+
+    def _waiting(self, run_id: str, task: int, folder: Path) -> HpcscaleJob[tp.Any]:
         return HpcscaleJob(
-            self._folder_here(),
+            folder,
             f"{run_id}_{task}",
             range(self._num_tasks()),
             site=self.site,

@@ -10,7 +10,14 @@ from submitit.slurm import slurm
 
 from hpcscale import batches
 from hpcscale.errors import HpcscaleError, NotFoundError, RefusedError, UnreachableError
-from hpcscale.executor.known import attempt_of, site_of, there_of
+from hpcscale.executor.known import (
+    attempt_of,
+    is_moving,
+    may_move,
+    site_of,
+    successor,
+    there_of,
+)
 from hpcscale.executor.watch import HpcscaleInfoWatcher, own_ledger, watcher_of
 from hpcscale.ledger import Attempt
 from hpcscale.reports import read_reports
@@ -104,11 +111,15 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
         """Slurm's word as last heard; SUBMITTING before it was sent."""
         if not self._sent():
             return JobState.SUBMITTING.value
+        self._follow()
         return str(super().state)
 
     def get_info(self, mode: str = "force") -> dict[str, str]:
         """What Slurm said last; empty before it was sent."""
-        return super().get_info(mode) if self._sent() else {}
+        if not self._sent():
+            return {}
+        self._follow()
+        return super().get_info(mode)
 
     def done(self, force_check: bool = False) -> bool:
         """Whether it has ended, by Slurm's word or by the job's own report, and its files are here.
@@ -119,11 +130,14 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
             return all(job.done(force_check) for job in self._sub_jobs)
         if not self._sent(send=True):
             return self._dropped() is not None
+        self._follow()
         if not self.rendered and self._outcome_is_ours():
             return True
         mode = "force" if force_check else "standard"
         if not self.watcher.is_done(self.job_id, mode=mode):
             return False
+        if self._may_move() and is_moving(self.submission_id):
+            return False  # it gave way, and what took its place is not known for certain yet
         return self.rendered or self._bring()
 
     def cancel(self, check: bool = True) -> None:
@@ -140,6 +154,7 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
             batches.skip(own_ledger(), *self.batch)
             if not self._sent():
                 return
+        self._follow()
         self._act(check, None)
 
     def _interrupt(self, timeout: bool = False) -> None:
@@ -310,10 +325,12 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
 
     def stdout(self) -> str | None:
         """The log, read from the site; None when there is none yet."""
+        self._follow()
         return self._batch_log() if self.rendered else super().stdout()
 
     def stderr(self) -> str | None:
         """Of a rendered script: None, both streams are in one log."""
+        self._follow()
         return None if self.rendered else super().stderr()
 
     def _reported_exit(self) -> int | None:
@@ -323,6 +340,39 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
         reports = read_reports(self.watcher.connection.transport, [self.run_dir])
         ends = [r.exit_code for r in reports.get(self.submission_id, []) if r.final]
         return ends[-1] if ends else None
+
+    # --- a run that moves to another site -------------------------------------------------------
+
+    def _may_move(self) -> bool:
+        return self.batch is None and bool(self.submission_id) and may_move(self.submission_id)
+
+    def _follow(self) -> None:
+        """Become the job that took over, where the ledger says so."""
+        while self._may_move() and (heir := successor(self.submission_id)) is not None:
+            self._become(heir)
+        for job in self._sub_jobs:
+            tp.cast("HpcscaleJob[R_co]", job)._follow()  # noqa: SLF001 # its own class
+
+    def _become(self, heir: Attempt) -> None:
+        pickle = self.paths.submitted_pickle
+        task = JobId.parse(self.job_id).array_task if heir.array_size is not None else None
+        assert heir.job_id is not None
+        self._job_id = str(JobId(heir.job_id.base, task))
+        # the other site's files have a directory of their own: its job ids may be the same
+        folder = self._paths._folder  # noqa: SLF001 # with submitit's ids still in it
+        whole = utils.JobPaths.get_first_id_independent_folder(folder)
+        self._paths = utils.JobPaths(
+            whole / heir.site / folder.relative_to(whole), self._job_id, self.task_id
+        )
+        logger.get_logger().info(f"{self.site}: the job moved to {heir.ref}")
+        self.site, self.submission_id, self.run_dir = heir.site, heir.submission_id, heir.run_dir
+        self.there = there_of(heir)
+        self.watcher = watcher_of(heir.site)
+        self._brought = False
+        self._register_in_watcher()
+        self.paths.folder.mkdir(parents=True, exist_ok=True)
+        if pickle.exists():
+            batches.link(pickle, self.paths.submitted_pickle)
 
     # --- tasks of a batch that had to wait for room --------------------------------------------
 

@@ -7,8 +7,12 @@ from submitit.core import utils
 from hpcscale.errors import NotFoundError, UsageError
 from hpcscale.executor.pickles import OWN
 from hpcscale.executor.watch import own_ledger
-from hpcscale.ledger import Attempt
+from hpcscale.ledger import Attempt, Ledger, Role
+from hpcscale.slurm.types import JobState
+from hpcscale.spec import BurstMode
 from hpcscale.units import JobId
+
+_MAY_MOVE: dict[str, bool] = {}
 
 
 def site_file(folder: Path) -> Path:
@@ -40,3 +44,50 @@ def there_of(attempt: Attempt) -> str:
     if "outputs/submitit" in attempt.staged:
         return f"{attempt.run_dir}/outputs/submitit"
     return own_ledger().run(attempt.run_id).spec.outputs.get("submitit", "").rstrip("/")
+
+
+def may_move(submission_id: str) -> bool:
+    """Whether its run may go to another site; asked of the ledger once for each submission."""
+    if submission_id not in _MAY_MOVE:
+        ledger = own_ledger()
+        try:
+            run = ledger.run(ledger.attempt(submission_id).run_id)
+            _MAY_MOVE[submission_id] = run.burst_mode is not BurstMode.NEVER
+        except NotFoundError:  # its executor keeps another ledger
+            _MAY_MOVE[submission_id] = False
+    return _MAY_MOVE[submission_id]
+
+
+def _later(ledger: Ledger, attempt: Attempt) -> list[Attempt]:
+    return [
+        a
+        for a in ledger.attempts(attempt.run_id)
+        if a.number > attempt.number and a.role is Role.BURST and a.state is not JobState.REFUSED
+    ]
+
+
+def successor(submission_id: str) -> Attempt | None:
+    """The attempt at another site that took over: its command has begun there, or even ended.
+
+    The ledger's word alone: who moves jobs writes ``attempt.handed_over``.
+    """
+    ledger = own_ledger()
+    attempt = ledger.attempt(submission_id)
+    later = [a for a in _later(ledger, attempt) if a.job_id is not None]
+    if not later:
+        return None
+    heirs = {
+        str(event.data["to"])
+        for event in ledger.events(attempt.run_id, "attempt.handed_over")
+        if event.submission_id == submission_id
+    }
+    for heir in reversed(later):
+        if str(heir.ref) in heirs or heir.state is JobState.COMPLETED:
+            return heir
+    return None
+
+
+def is_moving(submission_id: str) -> bool:
+    """Whether another site has, or may have, an attempt of its run that is not over."""
+    ledger = own_ledger()
+    return any(not a.ended for a in _later(ledger, ledger.attempt(submission_id)))

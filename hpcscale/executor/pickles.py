@@ -1,5 +1,7 @@
 """What goes along with functions: their pickles, renumbered from 0, and submitit's job side."""
 
+import os
+import pickle
 import shutil
 import sys
 import typing as tp
@@ -7,6 +9,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import cloudpickle
 from submitit.core import utils
 
 from hpcscale.errors import UsageError
@@ -44,11 +47,12 @@ def write_pickles(
     directory.mkdir(parents=True, mode=0o700)
     _write_job_side(directory / "lib")
     for number, submission in enumerate(submissions):
-        path = directory / f"{number}.pkl"
         submission.set_timeout(timeout_min, max_num_timeout)
-        submission.dump(path)
+        # what submission.dump() writes, with less ado around it: there may be tens of thousands
+        data = cloudpickle.dumps(submission, pickle.HIGHEST_PROTOCOL)
+        _write(f"{directory}/{number}.pkl", data)
         if number == 0:
-            size_gb = path.stat().st_size / 1024**3 * len(submissions)
+            size_gb = len(data) / 1024**3 * len(submissions)
             if size_gb > max_size_gb:
                 shutil.rmtree(directory)
                 raise PickleSizeError(
@@ -57,6 +61,16 @@ def write_pickles(
                     hint="pass a path instead of the data, or raise hpcscale_max_pickle_size_gb",
                 )
     return directory
+
+
+def _write(path: str, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+    finally:
+        os.close(handle)
 
 
 def _write_job_side(lib: Path) -> None:

@@ -21,9 +21,9 @@ Bools = NDArray[np.bool_]
 
 CENT = Decimal("0.01")
 S_PER_H = 3600.0
-WIDE = 48  # longer queues are judged job by job
+WIDE = 16  # longer queues are judged job by job
 ALWAYS = -1  # a rule that needs no replay
-OVERDUE = 0.5  # a job that ran longer than expected goes on for so much of what it has run
+OVERDUE = 1.0  # a job that ran longer than expected goes on for so much of what it has run
 
 
 @dataclass(frozen=True, slots=True)

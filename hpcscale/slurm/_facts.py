@@ -23,6 +23,7 @@ _KEPT_SETTINGS = frozenset(
         "EnforcePartLimits",
         "KillWait",
         "MaxArraySize",
+        "MaxJobCount",
         "MinJobAge",
         "PreemptMode",
         "PreemptParameters",

@@ -39,9 +39,11 @@ _UNSET = (
     f"if(v~/^({'|'.join(STRIPPED_PREFIXES)})[A-Za-z0-9_]*$/)print v}}}}' </dev/null)"
 )
 _SCRIPT = (
-    f'{_UNSET}; if [ -n "$1" ]; then cd -- "$1" || exit {_NO_CWD}; fi; '
+    f'{_UNSET}; hpcscale_mark=$1; if [ -n "$1" ]; then echo "$1" >&2; fi; shift; '
+    f'if [ -n "$1" ]; then cd -- "$1" || exit {_NO_CWD}; fi; '
     # no exec: this sh turns a death by signal into a number, which ssh(1) cannot tell from a cut
-    f'shift; timeout -k {_KILL_AFTER_S} "$@"; exit $?'
+    f'shift; timeout -k {_KILL_AFTER_S} "$@"; set -- "$?"; '
+    'if [ -n "$hpcscale_mark" ] && [ "$1" = 255 ]; then echo "$hpcscale_mark" >&2; fi; exit "$1"'
 )
 
 
@@ -54,13 +56,21 @@ class RawResult(NamedTuple):
 
 
 def command_line(
-    argv: Sequence[str], env: Mapping[str, str] | None, cwd: str | None, timeout_s: float
+    argv: Sequence[str],
+    env: Mapping[str, str] | None,
+    cwd: str | None,
+    timeout_s: float,
+    *,
+    mark: str = "",
 ) -> str:
-    """The one line that the login shell gets."""
+    """The one line that the login shell gets; a ``mark`` is said on stderr when it has arrived.
+
+    And once more when the command itself ends with 255.
+    """
     require_sendable(argv, env, cwd)
     settings = [f"{name}={value}" for name, value in (env or {}).items()]
     runner = [f"{timeout_s:g}", "env", *settings] if settings else [f"{timeout_s:g}"]
-    line = shlex.join(["/bin/sh", "-c", _SCRIPT, "sh", cwd or "", *runner, *argv])
+    line = shlex.join(["/bin/sh", "-c", _SCRIPT, "sh", mark, cwd or "", *runner, *argv])
     if _MISREAD.search(line):
         data = line.encode("utf-8", "surrogateescape")
         coded = base64.b64encode(data).decode("ascii")
@@ -79,6 +89,7 @@ class RemoteShell(abc.ABC):
 
     name: str
     is_local = False
+    _mark = ""  # said on stderr by a command that has arrived, where that is not known otherwise
 
     @abc.abstractmethod
     def _exec(self, line: str, stdin: bytes | None, timeout_s: float) -> RawResult:
@@ -117,7 +128,7 @@ class RemoteShell(abc.ABC):
         timeout_s: float,
     ) -> RawResult:
         began = time.monotonic()
-        line = command_line(argv, env, cwd, timeout_s)
+        line = command_line(argv, env, cwd, timeout_s, mark=self._mark)
         raw = self._exec(line, stdin, timeout_s + _KILL_AFTER_S + GRACE_S)
         if raw.returncode == _NO_CWD and cwd:
             raise NotFoundError(f"directory {cwd} does not exist on {self.name}")

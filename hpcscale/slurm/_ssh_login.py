@@ -177,7 +177,7 @@ def _command(hop: Hop, config: str | None, jumps: tuple[Hop, ...]) -> str:
 
 def _scan(hop: Hop) -> str:
     file = shlex.quote(str(hop.known_hosts[0]))
-    return f"ssh-keyscan -p {hop.port} {hop.address} >> {file}"
+    return f"ssh-keyscan -p {hop.port} {shlex.quote(hop.address)} >> {file}"
 
 
 def _unknown_key(hop: Hop, where: str) -> HostKeyError:

@@ -147,6 +147,11 @@ class CliClient:
             choice = [f"--user={user}"] if user else ["--me"]
         return Answer(self._squeue(choice, wanted), complete=True)
 
+    def job_count(self) -> int:
+        """Jobs that the controller keeps, one for each array element."""
+        argv = ["squeue", "--noheader", "--all", "--states=all", "--array", "--format=."]
+        return self._require(argv).stdout.count(".")
+
     def history(self, ids: Sequence[JobId], *, since: dt.datetime) -> Answer:
         """Ended and other jobs as sacct has them, by one call; else as squeue still does."""
         from hpcscale.slurm import _sacct

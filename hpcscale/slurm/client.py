@@ -54,6 +54,12 @@ class SlurmClient(Protocol):
         Raises NotFoundError when there is no such user.
         """
 
+    def job_count(self) -> int:
+        """How many jobs count against MaxJobCount: every array element, ended ones too.
+
+        What this user may see of them: PrivateData may hide others'.
+        """
+
     def history(self, ids: Sequence[JobId], *, since: dt.datetime) -> Answer:
         """Ended jobs, by one sacct call; without slurmdbd what squeue still has (MinJobAge).
 

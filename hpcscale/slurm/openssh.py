@@ -5,13 +5,13 @@ connection with the line that the error message holds; commands then go through 
 """
 
 import re
+import secrets
 import shlex
 import shutil
 import time
 from pathlib import Path
 
 from hpcscale.errors import HostKeyError, NotSentError, UnreachableError
-from hpcscale.slurm._answers import bad_options
 from hpcscale.slurm._process import run_process
 from hpcscale.slurm._remote_shell import RawResult, RemoteShell, shown_name
 from hpcscale.slurm.transport import slurm_environment
@@ -83,6 +83,8 @@ class OpensshTransport(RemoteShell):
             self._options += ["-o", f'UserKnownHostsFile="{pinned}"']
             self._options += ["-o", "StrictHostKeyChecking=yes"]
         self._connect_timeout_s = connect_timeout_s
+        # ssh(1) ends with 255 for its own troubles, and so may a command that ran
+        self._mark = f"hpcscale-arrived-{secrets.token_hex(6)}"
         self._found: dict[str, str] | None = None
         self.name = shown_name(host, port, user)
 
@@ -125,11 +127,11 @@ class OpensshTransport(RemoteShell):
                 hint="try again; a master connection that hangs is ended by: "
                 + self._master_line("-O", "exit"),
             )
-        if done.returncode == 255:  # of ssh itself, or of the command
-            text = done.stderr.decode("utf-8", "replace")
-            if not bad_options(done.returncode, text):
-                raise self._failure(text)
-        return RawResult(done.returncode, done.stdout, done.stderr)
+        pieces = done.stderr.split(f"{self._mark}\n".encode())
+        errors = b"".join(pieces)
+        if done.returncode == 255 and len(pieces) < 3:  # of ssh itself
+            raise self._failure(errors.decode("utf-8", "replace"), arrived=len(pieces) == 2)
+        return RawResult(done.returncode, done.stdout, errors)
 
     def close(self) -> None:
         """Nothing is held open: a master connection is the user's."""
@@ -163,9 +165,11 @@ class OpensshTransport(RemoteShell):
             self._found = {key: value.strip() for key, _, value in reversed(pairs)}
         return self._found
 
-    def _failure(self, text: str) -> UnreachableError:
+    def _failure(self, text: str, *, arrived: bool) -> UnreachableError:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         reason = lines[-1] if lines else "ssh gave up without a word"
+        if arrived:  # whatever the words: it is not to be sent again
+            return UnreachableError(f"the connection broke: {reason}", where=self.name)
         if _HOST_KEY.search(text):
             return self._host_key_error(changed="HAS CHANGED" in text)
         if "ControlPath too long" in text:

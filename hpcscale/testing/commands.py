@@ -56,6 +56,12 @@ class FakeCommands(FakeController):
         tasks, throttle = parse_array(options["array"]) if "array" in options else ([], None)
         if tasks and tasks[-1] > 1000:
             return 1, "", f"{failed}Invalid job array specification\n"
+        if self._count() + max(1, len(tasks)) >= self.max_jobs:
+            # real sbatch tries again for two minutes before it says so
+            return 1, "", (
+                "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n"
+                f"{failed}Resource temporarily unavailable\n"
+            )  # fmt: skip
         now, number = self.now(), self._next
         self._next += 1
         if "test-only" in options:
@@ -94,7 +100,13 @@ class FakeCommands(FakeController):
 
     # ---- squeue, sacct, sinfo, sdiag ----
 
+    def _count(self) -> int:
+        """Jobs as MaxJobCount counts them: every array element."""
+        return sum(len(job.tasks) or 1 for job in self.jobs.values())
+
     def _squeue(self, argv: list[str], _: str) -> tuple[int, str, str]:
+        if "--format=." in argv:
+            return 0, ".\n" * self._count(), ""
         options = read_options(argv)
         rows = sorted(self.jobs.values(), key=lambda j: j.number)
         if (user := options.get("user", self.user)) != self.user:
@@ -208,7 +220,7 @@ class FakeCommands(FakeController):
         if words[:2] == ["show", "config"]:
             return 0, (
                 "AccountingStorageType = accounting_storage/none\nClusterName = fake\n"
-                "MaxArraySize = 1001\nSLURM_VERSION = 22.05.8\n"
+                f"MaxArraySize = 1001\nMaxJobCount = {self.max_jobs}\nSLURM_VERSION = 22.05.8\n"
             ), ""  # fmt: skip
         if words[:2] == ["show", "job"]:
             if not self._find(words[2], split=False):

@@ -19,6 +19,7 @@ class FakeController:
         requeue_delay_s: seconds before a requeued job may start again (Slurm's own: 121).
         clock: moves when it is told to.
         user: who owns all jobs.
+        max_jobs: slurm.conf MaxJobCount.
     """
 
     def __init__(
@@ -30,7 +31,9 @@ class FakeController:
         requeue_delay_s: int = 6,
         clock: ManualClock | None = None,
         user: str = "root",
+        max_jobs: int = 10_000,
     ) -> None:
+        self.max_jobs = max_jobs
         self.clock = clock or ManualClock()
         self.node_names = [f"node{i}" for i in range(1, nodes + 1)]
         self.gpus = gpus

@@ -91,6 +91,14 @@ def test_the_pending_rest_of_an_array(place):
     assert place.client.show(element).job_id == element
 
 
+def test_every_element_counts_against_the_controllers_limit(place):
+    assert int(place.client.facts().config["MaxJobCount"]) >= 1000
+    before = place.client.job_count()
+    place.submit("--hold")
+    place.submit("--hold", "--array=0-9%2")
+    assert place.client.job_count() == before + 11
+
+
 def test_elements_of_an_array_run_and_end_on_their_own(place):
     array = place.submit("--array=1-3%1", "--gpus-per-node=1")
     first = JobId(array.base, 1)

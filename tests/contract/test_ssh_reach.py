@@ -299,3 +299,16 @@ def test_an_idle_connection_is_kept_alive_and_a_dead_one_replaced(tmp_path, sshd
     finally:
         transport.close()
         relay.close()
+
+
+def test_a_command_that_ends_as_ssh_would_is_not_sent_again(tmp_path, sshd, key):
+    """Exit code 255 and ssh's own words: it ran, so it is not for ssh to be tried again."""
+    transport = OpensshTransport("login", ssh_config=own_config(tmp_path, sshd, key))
+    witness = f"/tmp/witness-{sshd.port}"
+    script = (
+        f"echo ran >> {witness}; echo 'ssh: connect to host x port 22: Connection refused' >&2; "
+        "exit 255"
+    )
+    assert transport.run(["sh", "-c", script]).returncode == 255
+    assert transport_reader(sshd)(witness) == "ran\n"
+    assert transport.run(["sh", "-c", "echo said >&2"]).stderr == "said\n"

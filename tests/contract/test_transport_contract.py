@@ -38,6 +38,7 @@ def test_exit_codes_and_streams(place):
     done = place.transport.run(["sh", "-c", "echo out; echo err >&2; exit 7"])
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
     assert place.transport.run(["sh", "-c", "kill -9 $$"]).returncode == 137
+    assert place.transport.run(["sh", "-c", "exit 255"]).returncode == 255
     assert place.transport.run(["no-such-command-anywhere"]).returncode == 127
     assert place.transport.run(["printf", r"\377ok"]).stdout == "\ufffdok"
 

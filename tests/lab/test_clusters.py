@@ -1,5 +1,7 @@
 """Two clusters in one slurmdbd: the other one is asked with -M, from this one's login node."""
 
+import json
+
 import pytest
 from job_helpers import data, hpcscale
 
@@ -39,6 +41,15 @@ def test_a_site_by_m_from_submit_to_outage(m_lab, tmp_path, monkeypatch):
     assert data("status", ref)["runs"][0]["attempts"][0]["state"] == "COMPLETED"
     # the on-prem cluster never saw it
     assert m_lab.site("lab-onprem").exec(["squeue", "-h", "-t", "all"]).stdout == ""
+
+    # checked and drafted the same way, a job of some seconds on one of its nodes included
+    checked = json.loads(hpcscale("site", "check", "lab-cloud", "--probe-job", "--json").stdout)
+    found = {c["name"]: c for c in checked["data"]["checks"]}
+    assert found["seen from the nodes"]["message"].startswith("node cloud1 read, wrote")
+    drafted = hpcscale("site", "detect", "--cluster", "lab-cloud", "--no-probe-job", "-o", "-")
+    assert 'cluster = "lab-cloud"' in drafted.stdout
+    assert 'features = ["cloud", "h100"]' in drafted.stdout
+    assert "research" in drafted.stdout
 
     connection = connect(load_site("lab-cloud").site)
     client = connection.client

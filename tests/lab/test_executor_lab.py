@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 
 import cloudpickle
 import pytest
@@ -12,6 +13,8 @@ from job_helpers import data, hpcscale
 from lab_helpers import until
 from submitit.core import plugins, utils
 
+from hpcscale import batches
+from hpcscale.cli import COMMANDS
 from hpcscale.errors import NotFoundError, UsageError
 from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, probe, watch
 from hpcscale.ledger import Ledger
@@ -180,6 +183,45 @@ def test_arrays_beyond_the_sites_limit_are_one_list_of_jobs(
     assert [job.result() for job in jobs] == [(k, 2 * k) for k in range(count)]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_thousand_tasks_are_accepted_as_the_controller_has_room(
+    lab_factory, use_lab, tmp_path
+):
+    """slurm.conf's own defaults: arrays of 1,001, and 10,000 jobs in the controller's memory."""
+    count, most = 20_000, 10_000
+    conf = ("MaxArraySize=1001", f"MaxJobCount={most}", "MinJobAge=2")
+    lab = use_lab(lab_factory(extra_conf={"lab-onprem": conf}))
+    site = lab.site("lab-onprem")
+    made = executor(tmp_path / "jobs", "lab-onprem")
+    made.update_parameters(hpcscale_additional_parameters={"hold": True})
+    begin = time.monotonic()
+    jobs = made.map_array(quick, range(count))
+    print(f"map_array of {count} returned after {time.monotonic() - begin:.1f} s")
+    assert time.monotonic() - begin < 110, "it did not wait for room: sbatch alone waits 120 s"
+    assert len(jobs) == count
+    assert sum(job.batch is not None for job in jobs) == count - (most - 1)
+    assert len(list((tmp_path / "jobs" / ".hpcscale").glob("*/19999.pkl"))) == 1
+    (unsent,) = data("status")["unsent"]
+    assert (unsent["tasks"], unsent["waiting"]) == (count, count - (most - 1))
+    (blocked,) = data("tend")["batches"]
+    assert (blocked["sent_now"], blocked["why"]) == (
+        0, "the controller has no room (MaxJobCount)"
+    )  # fmt: skip
+    client = jobs[0].watcher.connection.client
+    for waiting in (count - 2 * (most - 1), 0):
+        site.exec(["scancel", "--user", lab.state.user], check=True)
+        until(lambda: client.job_count() == 0, 200, "the controller forgets ended jobs")
+        (sent,) = data("tend", timeout_s=120)["batches"]
+        assert sent["waiting"] == waiting
+    (run_id,) = {job.batch[0] for job in jobs if job.batch}
+    parts = batches.read(watch.own_ledger(), run_id).parts
+    assert [p.start for p in parts] == [0, *(p.stop for p in parts[:-1])]
+    assert parts[-1].stop == count
+    assert all(p.attempt.job_id is not None for p in parts)
+    assert data("status")["unsent"] == []
+
+
 def test_what_a_limit_keeps_back_is_sent_when_there_is_room(lab_factory, use_lab, tmp_path):
     lab = use_lab(lab_factory(accounting=True))
     site = lab.site("lab-onprem")
@@ -292,6 +334,25 @@ def test_commands_asyncio_setup_and_the_batch_script_itself(lab_env, tmp_path):
     assert "Job completed successfully" in direct.stdout()
 
 
+BOX = 'unshare --user --map-root-user --uts sh -c \'hostname in-a-box && exec "$0" "$@"\' '
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", SITES)
+def test_python_may_be_a_command_that_starts_a_container(lab_env, tmp_path, site):
+    """The words before the interpreter make a namespace, as a container's runtime does."""
+    made = executor(tmp_path / "jobs", site, hpcscale_python=BOX + sys.executable)
+    with made.batch():
+        jobs = [made.submit(boxed, k) for k in range(2)]
+    assert [job.result() for job in jobs] == [("in-a-box", 0), ("in-a-box", 1)]
+
+
+def boxed(k):
+    import platform
+
+    return platform.node(), k
+
+
 def test_software_of_the_site_gives_the_python_and_code_goes_along(lab_env, tmp_path, monkeypatch):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "own_module.py").write_text(
@@ -337,6 +398,53 @@ def test_the_command_line_brings_results_and_unpickles_nothing(lab_env, tmp_path
     assert not trap.exists()
     assert job.result() is None
     assert trap.exists()
+
+
+# every verb that reads a run, as a user and as cron call it
+READERS = {
+    "status": [["status"], ["status", "RUN"], ["status", "--all"]],
+    "wait": [["wait", "RUN"]],
+    "logs": [["logs", "RUN"]],
+    "fetch": [["fetch", "RUN"], ["fetch", "RUN", "--to", "elsewhere"]],
+    "tend": [["tend"]],
+    "burst": [["burst", "plan"], ["burst", "run"], ["burst", "status", "--all"], ["burst", "reap"]],
+    "cancel": [["cancel", "RUN"]],
+}
+NO_RUNS = {"lab", "lint", "render", "site", "submit"}
+
+
+def test_every_verb_is_a_reader_or_reads_no_runs():
+    assert READERS.keys() | NO_RUNS >= COMMANDS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", SITES)
+def test_a_hostile_pickle_is_opened_by_no_verb(lab_env, tmp_path, monkeypatch, site):
+    """Planted in every file of submitit's that a site may send back or a folder may hold."""
+    monkeypatch.chdir(tmp_path)
+    trap = tmp_path / "opened"
+    folder = tmp_path / "jobs"
+    if site == "lab-onprem":
+        folder = lab_env.site(site).paths.scratch / "hostile"
+    made = executor(folder, site, hpcscale_burst="auto")
+    job = made.submit(poison, str(trap))
+    array = made.map_array(poison, [str(trap)] * 2)
+    run_id = watch.own_ledger().attempt(job.submission_id).run_id
+    hpcscale("wait", run_id)
+    evil = cloudpickle.dumps(poison(str(trap)))
+    for path in [*folder.rglob("*.pkl")]:
+        path.unlink()  # a hard link would be the job's own as well
+        path.write_bytes(evil)
+    for calls in READERS.values():
+        for argv in calls:
+            hpcscale(*[run_id if word == "RUN" else word for word in argv], code=None)
+            assert not trap.exists(), argv
+    assert job.done()
+    assert all(j.done(force_check=True) in {True, False} for j in array)
+    assert job.outcome()["function"]["outcome"] == "success"
+    assert not trap.exists()
+    job.result()
+    assert trap.exists(), "the trap works"
 
 
 def poison(path):

@@ -55,7 +55,7 @@ class Watch:
                     except OSError:
                         continue
             self.looks += 1
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def __enter__(self):
         self._thread.start()
@@ -143,8 +143,8 @@ def look_everywhere(lab_env, name, store, *, accounting):
             ["find", str(secrets), "-printf", "%y %m %U\\n"], check=True
         ).stdout.split("\n")[:-1]
         assert sorted({m.split()[0] + m.split()[1] for m in modes}) == ["d700", "f600"]
-        held = site.exec(["grep", "-rl", PLANTED["a secret from a variable"], str(secrets)])
-        assert held.stdout.strip().endswith("/TOKEN")
+        held = site.exec(["cat", f"{secrets}/{got['submission_id']}/TOKEN"], check=True).stdout
+        assert held == PLANTED["a secret from a variable"]
 
         job = got["ref"].partition(":")[2]
         asked = {

@@ -151,3 +151,29 @@ def test_what_will_pass_and_what_will_not(message, later):
 
 def test_an_unknown_submission_is_no_refusal():
     assert not issubclass(SubmitUnknownError, RefusedError)
+
+
+def test_a_full_controller_is_not_asked_in_vain(ledger, connection, stored, slurm, monkeypatch):
+    """Real sbatch sleeps for two minutes before it says that there is no room."""
+    monkeypatch.setattr(batches, "MANY", 1)
+    slurm.max_jobs = 8  # one must stay free
+    batch = batches.send(ledger, connection, stored)
+    assert [(p.start, p.stop) for p in batch.parts] == [(0, 4), (4, 7)]
+    assert (batch.unsent, batch.blocked) == (3, "the controller has no room (MaxJobCount)")
+    assert sum(call[0] == "sbatch" for call in slurm.calls) == 2
+    slurm.jobs.clear()
+    assert batches.send(ledger, connection, stored).unsent == 0
+    assert sent_pickles(ledger, stored) == list(range(10))
+
+
+def test_a_controller_that_is_full_all_the_same_is_asked_once(
+    ledger, connection, stored, slurm, monkeypatch
+):
+    """Others' jobs may be hidden from this user."""
+    monkeypatch.setattr(batches, "room", lambda _: 10_000)
+    monkeypatch.setattr(batches, "MANY", 1)
+    slurm.max_jobs = 4
+    batch = batches.send(ledger, connection, stored)
+    assert (batch.unsent, batch.parts) == (10, ())
+    assert "Resource temporarily unavailable" in batch.blocked
+    assert sum(call[0] == "sbatch" for call in slurm.calls) == 1

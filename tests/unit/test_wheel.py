@@ -51,11 +51,15 @@ def test_data_files_are_inside(names, directory):
 def test_every_file_of_the_package_is_inside(names):
     # shell parts of the lab and py.typed as well
     assert files_below("hpcscale") <= names
+    # a namespace of Hydra's: without an __init__.py, or other plugins would be hidden
+    assert {n for n in names if n.startswith("hydra_plugins")} == {
+        "hydra_plugins/hpcscale_launcher.py"
+    }
 
 
 def test_nothing_else_is_inside(names):
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"hpcscale"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"hpcscale", "hydra_plugins"}
 
 
 def test_licence_command_and_plugin_are_declared(wheel, names):

@@ -147,6 +147,7 @@ def _candidate(
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
+        notes=_notes(waiting, answer),
         user=run.user,
         account=run.spec.account or "",
     )
@@ -236,6 +237,15 @@ def _stuck(
             "start or strand that"
         )
     return found
+
+
+def _notes(waiting: Waiting, answer: Answer) -> tuple[str, ...]:
+    if waiting.attempt.job_id is None:
+        return ()
+    waits = dependents(answer, waiting.attempt.job_id.base, waiting.run.name)
+    if not waits:
+        return ()
+    return (f"{_list(waits)} waits for it, so it stays in the queue until its cloud job has ended",)
 
 
 def dependents(answer: Answer, job: int, name: str) -> list[str]:

@@ -263,7 +263,8 @@ def superseded() -> str:
 def _require_claim() -> None:
     why = superseded()
     if why:
-        print(f"hpcscale: superseded, nothing is saved: {why}", file=sys.stderr, flush=True)  # noqa: T201 - the job's log is where people look
+        sys.stderr.write(f"hpcscale: superseded, nothing is saved: {why}\n")
+        sys.stderr.flush()
         raise SupersededError(why)
 
 

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,17 +55,18 @@ def login(
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     try:
         _load_known_hosts(client, hop, where)
-        client.connect(
-            hop.address,
-            port=hop.port,
-            username=hop.user,
-            sock=sock,
-            timeout=timeout_s,
-            banner_timeout=timeout_s,
-            auth_timeout=timeout_s,
-            channel_timeout=timeout_s,
-            **_keys(hop),
-        )
+        with _keys(hop) as keys:
+            client.connect(
+                hop.address,
+                port=hop.port,
+                username=hop.user,
+                sock=sock,
+                timeout=timeout_s,
+                banner_timeout=timeout_s,
+                auth_timeout=timeout_s,
+                channel_timeout=timeout_s,
+                **keys,
+            )
         transport = client.get_transport()
         if transport is None:
             raise NotSentError("cannot connect: closed at once", where=where, hint=line)
@@ -92,31 +94,43 @@ def _load_known_hosts(client: "paramiko.SSHClient", hop: Hop, where: str) -> Non
             ) from exc
 
 
-def _keys(hop: Hop) -> dict[str, Any]:
+@contextlib.contextmanager
+def _keys(hop: Hop) -> Iterator[dict[str, Any]]:
     """What to offer: the keys that were named, from the agent when it holds them; else all."""
     if not hop.only_these_keys:
         there = [key for key in hop.identity_files if Path(key).is_file()]
-        return {"key_filename": there or None}
-    held = [key for file in hop.identity_files if (key := _held_by_agent(file)) is not None]
-    if held:
-        return {"pkey": held[0], "allow_agent": False, "look_for_keys": False}
-    return {
-        "key_filename": list(hop.identity_files),
-        "allow_agent": False,
-        "look_for_keys": False,
-    }
+        yield {"key_filename": there or None}
+        return
+    only: dict[str, Any] = {"allow_agent": False, "look_for_keys": False}
+    with _agent() as agent:
+        keys = () if agent is None else agent.get_keys()
+        held = [key for key in keys if key.asbytes() in _public_keys(hop)]
+        # the agent's copy is the only one of use when a passphrase locks the file
+        yield only | ({"pkey": held[0]} if held else {"key_filename": list(hop.identity_files)})
 
 
-def _held_by_agent(identity_file: str) -> "paramiko.AgentKey | None":
-    """The agent's copy of a private key: it is the only one of use when a passphrase locks it."""
+def _public_keys(hop: Hop) -> list[bytes]:
+    found = []
+    for file in hop.identity_files:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            found.append(base64.b64decode(Path(f"{file}.pub").read_text().split()[1]))
+    return found
+
+
+@contextlib.contextmanager
+def _agent() -> "Iterator[paramiko.Agent | None]":
+    """The user's agent; None when none runs."""
     import paramiko
 
     try:
-        public = base64.b64decode(Path(f"{identity_file}.pub").read_text().split()[1])
         agent = paramiko.Agent()
-    except (OSError, ValueError, IndexError, paramiko.SSHException):
-        return None
-    return next((key for key in agent.get_keys() if key.asbytes() == public), None)
+    except (OSError, paramiko.SSHException):
+        yield None
+        return
+    try:
+        yield agent
+    finally:
+        agent.close()
 
 
 def _translate(exc: Exception, hop: Hop, where: str, line: str) -> Exception | None:

@@ -7,6 +7,7 @@ from hpcscale.errors import HpcscaleError
 # extra of pyproject.toml -> the modules that it brings and that code here imports
 EXTRAS: dict[str, tuple[str, ...]] = {
     "forecast": ("numpy",),
+    "bound": ("numpy", "highspy"),
     "s3": ("fsspec", "s3fs"),
     "objects": ("fsspec",),
 }

@@ -119,9 +119,20 @@ def explain(job: str, policy_file: str, as_json: bool) -> None:
     help="Go on for that long, so that an open gate does not wait for the next cron line: 4m.",
 )
 @click.option("--wait", "until_settled", is_flag=True, help="Go on until all moves are settled.")
+@click.option(
+    "--shadow",
+    is_flag=True,
+    help="Decide and remember, move nothing; say what would have been spent and met so far.",
+)
 @json_option
 def run(
-    policy_file: str, once: bool, for_text: str | None, until_settled: bool, as_json: bool
+    policy_file: str,
+    *,
+    once: bool,
+    for_text: str | None,
+    until_settled: bool,
+    shadow: bool,
+    as_json: bool,
 ) -> None:
     """Move the jobs that the policy moves, and take moves under way further.
 
@@ -141,6 +152,11 @@ def run(
 
     if once + until_settled + bool(for_text) > 1:
         raise UsageError("--once, --for and --wait exclude each other", hint="name one")
+    if shadow:
+        if until_settled or for_text:
+            raise UsageError("--shadow decides once", hint="a cron line calls it again")
+        _shadow(policy_file, as_json=as_json)
+        return
     try:
         for_s = (parse_duration_s(for_text) or 0) if for_text else 0
     except ValueError as exc:
@@ -190,6 +206,38 @@ def run(
         _print_run(done, rows)
     if done.plan is None:
         raise click.exceptions.Exit(5)
+
+
+def _shadow(policy_file: str, *, as_json: bool) -> None:
+    from pathlib import Path
+
+    from hpcscale.burst.policy import load_policy
+    from hpcscale.burst.run import Connections, make_plan
+    from hpcscale.burst.shadow import remember, would_have
+    from hpcscale.ledger import Ledger
+
+    policy = load_policy(Path(policy_file))
+    _require_sites({"from": [policy.from_site], "to": policy.to}, policy_file)
+    connections = Connections()
+    try:
+        with Ledger.open() as ledger:
+            made = make_plan(ledger, policy, connections)
+            new = remember(ledger, made, policy, connections.site)
+            total = would_have(ledger)
+    finally:
+        connections.close()
+    if as_json:
+        emit_json(
+            {
+                "shadow": True,
+                "plan": _plan_data(made),
+                "new_verdicts": new,
+                "would_have": _builtins(total),
+            }
+        )
+        return
+    _print_plan(made)
+    click.echo(f"shadow: nothing was moved; {total.sentence}")
 
 
 @command.command()

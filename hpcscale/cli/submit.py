@@ -91,7 +91,8 @@ def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
     """Where the job may go besides, and where not and why; refuses burst=only that can go nowhere.
 
     Raises:
-        BurstRefusedError: burst=only, and no target takes the job as it is.
+        BurstRefusedError: burst=only, and no target takes the job as it is; or a deadline that
+            cannot be met.
     """
     from hpcscale.spec import BurstMode
 
@@ -103,6 +104,7 @@ def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
     from hpcscale.site import load_site, site_names
 
     notes: list[str] = []
+    cloud: list[tuple[str, int]] = []
     free = 0
     for name in site_names():
         if name == site.name:
@@ -123,6 +125,7 @@ def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
             notes.append(f"cannot burst to {name}: {'; '.join(blockers)}")
         else:
             free += 1
+            cloud.append((name, target.burst.boot_allowance_s + target.burst.staging_s))
             notes.append(f"may burst to {name}, expected cost {cost}")
     if not free and not notes:
         notes.append("no other site is a burst target (burst.target in a profile)")
@@ -132,6 +135,20 @@ def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
             hint="mend what stands in the way (--input and --output declare paths, --max-cost"
             " allows more), or say --burst never",
         )
+    if spec.burst.deadline is not None:
+        import datetime as dt
+
+        from hpcscale.burst.feasible import deadline_note
+        from hpcscale.cost import time_limit_s
+
+        note = deadline_note(
+            spec.burst.deadline,
+            dt.datetime.now(dt.UTC),
+            time_limit_s(spec, site),
+            cloud,
+            here=spec.burst.mode is BurstMode.AUTO,
+        )
+        notes += [note] if note else []
     return notes
 
 

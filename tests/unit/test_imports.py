@@ -87,6 +87,7 @@ ALLOWED: dict[str, set[str]] = {
     "burst.policy": _DECIDING | {"tomlfile"},
     "burst.budget": _DECIDING | {"burst.policy"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
+    "burst.feasible": {"errors", "burst.words"},
     "burst.triggers": _DECIDING | {"burst.words", "burst.policy", "burst.plan"},
     "burst.decide": _DECIDING
     | {"burst.catalog", "forecast", "burst.policy", "burst.plan", "burst.words"}
@@ -108,7 +109,7 @@ ALLOWED: dict[str, set[str]] = {
 # no randomness and no input or output.
 PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "forecast", "burst.policy",
         "burst.plan", "burst.decide", "burst.value", "burst.words", "burst.budget",
-        "burst.triggers")  # fmt: skip
+        "burst.triggers", "burst.feasible")  # fmt: skip
 IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
 
 

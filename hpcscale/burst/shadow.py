@@ -1,0 +1,147 @@
+"""``burst run --shadow``: decide as live, act on nothing, remember, and say what would have been.
+
+A verdict is recorded when it is the first of a run or differs from the last. What a move would have
+cost is the plan's figure; a moved job would have ended at the latest after boot, staging and limit.
+"""
+
+import datetime as dt
+from collections.abc import Callable
+from decimal import Decimal
+
+import msgspec
+
+from hpcscale.burst.plan import Action, BurstPlan, Decision
+from hpcscale.burst.policy import Policy
+from hpcscale.ledger import Ledger
+from hpcscale.site import Site
+
+KIND = "shadow"
+
+
+class WouldHave(msgspec.Struct, frozen=True, kw_only=True):
+    """What shadow runs add up to so far.
+
+    Attributes:
+        since: of the first verdict.
+        runs: that were looked at.
+        moves: of them, that would have moved.
+        usd: that their moves would have cost, as far as it is known.
+        unknown_costs: moves of unknown cost.
+        deadlines: runs with a deadline whose end is known.
+        met: of them, that would have met it.
+        met_without: of them, that met it as things went, without any move.
+    """
+
+    since: dt.datetime | None = None
+    runs: int = 0
+    moves: int = 0
+    usd: Decimal = Decimal(0)
+    unknown_costs: int = 0
+    deadlines: int = 0
+    met: int = 0
+    met_without: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        if self.since is None:
+            return "no shadow run has decided anything yet"
+        money = f"${self.usd:,.2f}"
+        if self.unknown_costs:
+            money += f" and {self.unknown_costs} moves of unknown cost"
+        return (
+            f"since {self.since:%Y-%m-%d}: would have moved {self.moves} of {self.runs} jobs and "
+            f"spent {money}; would have met {self.met} of {self.deadlines} deadlines, "
+            f"and {self.met_without} were met without"
+        )
+
+
+def remember(ledger: Ledger, plan: BurstPlan, policy: Policy, site: Callable[[str], Site]) -> int:
+    """Record the verdicts that are new; how many.
+
+    Args:
+        ledger: gets a decision of kind ``shadow`` for each.
+        plan: of this moment.
+        policy: its boot times stand before the sites' own.
+        site: profile by name.
+    """
+    last = {run: data for run, _, data in _records(ledger)}
+    new = 0
+    for decision in plan.decisions:
+        before = last.get(decision.run_id)
+        verdict = {"action": decision.action.value, "to": decision.to}
+        if before is not None and {k: before.get(k) for k in verdict} == verdict:
+            continue
+        data = {
+            **verdict,
+            "cost_usd": None if decision.cost_usd is None else str(decision.cost_usd),
+            "now": plan.now.isoformat(),
+            "latest_end": _latest_end(ledger, decision, plan, policy, site),
+            "decision": msgspec.to_builtins(decision),
+        }
+        ledger.decide(KIND, decision.reason, data, run_id=decision.run_id)
+        new += 1
+    return new
+
+
+def would_have(ledger: Ledger) -> WouldHave:
+    """Add up what was recorded, with how the runs really ended."""
+    first_move: dict[str, dict[str, object]] = {}
+    seen: set[str] = set()
+    since: dt.datetime | None = None
+    for run_id, at, data in _records(ledger):
+        seen.add(run_id)
+        since = at if since is None else since
+        if data.get("action") == Action.MOVE.value:
+            first_move.setdefault(run_id, data)
+    costs = [data["cost_usd"] for data in first_move.values()]
+    deadlines = met = met_without = 0
+    for run_id in seen:
+        run = ledger.run(run_id)
+        if run.deadline is None:
+            continue
+        attempts = ledger.attempts(run_id)
+        ends = [a.end_time for a in attempts if a.ended and a.end_time is not None]
+        really = max(ends, default=None)
+        moved = first_move.get(run_id)
+        text = moved.get("latest_end") if moved else None
+        planned = dt.datetime.fromisoformat(str(text)) if text else None
+        if really is None and planned is None:
+            continue
+        deadlines += 1
+        met_without += really is not None and really <= run.deadline
+        end = planned if planned is not None else really
+        met += end is not None and end <= run.deadline
+    return WouldHave(
+        since=since,
+        runs=len(seen),
+        moves=len(first_move),
+        usd=sum((Decimal(str(c)) for c in costs if c is not None), Decimal(0)),
+        unknown_costs=sum(c is None for c in costs),
+        deadlines=deadlines,
+        met=met,
+        met_without=met_without,
+    )
+
+
+def _records(ledger: Ledger) -> list[tuple[str, dt.datetime, dict[str, object]]]:
+    return [
+        (record.run_id, record.at, record.data)
+        for record in ledger.decisions()
+        if record.kind == KIND and record.run_id is not None
+    ]
+
+
+def _latest_end(
+    ledger: Ledger, decision: Decision, plan: BurstPlan, policy: Policy, site: Callable[[str], Site]
+) -> str | None:
+    if decision.action is not Action.MOVE or decision.to is None:
+        return None
+    limit_s = ledger.find(decision.ref).time_limit_s
+    if limit_s is None:
+        return None
+    terms = policy.target.get(decision.to)
+    boot_s = terms.boot_s if terms and terms.boot_s is not None else None
+    if boot_s is None:
+        boot_s = site(decision.to).burst.boot_allowance_s
+    return (plan.now + dt.timedelta(seconds=boot_s + decision.staging_s + limit_s)).isoformat()

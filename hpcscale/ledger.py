@@ -321,15 +321,21 @@ class Ledger(LedgerReads):
     ) -> int:
         """Append a decision with the data it was made on; returns its number."""
         with self._write():
-            cursor = self._insert(
-                "decisions",
-                at=stamp(utc_now()),
-                run_id=run_id,
-                kind=kind,
-                reason=reason,
-                data=json.dumps(data, default=str),
-            )
-            return int(cursor.lastrowid or 0)
+            return self.add_decision(kind, reason, data, run_id=run_id)
+
+    def add_decision(
+        self, kind: str, reason: str, data: Mapping[str, Any], *, run_id: str | None = None
+    ) -> int:
+        """As ``decide``, within a write transaction (``writing``) of the caller."""
+        cursor = self._insert(
+            "decisions",
+            at=stamp(utc_now()),
+            run_id=run_id,
+            kind=kind,
+            reason=reason,
+            data=json.dumps(data, default=str),
+        )
+        return int(cursor.lastrowid or 0)
 
     # --- helpers
 

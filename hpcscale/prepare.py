@@ -18,7 +18,7 @@ from hpcscale.render import Gate, RenderedJob, render
 from hpcscale.render.places import container_code
 from hpcscale.settings import state_dir
 from hpcscale.site import Site
-from hpcscale.spec import CodeId, JobSpec, SecretSource
+from hpcscale.spec import BurstMode, CodeId, JobSpec, SecretSource
 from hpcscale.staging import CODE
 
 EVENT = "run.code"
@@ -65,14 +65,31 @@ def _identity(rendered: RenderedJob, code: CodeId | None) -> tuple[CodeId | None
             return CodeId(kind="container"), []
         if not rendered.home:
             return None, []
-        try:
-            return read_identity(Path(spec.code or spec.workdir or "")), []
-        except HpcscaleError as exc:  # it is used in place: what git cannot tell stands in no way
-            return None, [f"the script does not name its code: {exc}"]
+        return _in_place(spec)
     if code is not None and code.tree_sha256 and _archive(code.tree_sha256).is_file():
         return code, []
-    tree = read_tree(Path(root), named=spec.code is not None, never=secret_files(spec.secrets))
+    tree = read_tree(Path(root), named=spec.code is not None, never=_stays_here(spec.secrets))
     return tree.id, _notices(tree, named=spec.code is not None)
+
+
+def _in_place(spec: JobSpec) -> tuple[CodeId | None, list[str]]:
+    """Code that the nodes see: what git tells of it, and whether it could go elsewhere."""
+    root = Path(spec.code or spec.workdir or "")
+    notices = []
+    if spec.burst.mode is not BurstMode.NEVER:
+        try:
+            read_tree(root, named=spec.code is not None, never=secret_files(spec.secrets))
+        except HpcscaleError as exc:
+            if spec.burst.mode is BurstMode.ONLY:
+                raise
+            notices.append(
+                f"the job cannot leave its site, as its code could not go along: {exc}"
+                + (f" ({exc.hint})" if exc.hint else "")
+            )
+    try:
+        return read_identity(root), notices
+    except HpcscaleError as exc:  # it is used in place: what git cannot tell stands in no way
+        return None, [*notices, f"the script does not name its code: {exc}"]
 
 
 def _notices(tree: CodeTree, *, named: bool) -> list[str]:
@@ -100,6 +117,11 @@ def secret_files(sources: Mapping[str, SecretSource]) -> frozenset[Path]:
     )
 
 
+def _stays_here(sources: Mapping[str, SecretSource]) -> frozenset[Path]:
+    """What is no code wherever it lies: secrets, and our own ledger, which changes all the time."""
+    return secret_files(sources) | {state_dir().resolve()}
+
+
 def _archive(sha256: str) -> Path:
     return state_dir() / "code" / f"{sha256}.tar.gz"
 
@@ -118,7 +140,7 @@ def pack_code(rendered: RenderedJob) -> Packed | None:
     if known and (ready := _archive(known)).is_file():
         return Packed(known, lambda: ready)
     spec = rendered.spec
-    tree = read_tree(Path(root), named=spec.code is not None, never=secret_files(spec.secrets))
+    tree = read_tree(Path(root), named=spec.code is not None, never=_stays_here(spec.secrets))
     assert tree.id.tree_sha256 is not None
     if known and tree.id.tree_sha256 != known:
         raise InvalidFileError(

@@ -181,14 +181,9 @@ def submit(
 
 def _undo(connection: Connection, ledger: Ledger, attempt: Attempt, why: str) -> None:
     """Leave nothing on the site of an attempt that Slurm does not have."""
-    others = [
-        a
-        for a in ledger.attempts(attempt.run_id)
-        if a.site == attempt.site
-        and a.submission_id != attempt.submission_id
-        and a.state is not JobState.REFUSED
-    ]
-    if others:  # the directory holds their results
+    if attempt.number > 1:
+        # the run's directory may hold what its other attempts have there, also attempts of another
+        # ledger, which this one knows nothing of: decisions that jobs at their gates are to read
         staging.remove_secrets(connection.transport, attempt.run_dir, attempt.submission_id)
     else:
         staging.remove_run_dir(connection.transport, attempt.run_dir, attempt.run_id)

@@ -1,6 +1,7 @@
 """Every test starts from the same empty environment; fixtures on real Slurm come from the lab."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -8,6 +9,10 @@ from hypothesis import HealthCheck, settings
 # what is true is no matter of how quick a busy machine is: no example is timed
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+# behind nohup or in the background of a script Ctrl-C is ignored, and with us all that we start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["hpcscale.lab.pytest_plugin"]
 

@@ -47,6 +47,10 @@ def busy(lab):
     onprem, cloud = lab.site("lab-onprem"), lab.site("lab-cloud")
     jobs = [(site, sbatch(site, "-o", "/dev/null", script=f"{HIDE}; sleep 4714"))
             for site in (onprem, cloud)]  # fmt: skip
+    # what its owner may not write either
+    onprem.exec(
+        ["sh", "-c", "mkdir -p a/b && touch a/b/c && chmod 0 a/b && chmod 500 a"], check=True
+    )
     ssh(lab, "nohup sleep 4715 >/dev/null 2>&1 </dev/null & " + HIDE + " >/dev/null 2>&1")
     for site, job_id in jobs:
         until(lambda s=site, j=job_id: job_state(s, j) == "RUNNING", 60, "job runs")

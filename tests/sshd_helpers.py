@@ -1,6 +1,7 @@
 """A second sshd inside a lab's cloud site, and a TCP relay that can go deaf."""
 
 import contextlib
+import signal
 import socket
 import subprocess
 import threading
@@ -8,7 +9,8 @@ import time
 
 from lab_helpers import until
 
-from hpcscale.lab.process import find
+from hpcscale.lab import namespace
+from hpcscale.lab.process import find, kill, start_time
 
 
 def keygen(path, passphrase=""):
@@ -59,8 +61,14 @@ class Sshd:
 
     def kill(self):
         """The listener and every session, as when the machine goes down."""
-        script = f"kill -9 $(ps -eo pid,ppid,args | awk -v p=$(cat {self.site.paths.run}/{self.name}.pid) '$1==p||$2==p{{print $1}}')"
-        self.site.exec(["sh", "-c", script])
+        listener = self.site.pid_of(self.name)
+        if listener is None:
+            return
+        # of an ordinary user each session has two processes, and then there are their commands
+        doomed = [listener, *sorted(namespace.descendants([listener]))]
+        for pid in doomed:
+            kill(pid, signal.SIGKILL)
+        until(lambda: not any(map(start_time, doomed)), 10, "all of it is gone")
 
     def stop(self):
         with contextlib.suppress(Exception):

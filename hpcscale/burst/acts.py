@@ -105,9 +105,11 @@ class Acts:
         if Lists(user=now).fenced != union(now, fence):
             return now
         for earlier in reversed(self.moves.of_run(move.run_id)):
-            # a controller that died has forgotten that this one was lifted
-            lifted = earlier.step is Step.FAILED and earlier.fence is not None
-            if lifted and union(now) == lists(earlier).fenced:
+            # lifted, which a controller that died has forgotten; or the job began here, which
+            # it has forgotten too; or the move ended before it knew more than its fence
+            if earlier.fence is None or earlier.yielded or not earlier.step.settled:
+                continue
+            if union(now) == lists(earlier).fenced and earlier.old_exc is not None:
                 return earlier.old_exc
         return None
 
@@ -189,8 +191,17 @@ class Acts:
             move, f"its job on {move.from_site} was ended ({seen.word})", Step.CANCELLED
         )
 
-    def _end(self, move: Move, message: str, ends_as: Step = Step.FAILED) -> Move | None:
-        return self.moves.save(move, step=Step.ENDING, message=message, ends_as=ends_as)
+    def _end(
+        self,
+        move: Move,
+        message: str,
+        ends_as: Step = Step.FAILED,
+        *,
+        yielded: bool = False,
+    ) -> Move | None:
+        return self.moves.save(
+            move, step=Step.ENDING, message=message, ends_as=ends_as, yielded=yielded
+        )
 
     def _fail(self, move: Move, message: str) -> Move | None:
         earlier = [m for m in self.moves.of_run(move.run_id) if m.step is Step.FAILED]

@@ -5,6 +5,8 @@ stays fenced until the cloud attempt has ended, finds how that ended beside its 
 too. It holds nodes for the second that this takes.
 """
 
+import datetime as dt
+
 from hpcscale.burst.acts import age_s
 from hpcscale.burst.arrays import exit_codes
 from hpcscale.burst.back import Back
@@ -93,6 +95,18 @@ class Follow(Back):
             self._say(f"{move.run_id}: {origin.ref} was cancelled, so its cloud job is ended")
             end(self._connect(move.to_site), self.ledger.attempt(move.target or ""))
         return kept
+
+    def watch(self) -> None:
+        """Look after on-prem jobs whose moves have settled a short time ago.
+
+        Raises:
+            UnreachableError: no answer from a site.
+        """
+        since = utc_now() - dt.timedelta(seconds=WATCH_ORIGIN_S)
+        for move in self.moves.settled_since(since):
+            ended_here = move.step in {Step.DONE, Step.CANCELLED} and move.target is not None
+            if ended_here and not move.stand_in:
+                self._watch_origin(move)
 
     def _watch_origin(self, move: Move) -> Move:
         """A controller that died may have forgotten the cancel: the job must not run twice."""

@@ -284,6 +284,7 @@ class Handover(Follow):
             move,
             f"another handover has its claim ({claim.owner}); the fence is left to that",
             Step.WITHDRAWN,
+            yielded=True,
         )
 
     def _opening(self, move: Move) -> Move | None:

@@ -19,12 +19,14 @@ With ``order = "fence-first"`` FENCING comes before SUBMITTING, and nobody waits
 
 import datetime as dt
 import enum
+from collections.abc import Mapping
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 
 from hpcscale.burst.policy import Order
-from hpcscale.ledger import Attempt, Ledger, Role, utc_now
+from hpcscale.ledger import Attempt, Ledger, utc_now
 
 
 class Step(enum.StrEnum):
@@ -72,8 +74,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         fenced: the fence was seen to stand.
         ends_as: how a move that is being undone will settle.
         message: what went wrong, or what is worth knowing, in one sentence.
-        since_event: the run's last event before the move, and ``since_attempt`` its last attempt:
-            what came later, whatever the clocks of two login nodes say.
+        since_event: the run's last event before the move, whatever the clocks of login nodes say.
         retry_at: a failed move's job is left alone until then.
         asked_at: the target site's clock when the job was submitted there.
         lease_s: how long the cloud job waits at its gate.
@@ -81,6 +82,8 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         stand_in: other jobs wait for the on-prem job: it stays, and ends as the cloud's does.
         cancel_asked: whether the on-prem job's cancel may have been ours.
         gate_idle_s: how long the cloud job stood at its gate.
+        after_number: the run's latest attempt when it began; its own come after that one.
+        yielded: another handover has the job's claim; the fence is that one's too.
         lost_at: when the running cloud job was first no longer known to its Slurm.
     """
 
@@ -113,10 +116,11 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     ends_as: Step = Step.FAILED
     message: str = ""
     since_event: int = 0
-    since_attempt: int = 0
     retry_at: dt.datetime | None = None
     asked_at: dt.datetime | None = None
     lost_at: dt.datetime | None = None
+    after_number: int | None = None
+    yielded: bool = False
     created_at: dt.datetime | None = None
     updated_at: dt.datetime | None = None
 
@@ -127,18 +131,21 @@ class Moves:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def begin(self, move: Move) -> Move | None:
-        """Add a move; None when one of its run is under way already."""
+    def begin(self, move: Move, decision: Mapping[str, Any] | None = None) -> Move | None:
+        """Add a move, with the decision that it follows; None when one is under way already.
+
+        Both are written at once: there is no move, and no dollar, without a decision.
+        """
         now = utc_now()
+        latest = max((a.number for a in self._ledger.attempts(move.run_id)), default=0)
         events = self._ledger.events(move.run_id)
-        attempts = self._ledger.attempts(move.run_id)
         move = msgspec.structs.replace(
             move,
             created_at=now,
             updated_at=now,
             revision=1,
+            after_number=latest,
             since_event=max((e.event_id for e in events), default=0),
-            since_attempt=max((a.number for a in attempts), default=0),
         )
         with self._ledger.writing() as db:
             cursor = db.execute(
@@ -148,6 +155,8 @@ class Moves:
             )
             if not cursor.rowcount:
                 return None
+            if decision is not None:
+                self._ledger.add_decision("burst", move.reason, decision, run_id=move.run_id)
         move = msgspec.structs.replace(move, move_id=int(cursor.lastrowid or 0))
         self._note(move)
         return move
@@ -185,6 +194,13 @@ class Moves:
     def unsettled(self) -> list[Move]:
         """Moves under way, oldest first."""
         return self._read("WHERE settled = 0")
+
+    def settled_since(self, since: dt.datetime) -> list[Move]:
+        """The last moves of their runs that were settled since then."""
+        last = {move.run_id: move for move in self._read("")}
+        return [
+            m for m in last.values() if m.step.settled and m.updated_at and m.updated_at >= since
+        ]
 
     def all(self) -> list[Move]:
         """Every move, oldest first."""
@@ -230,11 +246,11 @@ def target_attempt(ledger: Ledger, move: Move) -> Attempt | None:
     """The cloud attempt of a move, also when the move was interrupted before it noted its id."""
     if move.target:
         return ledger.attempt(move.target)
+    # by number: a clock may have been set back between the two
+    after = ledger.attempt(move.origin).number if move.after_number is None else move.after_number
+    taken = {m.target for m in Moves(ledger).of_run(move.run_id) if m.move_id != move.move_id}
     for attempt in reversed(ledger.attempts(move.run_id)):
-        if (
-            attempt.number > move.since_attempt
-            and attempt.role is Role.BURST
-            and attempt.site == move.to_site
-        ):
+        mine = attempt.number > after and attempt.site == move.to_site
+        if mine and attempt.submission_id not in taken:
             return attempt
     return None

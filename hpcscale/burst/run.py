@@ -9,13 +9,14 @@ from pathlib import Path
 
 import msgspec
 
+from hpcscale.burst.audit import AuditLog, audited, data_hash
 from hpcscale.burst.charges import charges
 from hpcscale.burst.decide import decide
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, waiting_runs
 from hpcscale.burst.orphans import orphans
-from hpcscale.burst.plan import BurstPlan, Decision
+from hpcscale.burst.plan import Action, BurstPlan, Decision
 from hpcscale.burst.policy import Order, Policy
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import HpcscaleError
@@ -26,7 +27,7 @@ from hpcscale.site import Site, load_site
 
 
 class Connections:
-    """One connection for each site, made at the first need and kept."""
+    """One connection for each site, made at the first need and kept; its acts are audited."""
 
     def __init__(self) -> None:
         self._open: dict[str, Connection] = {}
@@ -41,7 +42,7 @@ class Connections:
     def __call__(self, name: str) -> Connection:
         """The connection; raises UnreachableError."""
         if name not in self._open:
-            self._open[name] = connect(self.site(name))
+            self._open[name] = audited(connect(self.site(name)), AuditLog())
         return self._open[name]
 
     def close(self) -> None:
@@ -122,6 +123,10 @@ def tick(
     for move in under_way:
         _advance(handover, move, done)
     try:
+        handover.watch()
+    except HpcscaleError as exc:
+        done.problems.append(f"jobs of settled moves: {exc}")
+    try:
         orphans(ledger, connections, policy.from_site, say)
     except HpcscaleError as exc:
         done.problems.append(f"fences left behind: {exc}")
@@ -132,6 +137,7 @@ def tick(
             raise
         done.problems.append(f"nothing new is decided: {exc}")
         return done
+    _note_refusals(ledger, done.plan)
     for decision in done.plan.moves:
         begun = begin(ledger, handover.moves, policy, decision, done.plan)
         if begun is not None:
@@ -147,7 +153,13 @@ def begin(
     """Record the decision and its move; None when the run is on its way already."""
     assert decision.to is not None
     origin = ledger.find(decision.ref)
-    move = moves.begin(
+    data = {
+        "policy": msgspec.to_builtins(policy),
+        "decision": msgspec.to_builtins(decision),
+        "now": plan.now.isoformat(),
+    }
+    _audit("decide to move", decision, data)
+    return moves.begin(
         Move(
             run_id=decision.run_id,
             name=decision.name,
@@ -164,16 +176,33 @@ def begin(
             retry_after_s=policy.retry_after_s,
             lease_s=policy.lease_s,
             staging_s=decision.staging_s,
-        )
+        ),
+        data,
     )
-    if move is not None:
-        data = {
-            "policy": msgspec.to_builtins(policy),
-            "decision": msgspec.to_builtins(decision),
-            "now": plan.now.isoformat(),
-        }
-        ledger.decide("burst", decision.reason, data, run_id=decision.run_id)
-    return move
+
+
+def _note_refusals(ledger: Ledger, plan: BurstPlan) -> None:
+    """Write down which jobs may not move, once for each reason."""
+    for decision in plan.decisions:
+        if decision.action is not Action.REFUSE:
+            continue
+        said = ledger.events(decision.run_id, "move.refused")
+        if said and said[-1].data.get("reason") == decision.reason:
+            continue
+        data = {"decision": msgspec.to_builtins(decision), "now": plan.now.isoformat()}
+        _audit("refuse", decision, data)
+        ledger.event(decision.run_id, "move.refused", {"reason": decision.reason})
+
+
+def _audit(act: str, decision: Decision, data: dict[str, object]) -> None:
+    AuditLog().add(
+        act,
+        run=decision.run_id,
+        job=decision.ref,
+        to=decision.to or "",
+        reason=decision.reason,
+        decision=data_hash(data),
+    )
 
 
 def _advance(handover: Handover, move: Move, done: Tick) -> None:

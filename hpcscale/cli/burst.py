@@ -30,7 +30,7 @@ policy_option = click.option(
 
 @click.group(name="burst")
 def command() -> None:
-    """Let waiting jobs overflow to cloud sites: plan, explain, run, undo, simulate."""
+    """Let waiting jobs overflow to cloud sites: plan, explain, run, undo, audit, simulate."""
 
 
 command.add_command(simulate)
@@ -299,6 +299,42 @@ def undo(job: str, as_json: bool) -> None:
     emit_table(MOVE_COLUMNS, [row])
     if not move.step.settled:
         notice("not finished: the next `hpcscale burst run` or `burst undo` goes on")
+
+
+@command.command()
+@click.option(
+    "--anchor",
+    "site_name",
+    metavar="SITE",
+    help="Compare with the heads kept at SITE, then keep this one there.",
+)
+@json_option
+def audit(site_name: str | None, as_json: bool) -> None:
+    """Check that no line of the audit log was changed, taken out or put in (else exit 9).
+
+    Each act of burst on a job is in it: decide, refuse, submit, update (fence and its end), claim,
+    open or close, cancel, revoke. What that proves, and what not: docs/audit.md.
+    """
+    from hpcscale.burst.audit import AuditLog, anchor
+    from hpcscale.burst.run import Connections
+
+    log = AuditLog()
+    head, hashes = log.verify()
+    agreed: int | None = None
+    if site_name is not None:
+        connections = Connections()
+        try:
+            agreed = anchor(connections(site_name), head, hashes)
+        finally:
+            connections.close()
+    if as_json:
+        data = {"path": str(log.path), "lines": head.number, "head": head.sha256, "agreed": agreed}
+        emit_json(data)
+        return
+    click.echo(f"{log.path}: {head.number} lines, each follows the one before")
+    click.echo(f"head: {head.sha256}")
+    if agreed is not None:
+        click.echo(f"{site_name}: {agreed} earlier heads agree, and this one is kept there")
 
 
 @command.command()

@@ -113,7 +113,8 @@ def read_tree(root: Path, *, named: bool = True, never: frozenset[Path] = frozen
     Args:
         root: the directory.
         named: whether the user named it; one that was not may hold less.
-        never: files (resolved) that stay here: those that secrets are read from.
+        never: files and directories (resolved) that stay here, such as those that secrets are
+            read from.
 
     Raises:
         NotFoundError: no such directory, or a submodule is not there.
@@ -134,13 +135,13 @@ def read_tree(root: Path, *, named: bool = True, never: frozenset[Path] = frozen
     if (checkout := find_checkout(root)) is not None:
         checkout = _relevant(checkout, rules)
     names = checkout_files(root) if checkout else _walk(root, rules)
-    real_root = root.resolve()
+    staying = _below(root.resolve(), never)
     chosen: list[str] = []
     sizes: dict[str, int] = {}
     left_out: set[str] = set()
     most_files = MAX_FILES if named else MAX_UNNAMED_FILES
     for name in names:
-        if rules.match_file(name) or (never and real_root / name.rstrip("/") in never):
+        if rules.match_file(name) or f"{name.rstrip('/')}/".startswith(staying):
             if private.match_file(name):
                 left_out.add(name)
             continue
@@ -171,6 +172,12 @@ def read_tree(root: Path, *, named: bool = True, never: frozenset[Path] = frozen
         private=tuple(sorted(left_out)),
         size=sum(sizes.values()),
     )
+
+
+def _below(root: Path, paths: frozenset[Path]) -> tuple[str, ...]:
+    """Those of the paths that lie below a directory, relative to it and with a slash."""
+    below = [path.relative_to(root) for path in paths if path.is_relative_to(root)]
+    return tuple(f"{path.as_posix()}/" for path in below)
 
 
 def read_identity(root: Path) -> CodeId | None:

@@ -161,5 +161,12 @@ def _end(directory: Path, sites: Mapping[str, SiteState]) -> None:
 def _remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     if directory.exists():
+        # jobs and staged code may lie in directories that their owner cannot write
+        for parent, names, _ in os.walk(directory):
+            for name in names:
+                if not (path := Path(parent, name)).is_symlink():
+                    path.chmod(0o700)
+        shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
         # a process that was just killed may have created a last file
         shutil.rmtree(directory)

@@ -6,7 +6,7 @@ jobs. See ``hpcscale.slurm.client.SlurmClient`` for the contract of each method.
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -178,10 +178,10 @@ class CliClient:
         Asked of squeue, whose text cannot be fooled by a job's name as scontrol's can. For the base
         id of an array or of a het job: the record with the most still to do, under the base id.
         """
-        found = Answer(self._squeue([f"--jobs={job_id}"], _squeue.Wanted([job_id])), complete=True)
+        wanted = _squeue.Wanted([job_id])
+        found = Answer(self._squeue([f"--jobs={job_id}"], wanted), complete=True)
         records = found.of(job_id)
         if not records:
-            self._require_absent(job_id)
             return None
         first = min(records, key=_least_done)
         return msgspec.structs.replace(first, job_id=job_id, exc_nodes=self._excluded(first.job_id))
@@ -253,6 +253,8 @@ class CliClient:
         if done.returncode != 0 and any(text in done.stderr for text in _answers.ABSENT):
             return {}
         _answers.require_success(done, self.transport.name)
+        if wanted is not None:
+            self._require_word(done, wanted.ids)
         if "Invalid user" in done.stderr:  # with exit code 0
             raise NotFoundError(f"no such user there ({_answers.message(done)})")
         now = dt.datetime.now(dt.UTC)
@@ -266,25 +268,25 @@ class CliClient:
         if done.returncode != 0 and any(text in done.stderr for text in _answers.ABSENT):
             return ""
         _answers.require_success(done, self.transport.name)
+        self._require_word(done, [job_id])
         fields = done.stdout.split(separator)
         for shown, nodes in zip(fields[::2], fields[1::2], strict=False):
             if shown.strip().partition("_[")[0] == str(job_id):
                 return "" if nodes in {"(null)", "N/A"} else nodes
         return ""
 
-    def _require_absent(self, job_id: JobId) -> None:
-        """Of a job that squeue does not list: the controller says that there is none.
+    def _require_word(self, done: Completed, ids: Collection[JobId]) -> None:
+        """Of a single job that it does not know squeue says so, and fails; silence is no answer.
 
-        An empty answer is none: a wrapper that fails, or a purge in the middle of a question.
+        Of several, of an array's elements and of parts of het jobs it may well list nothing.
         """
-        done = self._ask(["scontrol", "--oneliner", "show", "job", str(job_id)])
-        absent = (*_answers.ABSENT, f"Job {job_id} not found")
-        if done.returncode != 0 and any(t in done.stderr + done.stdout for t in absent):
-            return
-        _answers.require_success(done, self.transport.name)
-        raise UnreachableError(
-            f"squeue does not list job {job_id}, and scontrol does", where=self.transport.name
-        )
+        one = next(iter(ids)) if len(ids) == 1 else None
+        plain = one is not None and one.array_task is None and one.het_offset is None
+        if plain and not done.stdout.strip():
+            raise UnreachableError(
+                f"squeue neither lists job {one} nor says that there is none",
+                where=self.transport.name,
+            )
 
     def _user_name(self) -> str:
         if self._user is None:

@@ -122,12 +122,15 @@ class FakeCommands(FakeController):
             lines = [f"{j.shown_id}{wanted[1]}{j.exclude}{wanted[2]}" for j in rows]
         else:
             columns = [c.partition(":")[::2] for c in options["Format"].split(",")]
-            lines = ["".join(self._column(j, name) + end for name, end in columns) for j in rows]
+            lines = []
+            for job in rows:
+                values = self._columns(job)
+                lines.append("".join(values[name] + end for name, end in columns))
         return 0, "".join(line + "\n" for line in lines), ""
 
-    def _column(self, job: FakeJob, name: str) -> str:
+    def _columns(self, job: FakeJob) -> dict[str, str]:
         gpus = f"gres:gpu:h100:{job.gpus_per_node}" if job.gpus_per_node else "N/A"
-        values = {
+        return {
             "JobArrayID": job.shown_id,
             "State": job.state,
             "UserName": job.user,
@@ -154,7 +157,6 @@ class FakeCommands(FakeController):
             "Comment": job.comment or "(null)",
             "Name": job.name,
         }
-        return values[name]
 
     def _sacct(self, _: list[str], __: str) -> tuple[int, str, str]:
         return 1, "", "Slurm accounting storage is disabled\n"
@@ -222,10 +224,6 @@ class FakeCommands(FakeController):
                 "AccountingStorageType = accounting_storage/none\nClusterName = fake\n"
                 f"MaxArraySize = 1001\nMaxJobCount = {self.max_jobs}\nSLURM_VERSION = 22.05.8\n"
             ), ""  # fmt: skip
-        if words[:2] == ["show", "job"]:
-            if not self._find(words[2], split=False):
-                return 1, "", "slurm_load_jobs error: Invalid job id specified\n"
-            return 0, f"JobId={words[2]}\n", ""  # squeue tells the rest
         if words[0] not in {"update", "requeue"}:
             raise InternalError(f"FakeSlurm does not fake scontrol {' '.join(words)}")
         fields = dict(w.partition("=")[::2] for w in words[1:] if "=" in w)

@@ -1,6 +1,7 @@
 """The controller: which faked job runs when and where, and what a test may do to it."""
 
 import copy
+import dataclasses
 
 from hpcscale.clock import ManualClock
 from hpcscale.testing.jobs import FakeJob
@@ -46,7 +47,7 @@ class FakeController:
         self.down = False
         self.hanging = False
         self.lose_submit = False
-        self._saved = (self.now(), self._next, copy.deepcopy(self.jobs))
+        self._saved = (self.now(), self._next, self._copied())
 
     # ---- what a test does to it ----
 
@@ -75,7 +76,13 @@ class FakeController:
     def crash(self) -> None:
         """Kill and restart the controller: what it had not saved is forgotten, ids are reused."""
         _, self._next, jobs = self._saved
-        self.jobs = copy.deepcopy(jobs)
+        self.jobs = self._copied(jobs)
+
+    def _copied(self, jobs: dict[int, FakeJob] | None = None) -> dict[int, FakeJob]:
+        return {
+            number: dataclasses.replace(job, tasks=list(job.tasks), nodes=list(job.nodes))
+            for number, job in (self.jobs if jobs is None else jobs).items()
+        }
 
     # ---- time and scheduling ----
 
@@ -93,7 +100,7 @@ class FakeController:
                 self._end(job)
         self._schedule(now)
         if now - self._saved[0] >= SAVE_PERIOD_S:
-            self._saved = (now, self._next, copy.deepcopy(self.jobs))
+            self._saved = (now, self._next, self._copied())
 
     def _end(self, job: FakeJob) -> None:
         if job.runtime_s > job.limit_s:

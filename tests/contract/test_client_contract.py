@@ -122,8 +122,11 @@ def test_cancel_a_pending_and_a_running_job(place):
     held = place.submit("--hold")
     assert place.client.cancel(held, pending_only=True)
     assert place.until_state(held, JobState.CANCELLED).start_time
-    running = place.submit()
+    running = place.submit(script="echo up; exec sleep 300")
     place.until_state(running, JobState.RUNNING)
+    if place.real:  # RUNNING comes before the script: cancelled between them, it ends otherwise
+        out = ["cat", f"{place.dir}/out-{running}"]
+        place.until(lambda: "up" in place.transport.run(out).stdout, "the script runs")
     place.client.cancel(running, pending_only=True)
     assert place.state(running) is JobState.RUNNING
     assert place.client.cancel(running)

@@ -31,7 +31,8 @@ echo two >> growing
 """
 
 
-@pytest.mark.parametrize("name", [pytest.param("lab-onprem", marks=pytest.mark.slow), "lab-cloud"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lab-onprem", "lab-cloud"])
 def test_a_running_jobs_files_come_and_later_the_rest(lab_env, tmp_path, name):
     here = tmp_path / "model"
     got = start(

@@ -9,11 +9,14 @@ from hpcscale.burst import claims
 from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, take
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.offer import spec_for
 from hpcscale.burst.reap import burst_sites, reap
 from hpcscale.burst.run import tick
 from hpcscale.errors import UnreachableError
 from hpcscale.ledger import Ledger
+from hpcscale.render import render
 from hpcscale.slurm.types import JobState
+from hpcscale.submit import submit
 
 
 @pytest.fixture
@@ -332,3 +335,23 @@ def test_reap_leaves_what_was_opened_and_what_it_does_not_know(sites, tmp_path):
         assert reap(stranger, sites, ["lab-cloud"])[1] == ["lab-cloud: no route"]
         sites.down.clear()
     assert not sites.connections["lab-cloud"].client.show(sites.target(job).job_id).state.terminal
+
+
+def test_a_refused_submission_of_another_ledger_leaves_the_run_its_decision(sites, tmp_path):
+    job = at_the_gate(sites)
+    target = sites.target(job)
+    decide(sites.cloud, target, Word.OPENED)
+    copy = tmp_path / "other.sqlite3"
+    shutil.copy(sites.ledger.path, copy)
+    with Ledger.open(copy) as other:
+        move = Moves(other).of_run(job.run_id)[-1]
+        Moves(other).save(move, step=Step.FAILED)
+        connection = sites.connections["lab-cloud"]
+        run, origin = other.run(job.run_id), other.attempt(job.submission_id)
+        rendered = render(spec_for(run.spec, 3600, connection.site), connection.site)
+        sites.cloud.stop()
+        with pytest.raises(UnreachableError):
+            submit(rendered, connection.site, connection, other, run=run)
+        sites.cloud.resume()
+        assert origin.number == 1
+    assert decision(sites.cloud, target) is Word.OPENED

@@ -4,12 +4,14 @@ import re
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from fake_site import FakeSite
 
+from hpcscale.code import tree as code_tree
 from hpcscale.errors import InvalidFileError
 from hpcscale.prepare import code_of, prepare
-from hpcscale.spec import JobSpec, Resources, SecretSource
+from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources, SecretSource
 from hpcscale.submit import submit
 
 
@@ -102,8 +104,6 @@ def test_code_in_place_is_named_by_its_commit(sites, program, monkeypatch):
     git = ["git", "-C", str(program), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
         subprocess.run([*git, *words], check=True, timeout=30)
-    import msgspec
-
     site = msgspec.structs.replace(onprem.site, shared_dirs=(str(program.parent),))
     rendered = prepare(spec_of(program), site)
     assert rendered.home
@@ -131,3 +131,14 @@ def test_a_script_alone_is_printed_whatever_the_code_is(sites, program):
     assert any("submit would refuse" in text for text in shown.notices)
     with pytest.raises(Exception, match="does not exist"):
         prepare(spec, onprem.site)
+
+
+def test_a_job_that_may_leave_is_told_at_once_when_its_code_could_not(sites, program, monkeypatch):
+    onprem, _ = sites
+    site = msgspec.structs.replace(onprem.site, shared_dirs=(str(program.parent),))
+    monkeypatch.setattr(code_tree, "MAX_UNNAMED_BYTES", 5)
+    may = spec_of(program, burst=BurstTerms(mode=BurstMode.AUTO))
+    assert any("cannot leave its site" in text for text in prepare(may, site).notices)
+    assert prepare(spec_of(program), site).notices == ()
+    with pytest.raises(InvalidFileError, match="too much to go along"):
+        prepare(spec_of(program, burst=BurstTerms(mode=BurstMode.ONLY)), site)

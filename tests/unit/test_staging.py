@@ -10,6 +10,7 @@ from hpcscale import staging
 from hpcscale.code.store import Packed, pack
 from hpcscale.code.tree import read_tree
 from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError
+from hpcscale.prepare import _stays_here
 from hpcscale.reports import parse_report, read_reports
 from hpcscale.slurm.local import LocalTransport
 
@@ -90,6 +91,18 @@ def test_a_secrets_own_file_stays_here(tmp_path, transport, run_dir):
     staging.stage_in(transport, run_dir, {"inputs/d": str(code)}, never=never)
     assert "s3cret" not in "".join(p.read_text() for p in Path(run_dir).rglob("*") if p.is_file())
     assert (Path(run_dir) / "code" / "a.py").exists()
+
+
+def test_our_own_state_is_no_code(tmp_path, monkeypatch):
+    code, state = tmp_path / "code", tmp_path / "code" / "state"
+    state.mkdir(parents=True)
+    monkeypatch.setenv("HPCSCALE_STATE_DIR", str(state))
+    (code / "state.py").write_text("1\n")
+    before = read_tree(code, never=_stays_here({}))
+    (state / "ledger.sqlite3").write_text("a row more")
+    after = read_tree(code, never=_stays_here({}))
+    assert [entry.path for entry in after.entries] == ["state.py"]
+    assert after.id == before.id
 
 
 def test_sockets_are_no_data(tmp_path, transport, run_dir):

@@ -1,0 +1,44 @@
+"""Spot or on-demand for a job with a deadline: a progress line and a safety net. Arithmetic alone.
+
+*Slack* is the time left less the work left. Spot is taken whenever it is up and the slack bears the
+delay of starting there and, if it is taken back at once, of starting on demand. When it is down the
+job waits as long as its slack is above the line: the share of its first slack that belongs to the
+share of work still to do. Below the line, and always before the last moment at which on-demand
+still makes it, it runs on demand. After "Can't Be Late" (NSDI'24): progress is uniform.
+"""
+
+WAIT, SPOT, ON_DEMAND = range(3)
+
+
+def choose(  # noqa: PLR0917 -- numba takes no keywords
+    up: bool,
+    on: int,
+    slack_h: float,
+    first_slack_h: float,
+    work_left: float,
+    delay_h: float,
+    look_h: float,
+) -> int:
+    """Where to run until the next look.
+
+    Args:
+        up: whether spot can be had now; a spot node that is up stays up until the next look.
+        on: where it runs now; ``WAIT`` also when its spot node was just taken.
+        slack_h: time left less work left less what is left of a start's delay.
+        first_slack_h: the slack at the beginning.
+        work_left: share of the work, 1 to 0.
+        delay_h: of every start: boot, staging, work since the last checkpoint.
+        look_h: until the next look.
+
+    Returns:
+        ``WAIT``, ``SPOT`` or ``ON_DEMAND``.
+    """
+    if up:
+        if on == SPOT or slack_h - look_h >= 2.0 * delay_h:
+            return SPOT
+        return ON_DEMAND
+    if on == ON_DEMAND:
+        return ON_DEMAND  # leaving it would cost a second start
+    if slack_h - look_h >= delay_h and slack_h - look_h >= first_slack_h * work_left:
+        return WAIT
+    return ON_DEMAND

@@ -1,0 +1,154 @@
+"""What goes wrong in a simulation, when chance says so."""
+
+from sim_site import ALIVE, MemorySlurm
+
+from hpcscale.verify import submission_of
+
+ONPREM, CLOUD = "lab-onprem", "lab-cloud"
+
+# how often each may happen in an interleaving that has it at all
+FAULTS = {
+    "kill": 3,  # a burst process, before or after an act
+    "lost_reply": 2,
+    "lost_request": 2,
+    "onprem_crash": 2,  # slurmctld forgets what it had not saved, and gives ids out again
+    "cloud_crash": 2,
+    "onprem_silent": 2,
+    "cloud_silent": 2,
+    "squeue_empty": 2,
+    "squeue_fails": 2,
+    "onprem_full": 1,
+    "cloud_full": 1,
+    "ledger_full": 1,
+    "clock_jump": 2,
+    "site_jump": 1,
+    "cloud_node": 2,
+    "onprem_free": 1,  # the strangers' job ends: a job that is not fenced starts
+    "onprem_requeue": 2,
+    "scancel_onprem": 1,
+    "scancel_cloud": 1,
+    "cancel_run": 1,
+    "undo": 1,
+    "unfence": 1,  # somebody edits ExcNodeList
+    "reap": 2,
+}
+
+
+class Faults:
+    """Acts of the world that nobody asked for; ``World`` is one."""
+
+    def _fault(self):
+        choices = [name for name, left in self.left.items() if left and name in self._acts]
+        if not choices or self.random.random() >= self.chance:
+            return
+        name = self.random.choice(choices)
+        act = self._acts[name]
+        if act(self) is not False:
+            self._count(name)
+
+    def _crash(self, name):
+        self.sim[name].crash()
+        self.sim[name].frozen = True
+        self.sim[name].resume()
+        self._sync()
+        if self.random.random() < 0.5:  # somebody else gets the id
+            MemorySlurm.run(
+                self.sim[name],
+                ["sbatch", "--parsable", "-N1", "--time=1"],
+                stdin="#!/bin/sh\nsleep 30\n",
+            )
+
+    def _silent(self, name):
+        self.silent_until[name] = self.now_s + self.random.choice([1, 5, 30, 120])
+        if self.random.random() < 0.5:
+            self.sim[name].stop()
+
+    def _full(self, name):
+        self.sim[name].files.full = True
+        self.full_until[name] = self.now_s + self.random.choice([2, 20, 90])
+
+    def _free(self):
+        self.sim[ONPREM].plain(["scancel", self.filler])
+
+    def _cloud_node(self):
+        live = [j for j in self.sim[CLOUD].jobs.values() if j.state in {"CONFIGURING", "RUNNING"}]
+        if not live:
+            return False
+        job = self.random.choice(live)
+        if self.random.random() < 0.5:
+            job.state, job.ends = "NODE_FAIL", self.sim[CLOUD].now()
+        else:  # Slurm requeues it
+            self.sim[CLOUD].plain(["scontrol", "requeue", str(job.number)])
+        self._sync()
+        return True
+
+    def _onprem_requeue(self):
+        job = self._origin_job()
+        if job is None or job.state != "RUNNING":
+            return False
+        self.sim[ONPREM].plain(["scontrol", "requeue", str(job.number)])
+        self._sync()
+        return True
+
+    def _scancel_onprem(self):
+        job = self._origin_job()
+        if job is None or job.state not in ALIVE:
+            return False
+        self.sim[ONPREM].plain(["scancel", str(job.number)])
+        self.cancelled_by_user = True
+        return True
+
+    def _scancel_cloud(self):
+        live = [
+            j
+            for j in self.sim[CLOUD].jobs.values()
+            if j.state in ALIVE and submission_of(j.comment) is not None
+        ]
+        if not live:
+            return False
+        self.sim[CLOUD].plain(["scancel", str(self.random.choice(live).number)])
+        self.cancelled_by_user = True
+        return True
+
+    def _unfence(self):
+        job = self._origin_job()
+        if job is not None and job.state == "PENDING":
+            job.exclude = ""
+
+    def _site_jump(self):
+        sim = self.random.choice(list(self.sim.values()))
+        sim.clock.advance(self.random.choice([30, 400, 1500]))
+        if not sim.silent:
+            sim.tick()
+
+    def _clock_jump(self):
+        self.login_offset_s += self.random.choice([-3600, -30, 30, 700, 3600])
+
+    def _call(self, name):
+        idle = [p for p in self.processes if not p.busy]
+        if not idle:
+            return False
+        if name == "cancel_run":
+            self.cancelled_by_user = True
+        self.start(self.random.choice(idle), getattr(self, name))
+        return True
+
+    _acts = {  # noqa: RUF012 # a table
+        "onprem_crash": lambda w: w._crash(ONPREM),
+        "cloud_crash": lambda w: w._crash(CLOUD),
+        "onprem_silent": lambda w: w._silent(ONPREM),
+        "cloud_silent": lambda w: w._silent(CLOUD),
+        "onprem_full": lambda w: w._full(ONPREM),
+        "cloud_full": lambda w: w._full(CLOUD),
+        "clock_jump": _clock_jump,
+        "site_jump": _site_jump,
+        "cloud_node": _cloud_node,
+        "onprem_free": _free,
+        "onprem_requeue": _onprem_requeue,
+        "scancel_onprem": _scancel_onprem,
+        "scancel_cloud": _scancel_cloud,
+        "unfence": _unfence,
+        "cancel_run": lambda w: w._call("cancel_run"),
+        "undo": lambda w: w._call("undo"),
+        "reap": lambda w: w._call("reap"),
+    }

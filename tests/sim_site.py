@@ -1,0 +1,212 @@
+"""A site for deterministic simulation: ``FakeSlurm`` with files in memory, and scripts that run.
+
+The controller is ``FakeSlurm``'s own, which the contract suite holds to what real Slurm does. Files
+are a dictionary with links that are counted; ``tests/unit/test_sim_site.py`` compares them with the
+real commands. Nothing here starts a process, so a site answers in microseconds.
+"""
+
+import fnmatch
+
+from hpcscale.errors import HpcscaleError, NotFoundError
+from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S, Completed
+from hpcscale.testing import FakeSlurm
+
+ALIVE = {"PENDING", "CONFIGURING", "RUNNING"}
+FULL = "No space left on device"
+
+
+class MemoryFiles:
+    """The few commands on files that hpcscale uses at a site, on a dictionary.
+
+    A name leads to a list ``[content, links]``, shared by all names of one file.
+    """
+
+    def __init__(self):
+        self.files = {}
+        self.dirs = {"/"}
+        self.full = False
+
+    def copy(self):
+        other = MemoryFiles()
+        known = {}
+        for path, node in self.files.items():
+            other.files[path] = known.setdefault(id(node), list(node))
+        other.dirs = set(self.dirs)
+        return other
+
+    # ---- as a script does it ----
+
+    def mkdir(self, path):
+        """``mkdir -p``; False on a full disk."""
+        new = []
+        while path not in self.dirs:
+            new.append(path)
+            path = path.rpartition("/")[0] or "/"
+        if new and self.full:
+            return False
+        self.dirs.update(new)
+        return True
+
+    def write(self, path, data):
+        """A redirection; on a full disk the name is there and the content is not."""
+        if path.rpartition("/")[0] not in self.dirs:
+            return False
+        node = self.files.setdefault(path, [b"", 1])
+        node[0] = b"" if self.full else data
+        return not self.full
+
+    def read(self, path):
+        node = self.files.get(path)
+        return None if node is None else node[0]
+
+    def link(self, old, new):
+        """``ln -T``: makes the name once, whole."""
+        node = self.files.get(old)
+        if node is None or new in self.files or new in self.dirs or self.full:
+            return False
+        self.files[new] = node
+        node[1] += 1
+        return True
+
+    def same(self, one, other):
+        """``-ef``."""
+        node = self.files.get(one)
+        return node is not None and node is self.files.get(other)
+
+    def move(self, old, new):
+        node = self.files.pop(old, None)
+        if node is None:
+            return False
+        self.remove(new)
+        self.files[new] = node
+        return True
+
+    def remove(self, path):
+        node = self.files.pop(path, None)
+        if node is not None:
+            node[1] -= 1
+
+    # ---- as a Transport ----
+
+    def run(self, argv, *, stdin=None, env=None, cwd=None, timeout_s=DEFAULT_TIMEOUT_S):
+        code, out, err = getattr(self, f"_{argv[0].rpartition('/')[2]}")(list(argv[1:]))
+        return Completed(tuple(argv), code, out, err)
+
+    def put_bytes(self, data, remote, *, mode=0o644):
+        if remote.rpartition("/")[0] not in self.dirs:
+            raise NotFoundError(f"No such file or directory: {remote}")
+        if not self.write(remote, data):
+            raise HpcscaleError(FULL, where=remote)
+
+    def put_file(self, local, remote, *, mode=None):
+        self.put_bytes(local.read_bytes(), remote)
+
+    def read_bytes(self, remote, *, offset=0, limit=None):
+        data = self.read(remote)
+        if data is None:
+            raise NotFoundError(f"No such file or directory: {remote}")
+        return data[offset:] if limit is None else data[offset : offset + limit]
+
+    def get_file(self, remote, local):
+        local.write_bytes(self.read_bytes(remote))
+
+    def close(self):
+        pass
+
+    def _names(self, words):
+        return [w for w in words if not w.startswith("-")]
+
+    def _mkdir(self, words):
+        done = [self.mkdir(path) for path in self._names(words)]
+        return (0, "", "") if all(done) else (1, "", f"mkdir: {FULL}\n")
+
+    def _install(self, words):
+        return self._mkdir([w for w in words if not w.isdigit()])
+
+    def _sh(self, words):
+        """Of small scripts that one, which makes a run's directories for its owner alone."""
+        script, _, *paths = words[1:]
+        if not script.startswith('umask 077; mkdir -p -- "$@"'):
+            raise NotImplementedError(script)
+        return self._mkdir(paths)
+
+    def _rm(self, words):
+        for path in self._names(words):
+            self.remove(path)
+            if "-rf" in words:
+                below = path + "/"
+                for name in [n for n in self.files if n.startswith(below)]:
+                    self.remove(name)
+                self.dirs = {d for d in self.dirs if d != path and not d.startswith(below)}
+        return 0, "", ""
+
+    def _ln(self, words):
+        old, new = self._names(words)
+        if self.link(old, new):
+            return 0, "", ""
+        if new in self.files or new in self.dirs:
+            return 1, "", f"ln: failed to create hard link '{new}': File exists\n"
+        if old not in self.files:
+            return 1, "", f"ln: failed to access '{old}': No such file or directory\n"
+        return 1, "", f"ln: failed to create hard link '{new}': {FULL}\n"
+
+    def _stat(self, words):
+        path = self._names(words)[0]
+        if path in self.files:
+            return 0, (str(self.files[path][1]) if "-c%h" in words else "regular file") + "\n", ""
+        if path in self.dirs:
+            return 0, "directory\n", ""
+        return 1, "", f"stat: cannot statx '{path}': No such file or directory\n"
+
+    def _grep(self, words):
+        pattern = next(w for w in words if w.startswith("--include=")).partition("=")[2]
+        tops = tuple(path + "/" for path in words[words.index("--") + 1 :])
+        out = ""
+        for path, node in self.files.items():
+            if path.startswith(tops) and fnmatch.fnmatchcase(path.rpartition("/")[2], pattern):
+                out += "".join(f"{path}\0{line}\n" for line in node[0].decode().splitlines())
+        return (0 if out else 1), out, ""
+
+    def _find(self, words):
+        top = self._names(words)[0]
+        if "-name" not in words:  # a listing of results: there are none
+            return (0, "", "") if top in self.dirs else (1, "", "No such file or directory\n")
+        pattern = words[words.index("-name") + 1]
+        out = ""
+        for path, node in self.files.items():
+            rest = path.removeprefix(top + "/")
+            if rest != path and rest.count("/") == 1:
+                name = rest.partition("/")[2]
+                if fnmatch.fnmatchcase(name, pattern):
+                    out += "".join(f"{path}:{line}\n" for line in node[0].decode().splitlines())
+        return 0, out, ""
+
+    def _id(self, words):
+        return 0, "root\n", ""
+
+
+class MemorySlurm(FakeSlurm):
+    """``FakeSlurm`` whose files are in memory; a test may take over its jobs' ends."""
+
+    is_local = False
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.files = MemoryFiles()
+        self.frozen = False  # nodes have not registered with a controller that came up
+
+    @property
+    def _files(self):
+        return self.files
+
+    @property
+    def silent(self):
+        return self.down or self.hanging
+
+    def _schedule(self, now):
+        if not self.frozen:
+            super()._schedule(now)
+
+    def plain(self, argv):
+        """A command as a script or a stranger gives it: no fault is in its way."""
+        return FakeSlurm.run(self, argv)

@@ -1,0 +1,513 @@
+"""Deterministic simulation of the handover: the real code, two faked sites, seeded faults.
+
+Everything under ``hpcscale.burst``, the submission, the observation and the ledger is the real
+code. It runs in greenlets, one a process; a process may be left and another taken up at each of its
+acts (a command or a file at a site, a write of its ledger), and killed before or after each. The
+controllers are ``FakeSlurm``; jobs' scripts are ``sim_script``. One seed is one interleaving.
+
+The world keeps what no code under test can touch: who began user code, when, and in which attempt.
+"""
+
+import contextlib
+import datetime as dt
+import itertools
+import random
+import types
+from collections import Counter
+
+import greenlet
+from sim_faults import CLOUD, FAULTS, ONPREM, Faults
+from sim_judge import Judge, ViolationError
+from sim_patch import START, left_out, memory_ledger, patched, simulated
+from sim_process import Killed, Process, SimSite
+from sim_script import Job
+from sim_site import ALIVE
+
+import hpcscale.judge
+import hpcscale.render
+import hpcscale.submit
+from hpcscale.burst.handover import Handover
+from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.policy import Policy
+from hpcscale.burst.reap import burst_sites, reap
+from hpcscale.burst.run import tick
+from hpcscale.connect import Connection
+from hpcscale.errors import HpcscaleError, NotSentError, StateError, UnreachableError
+from hpcscale.slurm.cli import CliClient
+from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
+from hpcscale.verify import submission_of
+
+POLICY = Policy(from_site=ONPREM, to=(CLOUD,), cron_interval_s=20, retry_after_s=60)
+KILL_WAIT_S = 2.0
+
+
+class World(Faults, Judge):
+    """One interleaving.
+
+    Args:
+        base: made once.
+        seed: chooses everything.
+        left_out: rules left out of scripts or handover, to see that it is found.
+        steps: of the scheduler, until the faults end.
+    """
+
+    def __init__(self, base, seed, left_out=(), steps=160):
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.base = base
+        self.left_out = frozenset(left_out)
+        self.steps = steps
+        self.now_s = 0.0
+        self.login_offset_s = 0.0
+        self.trouble = True
+        self.counts = Counter()
+        self.trace = []
+        self.main = greenlet.getcurrent()
+        self.scripts = []
+        self.known = set()
+        self.begun = []  # (site, submission, restart, number)
+        self.done = []
+        self.exits = set()
+        self.cancelled_by_user = False
+        self.silent_until = {}
+        self.full_until = {}
+        self.numbers = itertools.count(100)
+        self.accepted = {}  # cloud submissions that its Slurm ever took
+        self.sim = {
+            ONPREM: SimSite(self, ONPREM, nodes=4, gpus=4),
+            CLOUD: SimSite(self, CLOUD, nodes=4, gpus=4, boot_s=self.random.choice([0, 3, 12])),
+        }
+        self.connections = {
+            name: Connection(
+                site=base.sites[name],
+                transport=sim,
+                client=CliClient(sim),
+                clock=sim.clock,
+                _state_dir=f"/site/{name}",
+            )
+            for name, sim in self.sim.items()
+        }
+        chosen = self.random.sample(list(FAULTS), self.random.choice([0, 1, 2, 2, 3, 3, 4, 6]))
+        if self.random.random() < 0.4:  # what lets the on-prem job start beside its move
+            chosen += ["onprem_free", self.random.choice(["unfence", "onprem_crash"])]
+        self.left = Counter({name: FAULTS[name] for name in chosen})
+        self.chance = self.random.choice([0.02, 0.05, 0.15])
+        self.switching = self.random.choice([0.0, 0.05, 0.3, 1.0])
+        self.work_s = self.random.choice([2, 15, 60])
+        self.ledgers = []
+        self.processes = []
+        self._submit_job()
+
+    # ---- what burst processes ask for ----
+
+    def site(self, name):
+        return self.base.sites[name]
+
+    def __call__(self, name):
+        return self.connections[name]
+
+    def current(self):
+        task = greenlet.getcurrent()
+        return getattr(task, "process", None)
+
+    def utc_now(self):
+        return START + dt.timedelta(seconds=self.now_s + self.login_offset_s)
+
+    def monotonic(self):
+        return self.now_s
+
+    def sleep(self, seconds):
+        process = self.current()
+        if process is None:
+            self.pass_time(seconds)
+            return
+        self._check_alive(process)
+        process.wake = self.now_s + seconds
+        while self.now_s < process.wake:
+            self.main.switch()
+            self._check_alive(process)
+
+    # ---- hooks around each act of a process ----
+
+    def _check_alive(self, process):
+        if process.dead:
+            raise Killed
+        if process.kill_in is not None:
+            process.kill_in -= 1
+            if process.kill_in < 0:
+                process.kill_in = None
+                process.dead = True
+                raise Killed
+
+    def _maybe_switch(self, process):
+        if self.random.random() < self.switching:
+            self.main.switch()
+            if process.dead:
+                raise Killed
+
+    def before(self, process, site):
+        process.acts += 1
+        self._check_alive(process)
+        self._maybe_switch(process)
+        if self.silent_until.get(site.site_name, 0) > self.now_s:
+            raise UnreachableError("no route", where=site.site_name)
+        if self.take("lost_request"):
+            raise NotSentError("the connection broke", where=site.site_name)
+
+    def after(self, process, site):
+        self._check_alive(process)
+        self._maybe_switch(process)
+        if self.take("lost_reply"):
+            raise UnreachableError("the connection broke", where=site.site_name)
+
+    def saw(self, process, site, command, argv, done):
+        """Remembers what a process has really looked at."""
+        if site.site_name == ONPREM:
+            if command == "scontrol" and any(w.startswith("ExcNodeList=") for w in argv):
+                process.fenced_at = process.acts
+            if command == "squeue" and any(w.startswith("--format=%i") for w in argv):
+                process.read_at = process.acts
+
+    def around_save(self, process):
+        process.acts += 1
+        self._check_alive(process)
+        self._maybe_switch(process)
+        if self.take("ledger_full"):
+            raise StateError("no room to write the ledger", where="ledger")
+
+    def after_save(self, process):
+        self._check_alive(process)
+        self._maybe_switch(process)
+
+    def moved(self, process, before, after):
+        """A move has gone on: has its process looked before?"""
+        step = after.step
+        if step is before.step:
+            return
+        self.counts[f"step.{step.value}"] += 1
+        if step in {Step.CLAIMING, Step.OPENING}:
+            if not process.read_at > process.fenced_at:
+                raise ViolationError("it goes on without a look at the fence that it set")
+            if step is Step.OPENING and not process.read_at > process.step_at:
+                raise ViolationError("a claim is taken without a look at the fence")
+        process.step_at = process.acts
+
+    def take(self, fault):
+        """Whether this fault happens now."""
+        if not self.trouble or not self.left[fault] or self.random.random() >= self.chance:
+            return False
+        self._count(fault)
+        return True
+
+    def _count(self, fault):
+        self.left[fault] -= 1
+        self.counts[f"fault.{fault}"] += 1
+        self.trace.append(f"{self.now_s:7.1f} {fault}")
+
+    # ---- the job, and who moves it ----
+
+    def _submit_job(self):
+        ledger = memory_ledger(self.base.folder / "ledger.sqlite3")
+        onprem = self.connections[ONPREM]
+        self.filler = self.sim[ONPREM].run(
+            ["sbatch", "--parsable", "-N4", "--exclusive", "--time=9999"], stdin="#!/bin/sh\nsleep 99999\n"
+        ).stdout.strip()  # fmt: skip
+        self.pass_time(1)
+        spec = JobSpec(
+            name="urgent",
+            command=("true",),
+            resources=Resources(nodes=2, gpus_per_node=4, time_limit_s=3600),
+            burst=BurstTerms(mode=BurstMode.ONLY),
+        )
+        self.job = hpcscale.submit.submit(
+            hpcscale.render.render(spec, onprem.site), onprem.site, onprem, ledger
+        )
+        self.pass_time(6)  # its controller has saved it
+        other = memory_ledger(self.base.folder / "other.sqlite3", ledger)
+        self.ledgers = [ledger, other]
+        count = self.random.choice([1, 1, 2, 2, 3])
+        owners = [ledger, other, ledger][:count]
+        self.processes = [Process(f"burst{i}", owner) for i, owner in enumerate(owners)]
+
+    def start(self, process, act):
+        """Begin a call of a process."""
+        process.dead = False
+        process.kill_in = None
+        if self.trouble and self.left["kill"] and self.random.random() < 0.5:
+            self._count("kill")
+            process.kill_in = self.random.randrange(60)
+        process.step_at = process.acts
+
+        def call():
+            try:
+                act(process)
+            except Killed:
+                return
+            except HpcscaleError:
+                self.counts["told"] += 1
+
+        process.task = greenlet.greenlet(call)
+        process.task.process = process
+        process.wake = 0.0
+        process.task.switch()
+
+    def tick(self, process):
+        tick(process.ledger, POLICY, self)
+
+    def undo(self, process):
+        mine = Moves(process.ledger).of_run(self.job.run_id)
+        if mine:
+            Handover(process.ledger, self, self.base.folder / "jobs").undo(mine[-1])
+
+    def reap(self, process):
+        reap(process.ledger, self, burst_sites(process.ledger))
+
+    def cancel_run(self, process):
+        """``hpcscale cancel RUN``: note it, and cancel at each site."""
+        from hpcscale.verify import require_same
+
+        for attempt in process.ledger.attempts(self.job.run_id):
+            process.ledger.event(
+                attempt.run_id, "attempt.cancel", {}, submission_id=attempt.submission_id
+            )
+            if attempt.job_id is not None and not attempt.ended:
+                client = self.connections[attempt.site].client
+                status = require_same(attempt, client, attempt.job_id)
+                if status is not None and not status.state.terminal:
+                    client.cancel(attempt.job_id)
+
+    # ---- time, controllers and scripts ----
+
+    def pass_time(self, seconds):
+        self.now_s += seconds
+        for sim in self.sim.values():
+            sim.clock.advance(seconds)
+            if not sim.silent:
+                sim.tick()
+        self._sync()
+
+    def _sync(self):
+        """Start scripts of jobs that run, end those that Slurm does not have any more."""
+        wanted = {}
+        for name, sim in self.sim.items():
+            for job in sim.jobs.values():
+                submission = submission_of(job.comment)
+                if submission is None:
+                    continue
+                if name == CLOUD and submission not in self.accepted:
+                    self.accepted[submission] = job.number
+                if job.state == "RUNNING":
+                    wanted[name, submission, job.restarts, job.started] = job
+        here = {script.key for script in self.scripts}
+        for key, job in wanted.items():
+            if key not in self.known:
+                self.known.add(key)
+                self._start_script(key, job)
+            elif key not in here:
+                # its controller has forgotten its end, and hears that no node has it: run again
+                self.sim[key[0]].plain(["scontrol", "requeue", str(job.number)])
+        strays = {ONPREM: False, CLOUD: False}
+        for script in list(self.scripts):
+            if script.key in wanted:
+                continue
+            if script.killed_at is None:
+                script.killed_at = self.now_s + self.random.random() * KILL_WAIT_S
+            elif self.now_s >= script.killed_at:
+                self.scripts.remove(script)
+                if script.running:
+                    self.counts["killed while running"] += 1
+                continue
+            strays[script.site] = True
+        for name, sim in self.sim.items():
+            sim.frozen = strays[name] and sim.frozen
+
+    def _start_script(self, key, job):
+        name, submission, restart, _ = key
+        # an on-prem job has no gate; what the cloud script holds was rendered with one
+        lease_s = POLICY.lease_s if name == CLOUD else None
+        script = Job(
+            self.sim[name].files,
+            submission=submission,
+            run_dir=f"/site/{name}/runs/{self.job.run_id}",
+            number=job.number,
+            restart=restart,
+            lease_s=lease_s,
+            work_s=self.work_s,
+            requeue=self._requeue,
+            left_out=self.left_out,
+        )
+        script.key, script.site = key, name
+        next(script.steps)
+        self.scripts.append(script)
+
+    def _requeue(self, script):
+        sim = self.sim[script.site]
+        if sim.silent:
+            return False
+        return sim.plain(["scontrol", "requeue", str(script.number)]).returncode == 0
+
+    def step_script(self, script):
+        was = script.running
+        try:
+            wait = script.steps.send(self.sim[script.site].now())
+        except StopIteration:
+            self.scripts.remove(script)
+            if was and script.exit_code == 0:
+                self.done.append((script.site, script.submission, script.restart))
+            self.exits.add(script.exit_code)
+            self._finish(script)
+            return
+        script.wake = self.now_s + wait
+        if script.running and not was:
+            self._began(script)
+
+    def _began(self, script):
+        entry = (script.site, script.submission, script.restart, script)
+        for site, submission, restart, other in self.begun:
+            if (submission, restart) == (script.submission, script.restart):
+                raise ViolationError(f"double start: {site} {submission} restart {restart}")
+            if other.running and other in self.scripts:
+                raise ViolationError(f"double start: alive at {site} and {script.site}")
+            if submission == script.submission:
+                continue
+            if site == CLOUD:
+                raise ViolationError(f"double start: at {script.site} after {site}")
+            # on-prem began before: over only when Slurm counts a later restart
+            origin = self._origin_job()
+            if origin is None or origin.restarts <= restart:
+                raise ViolationError("double start: in the cloud after on-prem")
+        self.begun.append(entry)
+        self.trace.append(f"{self.now_s:7.1f} user code begins: {entry[:3]}")
+
+    def _origin_job(self):
+        jobs = self.sim[ONPREM].jobs.values()
+        return next((j for j in jobs if submission_of(j.comment) == self.job.submission_id), None)
+
+    def _finish(self, script):
+        """The node tells the controller that the script has ended."""
+        name, submission, restart, started = script.key
+        for job in self.sim[name].jobs.values():
+            if (
+                submission_of(job.comment) == submission
+                and job.state == "RUNNING"
+                and (job.restarts, job.started) == (restart, started)
+            ):
+                job.state = "COMPLETED" if script.exit_code == 0 else "FAILED"
+                job.status = script.exit_code << 8
+                job.reason = "None" if script.exit_code == 0 else "NonZeroExitCode"
+                job.ends = self.sim[name].now()
+
+    # ---- the scheduler ----
+
+    def run(self):
+        """The whole interleaving; raises ``ViolationError``."""
+        with patched(self), left_out(self.left_out):
+            try:
+                for step in range(self.steps):
+                    self._one()
+                    if step % 16 == 15 and self._quiet():
+                        break
+                self._settle()
+                self._judge()
+            finally:
+                self._bury()
+
+    def _one(self):
+        for name, until in list(self.silent_until.items()):
+            if self.now_s >= until:
+                del self.silent_until[name]
+                self.sim[name].resume()
+        for name, until in list(self.full_until.items()):
+            if self.now_s >= until:
+                del self.full_until[name]
+                self.sim[name].files.full = False
+        if self.trouble:
+            self._fault()
+        ready = [s for s in self.scripts if s.wake <= self.now_s]
+        busy = [p for p in self.processes if p.busy and p.wake <= self.now_s]
+        idle = [p for p in self.processes if not p.busy]
+        # what is under way goes on; a call like cron's comes now and then
+        weights = [4 * bool(ready), 4 * bool(busy), 2 * bool(idle), 2]
+        match self.random.choices("srtp", weights)[0]:
+            case "s":
+                self.step_script(self.random.choice(ready))
+            case "r":
+                self.random.choice(busy).task.switch()
+            case "t":
+                self.start(self.random.choice(idle), self.tick)
+            case "p":
+                self.pass_time(self.random.choice([0.5, 1, 1, 3, 10]))
+
+    def _settle(self):
+        """No more faults: everybody comes back, and time passes."""
+        self.trouble = False
+        self.silent_until.clear()
+        self.full_until.clear()
+        for sim in self.sim.values():
+            sim.resume()
+            sim.files.full = False
+        self._free()
+        self.switching = 0.0
+        for process in self.processes:
+            process.kill_in = None
+        for turn in range(400):
+            while busy := [p for p in self.processes if p.busy]:
+                if all(p.wake > self.now_s for p in busy):
+                    self.pass_time(1)
+                for process in busy:
+                    if process.busy and process.wake <= self.now_s:
+                        process.task.switch()
+            for _ in range(8):
+                for script in [s for s in self.scripts if s.wake <= self.now_s]:
+                    if script in self.scripts:
+                        self.step_script(script)
+            if turn > 3 and self._quiet():
+                return
+            for process in self.processes:
+                self.start(process, self.tick)
+            self.pass_time(3 if turn < 40 else 30 if turn < 100 else 600)
+        # what is wrong is said by the judge
+
+    def _quiet(self):
+        if any(Moves(ledger).unsettled() for ledger in self._led()):
+            return False
+        origin = self._origin_job()
+        if origin is not None and origin.state in ALIVE:
+            return False
+        return not self.scripts
+
+    def _led(self):
+        """Ledgers that a process works on."""
+        return {id(p.ledger): p.ledger for p in self.processes}.values()
+
+    def _bury(self):
+        for process in self.processes:
+            process.dead = True
+            while process.busy:
+                with contextlib.suppress(Killed):
+                    process.task.switch()
+        for ledger in self.ledgers:
+            ledger.close()
+
+
+def one(base, seed, without=(), steps=160):
+    """Run one interleaving; its world. Raises ``ViolationError`` with its trace."""
+    stub = types.SimpleNamespace(
+        current=lambda: None, utc_now=lambda: START, numbers=itertools.count(1)
+    )
+    with patched(stub):
+        world = World(base, seed, without, steps)
+    world.run()
+    return world
+
+
+def simulate(first, count):
+    """Interleavings of these seeds: the sum of their counts, and what was violated."""
+    total, wrong = Counter(), []
+    with simulated() as base:
+        for seed in range(first, first + count):
+            try:
+                total += one(base, seed).counts
+            except ViolationError as exc:
+                wrong.append(f"seed {seed}: {exc}")
+    return total, wrong

@@ -1,5 +1,7 @@
 """Where Hydra looks for plugins; it is all in ``hpcscale.hydra``."""
 
-from hpcscale.hydra import HpcscaleLauncher
+import hpcscale.hydra
 
-__all__ = ["HpcscaleLauncher"]
+
+class HpcscaleLauncher(hpcscale.hydra.HpcscaleLauncher):
+    """Hydra makes instances only of classes that are defined in its own namespace."""

@@ -16,10 +16,12 @@ from hpcscale.hydra import HpcscaleLauncher, HpcscaleLauncherConf
 
 
 def test_hydra_finds_the_launcher_and_its_configuration():
-    assert HpcscaleLauncher in Plugins.instance().discover(Launcher)
+    (found,) = [c for c in Plugins.instance().discover(Launcher) if issubclass(c, HpcscaleLauncher)]
     stored = ConfigStore.instance().load("hydra/launcher/hpcscale.yaml")
     # Hydra makes no other classes than those that it found, by the module they are defined in
-    assert stored.node._target_ in Plugins.instance().class_name_to_class
+    target = stored.node._target_
+    assert Plugins.instance().class_name_to_class[target] is found
+    assert Plugins.is_in_toplevel_plugins_module(target)
 
 
 def test_every_field_is_a_parameter_of_the_executor():

@@ -122,9 +122,10 @@ def main():
                 ran = known.select(np.isfinite(known.start_s))
                 known, start = ran, np.rint(ran.start_s).astype(np.int64)
             began = process_time()
-            tested = backtest(known, start, nodes, every=args.every)
+            every = args.every if len(known) > 10_000 else 1
+            tested = backtest(known, start, nodes, every=every)
             waits.append(
-                {"trace": name, "nodes": nodes, "truth": truth, "every": args.every,
+                {"trace": name, "nodes": nodes, "truth": truth, "every": every,
                  "cpu_s": process_time() - began, **tested.figures()}
             )  # fmt: skip
             print(json.dumps(waits[-1]), file=sys.stderr)

@@ -59,11 +59,13 @@ class BurstKeys(_Keys, frozen=True, kw_only=True):
         mode: ``never``, ``auto`` or ``only``.
         deadline: when results are wanted.
         max_cost_usd: most that the job may cost elsewhere.
+        data: what its data is, such as ``hipaa`` or ``eu-only``: where it may not go.
     """
 
     mode: str | None = None
     deadline: Any = None
     max_cost_usd: Any = None
+    data: list[str] = []
 
 
 class JobKeys(_Keys, frozen=True, kw_only=True):

@@ -250,6 +250,17 @@ def paths_of(paths: Mapping[str, str], table: str, reader: Reader, cwd: Path) ->
     return found
 
 
+def _data_tags(reader: Reader, tags: list[str]) -> tuple[str, ...]:
+    for tag in tags:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", tag):
+            raise reader.error(
+                "burst.data",
+                f"{tag!r} is no tag of data",
+                hint='lower-case words, such as data = ["hipaa", "eu-only"]',
+            )
+    return tuple(sorted(set(tags)))
+
+
 def burst_of(keys: JobKeys, reader: Reader, now: dt.datetime) -> BurstTerms:
     """``[burst]``; a deadline that has passed is refused."""
     asked = keys.burst
@@ -281,4 +292,5 @@ def burst_of(keys: JobKeys, reader: Reader, now: dt.datetime) -> BurstTerms:
         mode=reader.choice("burst.mode", BurstMode, asked.mode or "never"),
         deadline=deadline,
         max_cost_usd=cost,
+        data=_data_tags(reader, asked.data),
     )

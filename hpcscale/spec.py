@@ -68,6 +68,7 @@ class BurstTerms(_Frozen, frozen=True, kw_only=True):
     mode: BurstMode = BurstMode.NEVER
     deadline: dt.datetime | None = None  # aware, UTC
     max_cost_usd: Decimal | None = None
+    data: tuple[str, ...] = ()  # tags of its data: where it may not go
 
 
 class SecretSource(_Frozen, frozen=True, kw_only=True):
@@ -196,10 +197,12 @@ class JobSpec(_Frozen, frozen=True, kw_only=True):
 
 def to_json(spec: JobSpec) -> bytes:
     """Canonical JSON of a spec, keys sorted; ``from_json`` reads it back. Holds no secret value."""
-    if spec.function is not None:
-        return msgspec.json.encode(spec, order="sorted")
     plain = msgspec.to_builtins(spec)
-    del plain["function"]  # not there, not written: hashes stay what they were
+    # not there, not written: hashes stay what they were
+    if spec.function is None:
+        del plain["function"]
+    if not spec.burst.data:
+        del plain["burst"]["data"]
     return msgspec.json.encode(plain, order="sorted")
 
 

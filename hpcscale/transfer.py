@@ -194,7 +194,7 @@ def receive(
             part = Path(_part_name(str(local), transport.name, remote, size, changed))
             with _only_one(part) as file:
                 _receive_blocks(transport, remote, file, size, meter)
-                if file_sha256(part) != _remote_sha256(transport, remote):
+                if file_sha256(part) != _remote_sha256(transport, remote, size):
                     part.unlink()
                     raise HpcscaleError("it was changed while it was copied; fetch it again")
                 part.replace(local)
@@ -268,8 +268,9 @@ def _remote_size(transport: Transport, path: str) -> int:
     return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else 0
 
 
-def _remote_sha256(transport: Transport, path: str) -> str:
-    argv = ["/bin/sh", "-c", 'sha256sum < "$1"', "sh", path]
+def _remote_sha256(transport: Transport, path: str, size: int) -> str:
+    """Of as much as was listed: a log that grows meanwhile is no damage."""
+    argv = ["/bin/sh", "-c", 'head -c "$2" < "$1" | sha256sum', "sh", path, str(size)]
     done = _again(lambda: transport.run(argv, env=_C, timeout_s=_TIMEOUT_S))
     if done.returncode:
         raise NotFoundError(f"cannot be read: {done.stderr.strip()[:200]}", where=path)

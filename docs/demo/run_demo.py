@@ -44,10 +44,11 @@ result = "result/"      # a directory, fetched back to here
 
 [checkpoint]
 dir = "checkpoints"
+max_restarts = 1        # what it may cost counts each of them
 
 [burst]
 mode = "auto"           # on-prem first; a policy may move it
-max_cost_usd = 15
+max_cost_usd = 25
 """
 
 POLICY_TOML = """\

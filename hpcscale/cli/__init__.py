@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "cancel": "cancel",
     "catalog": "catalog",
     "fetch": "fetch",
+    "forecast": "forecast",
     "lab": "lab",
     "lint": "lint",
     "logs": "logs",

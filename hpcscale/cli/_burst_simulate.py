@@ -196,9 +196,36 @@ def _cluster(
 
 
 def _rules(name: str, instance: Any) -> "Rules":
+    """A policy by its name with the default knob, or as its file sets it."""
+    from dataclasses import replace
+    from pathlib import Path
+
     from hpcscale.simulate.policies import rules_of
 
-    return rules_of(name, instance)
+    if not name.endswith(".toml"):
+        return rules_of(name, instance)
+    from hpcscale.burst.policy import PolicyKind, load_policy
+
+    policy = load_policy(Path(name))
+    guard = policy.deadline and policy.kind is not PolicyKind.NEVER
+    match policy.kind:
+        case PolicyKind.RULES:
+            kind, knob = "threshold", (policy.max_wait_s or 0) / 3600
+            if policy.max_wait_s is None:
+                kind = "deadline" if policy.deadline else "never"
+        case PolicyKind.THRESHOLD | PolicyKind.CONSTANT_WAIT:
+            kind, knob = policy.kind.value, policy.wait_s / 3600
+        case PolicyKind.COMPUTE_WAIT:
+            kind, knob = policy.kind.value, policy.wait_per_gpu_hour_s / 3600
+        case PolicyKind.VALUE:
+            kind, knob = policy.kind.value, float(policy.hour_usd)
+        case _:
+            kind, knob = policy.kind.value, 0.0
+    rules = rules_of(kind, instance)
+    if policy.kind is PolicyKind.VALUE:
+        rules = replace(rules, cap=policy.cap)
+    # a file's `wait` blocks nobody: Slurm starts whoever fits
+    return replace(rules, knob=knob, depth=policy.depth, guard=guard, blocking=False)
 
 
 def _data(

@@ -8,27 +8,28 @@ Both know a wait from the moment the job starts and not before: ``started`` is h
 """
 
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 
-import numpy as np
-
-_SOFT_S = 600.0  # added to waits before their ratio is taken: minutes do not matter
+_SOFT_S = 3600.0  # below an hour all waits scatter alike
 _TOLD_FROM = 20  # residuals below which no bound is stated
 
 
 class AdaptiveBound:
     """An upper bound on the wait that the given share of jobs keeps.
 
+    The residual is (wait - planned) / sqrt(planned + 1 h): waits scatter more the longer they are,
+    but less than in proportion.
+
     Args:
         level: share of waits that shall be at or below the bound.
         window: residuals that are remembered.
         rate: how fast misses change the level that is asked of the residuals.
-        margin: aimed at on top of ``level``, since a stream's coverage wanders about its aim.
+        margin: aimed at on top of ``level``: a wait is known late, so the steering lags.
     """
 
     def __init__(
-        self, level: float = 0.9, *, window: int = 300, rate: float = 0.02, margin: float = 0.01
+        self, level: float = 0.9, *, window: int = 400, rate: float = 0.005, margin: float = 0.02
     ) -> None:
         self._aim = 1.0 - min(0.995, level + margin)
         self._miss_rate = self._aim
@@ -41,7 +42,7 @@ class AdaptiveBound:
 
     @property
     def coverage(self) -> float:
-        """Share of the stated bounds that held, of those whose jobs have started."""
+        """Share of the stated bounds that held, of those of which it is known."""
         return self.kept / self.told if self.told else math.nan
 
     def upper_s(self, planned_s: float) -> float:
@@ -50,22 +51,30 @@ class AdaptiveBound:
             return math.nan
         rank = math.ceil((1.0 - self._miss_rate) * (len(self._sorted) + 1))
         residual = self._sorted[min(rank, len(self._sorted)) - 1]
-        return max(0.0, math.exp(residual) * (planned_s + _SOFT_S) - _SOFT_S)
+        return max(0.0, planned_s + residual * math.sqrt(planned_s + _SOFT_S))
+
+    def passed(self) -> None:
+        """A job still waits at its bound: a miss, known before its start is.
+
+        ``started`` is then told of it without the bound.
+        """
+        self._count(missed=True)
 
     def started(self, planned_s: float, waited_s: float, upper_s: float = math.nan) -> None:
         """A job has started: what was planned, what came, and the bound that was stated."""
         if not math.isnan(upper_s):
-            missed = waited_s > upper_s
-            self.told += 1
-            self.kept += not missed
-            step = self._rate * (self._aim - missed)
-            self._miss_rate = min(0.5, max(0.002, self._miss_rate + step))
-        residual = math.log((waited_s + _SOFT_S) / (planned_s + _SOFT_S))
+            self._count(missed=waited_s > upper_s)
+        residual = (waited_s - planned_s) / math.sqrt(planned_s + _SOFT_S)
         self._recent.append(residual)
         insort(self._sorted, residual)
         if len(self._recent) > self._window:
-            old = self._recent.popleft()
-            del self._sorted[int(np.searchsorted(self._sorted, old))]
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+
+    def _count(self, *, missed: bool) -> None:
+        self.told += 1
+        self.kept += not missed
+        step = self._rate * (self._aim - missed)
+        self._miss_rate = min(0.5, max(0.002, self._miss_rate + step))
 
 
 class Qbets:

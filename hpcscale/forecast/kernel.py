@@ -99,6 +99,7 @@ def plan_jobs(
     dem_ptr: Any,
     dem_resource: Any,
     dem_units: Any,
+    dem_taken: Any,
     unit_floor: Any,
     unit_ceil: Any,
     dep_ptr: Any,
@@ -174,5 +175,6 @@ def plan_jobs(
         chosen[job] = best_alternative - alt_ptr[job]
         for k in range(dem_ptr[best_alternative], dem_ptr[best_alternative + 1]):
             r = dem_resource[k]
-            near[r] = step_at(times, low[r], high[r], near[r], best)
-            high[r] = occupy(times, free, near[r], high[r], best, best + d, dem_units[k])
+            if dem_taken[k] > 0:
+                near[r] = step_at(times, low[r], high[r], near[r], best)
+                high[r] = occupy(times, free, near[r], high[r], best, best + d, dem_taken[k])

@@ -37,7 +37,7 @@ def naive_plan(problem: Problem) -> tuple[list[int], list[int]]:
             alternative = first + chosen[job]
             for resource, count in zip(
                 _slice(problem.dem_ptr, problem.dem_resource, alternative),
-                _slice(problem.dem_ptr, problem.dem_units, alternative),
+                _slice(problem.dem_ptr, problem.dem_taken, alternative),
                 strict=True,
             ):
                 held.append((resource, start[job], start[job] + duration, count))

@@ -3,7 +3,9 @@
 A resource is anything countable that a job holds from start to end: the nodes of one class, the
 GPUs of a shared partition, a user's allowance of running jobs (QOS ``MaxJobsPU``), the slots of an
 array's ``%4``, licences. A job names alternatives (partition ``a`` or ``b``); an alternative is a
-list of (resource, units), all of which it holds at once. Times are whole seconds on any one axis.
+list of (resource, units), all of which it holds at once. A job may need more than it takes: one
+that shares its 4 nodes needs 4 that nobody has alone, and leaves them to others like it: (resource,
+4, 0). Times are whole seconds on any one axis.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +19,7 @@ from hpcscale.errors import HpcscaleError
 Ints = NDArray[np.int64]
 NEVER = 2**62  # a start that no plan can give
 
-Demand = tuple[int, int]
+Demand = tuple[int, int] | tuple[int, int, int]  # resource, units, and how many it takes if fewer
 Alternative = Sequence[Demand]
 
 
@@ -38,7 +40,7 @@ class Problem:
         release_s: not before this (begin time, a dependency outside this queue).
         alt_ptr: the alternatives of job ``j`` are ``alt_ptr[j]`` to ``alt_ptr[j + 1] - 1``.
         dem_ptr: likewise the demands of each alternative.
-        dem_resource, dem_units: one entry a demand.
+        dem_resource, dem_units, dem_taken: one entry a demand; taken is at most units.
         dep_ptr, dep_job: jobs (positions in this queue) that must end before each job starts.
     """
 
@@ -51,6 +53,7 @@ class Problem:
     dem_ptr: Ints
     dem_resource: Ints
     dem_units: Ints
+    dem_taken: Ints
     dep_ptr: Ints
     dep_job: Ints
 
@@ -67,7 +70,7 @@ class ProblemBuilder:
     _held: list[tuple[int, int, int, int]] = field(default_factory=list)
     _duration: list[int] = field(default_factory=list)
     _release: list[int] = field(default_factory=list)
-    _alternatives: list[list[list[Demand]]] = field(default_factory=list)
+    _alternatives: list[list[list[tuple[int, int, int]]]] = field(default_factory=list)
     _after: list[tuple[int, ...]] = field(default_factory=list)
 
     def resource(self, units: int) -> int:
@@ -100,11 +103,16 @@ class ProblemBuilder:
             release_s: not before; default now.
             after: positions of jobs that must have ended; they may be added later.
         """
-        chosen = [[(r, u) for r, u in demands if u > 0] for demands in alternatives]
+        chosen = [
+            [(d[0], d[1], d[2] if len(d) == 3 else d[1]) for d in demands if d[1] != 0]
+            for demands in alternatives
+        ]
         for demands in chosen:
-            for resource, units in demands:
+            for resource, units, taken in demands:
                 self._check(resource, units)
-            if len({resource for resource, _ in demands}) != len(demands):
+                if not 0 <= taken <= units:
+                    raise PlanError(f"a job needs {units} units of a resource and takes {taken}")
+            if len({demand[0] for demand in demands}) != len(demands):
                 raise PlanError("a job names the same resource twice in one alternative")
         self._alternatives.append(chosen)
         self._duration.append(max(1, duration_s))
@@ -135,8 +143,9 @@ class ProblemBuilder:
             release_s=_ints(self._release),
             alt_ptr=_pointers(len(job) for job in self._alternatives),
             dem_ptr=_pointers(len(demands) for demands in alternatives),
-            dem_resource=_ints([resource for resource, _ in flat]),
-            dem_units=_ints([units for _, units in flat]),
+            dem_resource=_ints([demand[0] for demand in flat]),
+            dem_units=_ints([demand[1] for demand in flat]),
+            dem_taken=_ints([demand[2] for demand in flat]),
             dep_ptr=_pointers(len(after) for after in self._after),
             dep_job=_ints([position for after in self._after for position in after]),
         )
@@ -170,6 +179,7 @@ def simple_problem(
         dem_ptr=np.arange(size + 1, dtype=np.int64),
         dem_resource=np.zeros(size, dtype=np.int64),
         dem_units=_ints(pending_units),
+        dem_taken=_ints(pending_units),
         dep_ptr=np.zeros(size + 1, dtype=np.int64),
         dep_job=_ints([]),
     )

@@ -40,6 +40,7 @@ def blockers(spec: JobSpec, site: Site) -> list[str]:
         for option in sorted(spec.directives)
         if option in SITE_BOUND
     ]
+    found += data_blockers(spec.burst.data, site)
     if spec.script is not None:
         found += [str(f) for f in script_blockers(spec.script, site)]
     else:
@@ -48,6 +49,28 @@ def blockers(spec: JobSpec, site: Site) -> list[str]:
             f"--input NAME={path}"
             for path in undeclared_paths(spec, site)
         ]
+    return found
+
+
+def data_blockers(tags: tuple[str, ...], site: Site) -> list[str]:
+    """Rules of the job's data that the site does not meet, each by its name.
+
+    A tag ``eu-only`` asks that every region of the site begins with ``eu``; any other must stand
+    among the kinds of data that the site may hold.
+    """
+    found: list[str] = []
+    for tag in tags:
+        area, only, rest = tag.rpartition("-only")
+        if only and not rest and area:
+            regions = site.data.regions
+            away = [r for r in regions if r != area and not r.startswith(f"{area}-")]
+            if not regions:
+                found.append(f"data rule {tag}: {site.name} names no regions (data.regions)")
+            elif away:
+                found.append(f"data rule {tag}: {site.name} stands in {', '.join(away)}")
+        elif tag not in site.data.tags:
+            held = ", ".join(site.data.tags) or "nothing"
+            found.append(f"data rule {tag}: {site.name} may hold {held} (data.tags)")
     return found
 
 

@@ -4,6 +4,7 @@ The truth is a replay's start (or the trace's own). At a job's submission the st
 runs since when, who waits ahead. Runtimes of the future are used for nothing but the score.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -17,6 +18,7 @@ from hpcscale.history.workload import Bools, Floats, Ints, Workload
 from hpcscale.simulate.easy import arrays
 
 _HOUR_S = 3600.0
+_Open = tuple[int, int, float, float, float]  # start, submission, point and the two bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,15 +104,23 @@ def backtest(
     rng = np.random.default_rng(seed)
     late = np.flatnonzero(start_s > submit)
     chosen = late[late >= warm_up * len(jobs)][::every]
-    unknown: list[tuple[int, int, float, float, float]] = []  # start, submit, point, two bounds
+    unknown: list[_Open] = []
+    overdue: list[tuple[float, _Open]] = []  # by when the bound is passed
+    passed: set[_Open] = set()
     columns: list[tuple[float, ...]] = []
     ended = np.maximum.accumulate(end)
     for done, job in enumerate(chosen.tolist()):
         now = int(submit[job])
         while unknown and unknown[0][0] <= now:
             started, asked, point, upper, by_qbets = heappop(unknown)
-            bound.started(point, started - asked, upper)
+            known = (started, asked, point, upper, by_qbets) in passed
+            bound.started(point, started - asked, math.nan if known else upper)
             qbets.started(started - asked, by_qbets)
+        while overdue and overdue[0][0] < now:
+            still = heappop(overdue)[1]
+            if still[0] > now:
+                bound.passed()
+                passed.add(still)
         model.at(now)
         # jobs before this one have all ended: `ended` is the latest end up to each row
         ahead = np.arange(int(np.searchsorted(ended, now, side="right")), job + 1)
@@ -137,7 +147,10 @@ def backtest(
         point = float(np.mean(drawn))
         upper, by_qbets = bound.upper_s(point), qbets.upper_s()
         columns.append((float(start_s[job] - now), limits[-1], learned[-1], point, upper, by_qbets))
-        heappush(unknown, (int(start_s[job]), now, point, upper, by_qbets))
+        entry = (int(start_s[job]), now, point, upper, by_qbets)
+        heappush(unknown, entry)
+        if not math.isnan(upper):
+            heappush(overdue, (now + upper, entry))
         if progress is not None:
             progress((done + 1) / len(chosen))
     table = np.array(columns, dtype=np.float64).reshape(len(columns), 6)

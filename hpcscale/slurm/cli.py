@@ -160,7 +160,7 @@ class CliClient:
             return Answer({}, complete=True)
         if self._accounting is not False:
             delimiter = _sacct.new_delimiter()
-            options = _sacct.options(ids, since, delimiter, user=self._user_name)
+            options = _sacct.options(ids, since, delimiter, user=self.user_name)
             done = self._ask(["sacct", *options])
             if done.returncode == 0:
                 self._accounting = True
@@ -199,7 +199,7 @@ class CliClient:
         """Version, partitions, limits, accounts: four calls; each failure is stated in notes."""
         from hpcscale.slurm import _facts
 
-        return _facts.gather(self._require, self._user_name)
+        return _facts.gather(self._require, self.user_name)
 
     def switches(self) -> tuple[Switch, ...]:
         """The switches of topology.conf(5), as the controller has them."""
@@ -217,6 +217,14 @@ class CliClient:
         if match is None:
             raise UnreachableError("sdiag tells no time", where=self.transport.name)
         return dt.datetime.fromtimestamp(int(match[1]), dt.UTC)
+
+    def question(self, argv: Sequence[str]) -> Completed:
+        """Any one command that changes nothing; see ``hpcscale.slurm.whole``.
+
+        Raises:
+            UnreachableError: it failed, or got no answer.
+        """
+        return self._require(argv)
 
     # ---- helpers ----
 
@@ -288,7 +296,8 @@ class CliClient:
                 where=self.transport.name,
             )
 
-    def _user_name(self) -> str:
+    def user_name(self) -> str:
+        """The user's name there; asked once."""
         if self._user is None:
             done = self.transport.run(["id", "-un"], timeout_s=self._timeout_s)
             self._user = _answers.require_success(done, self.transport.name).stdout.strip()

@@ -60,7 +60,8 @@ def detect(
         facts = connection.client.facts()
         switches = connection.client.switches()
         if probe_job is None:
-            probe_job = not any(p.boots for p in facts.partitions.values())
+            boots = any(p.boots for p in facts.partitions.values())
+            probe_job = not boots and not config.cluster  # no step by -M
         say("looking for a state directory" + (" with a job on one node" if probe_job else ""))
         directory, note = _state_dir(connection, facts, state_dir, probe_job=probe_job)
     return Seen(

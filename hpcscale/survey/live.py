@@ -105,7 +105,15 @@ def state_directory(
                 return
             yield Check("state directory", Verdict.OK, f"{connection.state_dir} is writable")
             yield _link_race(connection, directory, hint)
-            if probe_job:
+            if site.transport.cluster:
+                yield Check(
+                    "seen from the nodes",
+                    Verdict.SKIP,
+                    f"a step on nodes of {site.transport.cluster} is not started from another "
+                    "cluster's login node",
+                    f"hpcscale submit --site {site.name} -- true runs a whole job there",
+                )
+            elif probe_job:
                 yield _node_probe(connection, facts, directory, token, hint)
             else:
                 yield Check(
@@ -152,7 +160,6 @@ def probe_argv(site: Site, facts: SiteFacts) -> tuple[list[str], dict[str, str] 
     """The srun that runs a few seconds on one node, its environment and how long to wait for it."""
     argv = [
         f"{site.transport.slurm_bin}/srun" if site.transport.slurm_bin else "srun",
-        *(["-M", site.transport.cluster] if site.transport.cluster else []),
         "--nodes=1",
         "--ntasks=1",
         "--time=2",

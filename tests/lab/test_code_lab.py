@@ -99,3 +99,25 @@ def test_too_much_is_refused_before_anything_happens(lab_env, tmp_path, monkeypa
     assert "--code DIR" in done.stderr
     (root / ".hpcscaleignore").write_text("data/\n")
     hpcscale("wait", submit("lab-cloud", "true")["run_id"])
+
+
+@pytest.mark.slow
+def test_a_job_that_moves_starts_what_was_submitted(lab_env, program, tmp_path):
+    onprem = lab_env.site("lab-onprem")
+    onprem.exec(["sbatch", "-N4", "--exclusive", "--time=9999", "--wrap", "sleep 900"], check=True)
+    policy = tmp_path / "P.toml"
+    policy.write_text('from = "lab-onprem"\nto = ["lab-cloud"]\nmax_wait = "1h"\n')
+    words = ("--burst", "only", "--", "bash", "main.sh")
+    done = hpcscale("submit", "--json", "--site", "lab-onprem", *JOB, *words)
+    got = json.loads(done.stdout)["data"]
+    (program / "value").write_text("edited after the submit\n")
+    hpcscale("burst", "run", "--policy", str(policy), "--wait", timeout_s=170)
+    (run,) = json.loads(hpcscale("status", got["run_id"], "--json").stdout)["data"]["runs"]
+    there = {a["site"]: a for a in run["attempts"]}["lab-cloud"]
+    assert (there["state"], there["exit_code"]) == ("COMPLETED", 0)
+    assert hpcscale("logs", got["run_id"]).stdout.startswith("changed since\nnever added\n")
+    with Ledger.open() as ledger:
+        moved = ledger.attempt(there["submission_id"])
+        assert (
+            re.search(r"# Code: .*", moved.script)[0] == re.search("# Code: .*", got["script"])[0]
+        )

@@ -79,6 +79,29 @@ def test_knobs_can_be_set_on_earlier_jobs(history):
     assert not data["knobs_set_in_hindsight"]
 
 
+def test_a_policy_file_is_replayed_as_it_is_written(history, tmp_path):
+    base = 'from = "a"\nto = ["b"]\n'
+    files = {
+        "never": 'policy = "never"',
+        "value": 'policy = "value"\nhour_usd = 20',
+        "wait": 'policy = "constant-wait"\nwait = "15m"',
+        "compute": 'policy = "compute-wait"\nwait_per_gpu_hour = "5m"',
+        "rules": 'max_wait = "1h"',
+    }
+    asked = []
+    for name, text in files.items():
+        path = tmp_path / f"{name}.toml"
+        path.write_text(base + text)
+        asked += ["--policy", str(path)]
+    data = json.loads(run("--history", history, *SIZE, *asked, "--json").stdout)["data"]
+    by_name = {row["policy"].rpartition("/")[2]: row for row in data["policies"]}
+    assert by_name["never.toml"]["cloud_cost_usd"] == 0
+    assert by_name["value.toml"]["knob"] == 20
+    assert by_name["wait.toml"]["knob"] == 0.25
+    assert by_name["rules.toml"]["p99_wait_h"] <= 1.01
+    assert by_name["value.toml"]["deadline_hit_rate"] == 1
+
+
 class Page(HTMLParser):
     def __init__(self):
         super().__init__()

@@ -31,7 +31,11 @@ def problems(draw, most_jobs=25):
     for position in range(size):
         alternatives = [
             [
-                (resource, draw(st.integers(0, 10)))
+                draw(
+                    st.tuples(st.just(resource), st.integers(0, 10))
+                    | st.integers(1, 10).map(lambda n, r=resource: (r, n, n // 2))
+                    | st.integers(1, 10).map(lambda n, r=resource: (r, n, 0))
+                )
                 for resource in draw(
                     st.lists(st.integers(0, kinds - 1), max_size=kinds, unique=True)
                 )
@@ -97,7 +101,7 @@ def test_capacity_is_never_exceeded_by_a_planned_job(problem):
         assert first >= problem.release_s[job]
         alternative = problem.alt_ptr[job] + made.chosen[job]
         for k in range(problem.dem_ptr[alternative], problem.dem_ptr[alternative + 1]):
-            uses[problem.dem_resource[k]].append((first, last, problem.dem_units[k]))
+            uses[problem.dem_resource[k]].append((first, last, problem.dem_taken[k]))
     held = {r: [row[1:] for row in problem.held if row[0] == r] for r in uses}
     for r, mine in uses.items():
         for moment in {first for first, _, _ in mine} | {row[0] for row in held[r]}:
@@ -119,6 +123,7 @@ def test_no_job_delays_one_above_it(problem, kept):
         dem_ptr=problem.dem_ptr[: kept + 1],
         dem_resource=problem.dem_resource[:kept],
         dem_units=problem.dem_units[:kept],
+        dem_taken=problem.dem_taken[:kept],
         dep_ptr=problem.dep_ptr[: kept + 1],
     )
     assert plan(fewer).start_s.tolist() == plan(problem).start_s[:kept].tolist()
@@ -143,6 +148,16 @@ def test_an_allowance_of_running_jobs_holds_a_user_back():
     starts = plan(made.build()).start_s
     assert [starts[j] for j in jobs] == [0, 10, 20]
     assert starts[other] == 0
+
+
+def test_what_is_needed_and_not_taken_is_left_to_others_like_it():
+    made = ProblemBuilder(0)
+    open_nodes = made.resource(4)
+    shared = [made.job([[(open_nodes, 4, 0)]], 10) for _ in range(3)]
+    whole = made.job([[(open_nodes, 1)]], 10)
+    after = made.job([[(open_nodes, 4, 0)]], 10)
+    starts = plan(made.build()).start_s
+    assert [starts[j] for j in (*shared, whole, after)] == [0, 0, 0, 0, 10]
 
 
 def test_of_two_partitions_the_earlier_and_then_the_first_is_taken():
@@ -180,6 +195,8 @@ def test_mistakes_in_a_problem_are_named():
         made.hold(0, -1, 10)
     with pytest.raises(PlanError, match="twice"):
         made.job([[(0, 1), (0, 2)]], 5)
+    with pytest.raises(PlanError, match="needs 1 units of a resource and takes 2"):
+        made.job([[(0, 1, 2)]], 5)
     made.job([[(0, 1)]], 5, after=[7])
     with pytest.raises(PlanError, match="position 7"):
         made.build()

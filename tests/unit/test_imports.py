@@ -62,6 +62,8 @@ ALLOWED: dict[str, set[str]] = {
     "reports": {"errors", "slurm", "staging"},
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,
+    # a live site's forecast: asks, and acts on nothing
+    "outlook": _ACTING | {"extras", "history", "forecast"},
     # memory, then acts
     "ledger_schema": {"errors"},
     "ledger_rows": {"errors", "units", "spec", "slurm.types", "ledger_schema"},
@@ -95,6 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"burst.budget", "burst.triggers"},
     "burst": _OWNING
     | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
+    | {"outlook"}
     | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),

@@ -205,6 +205,8 @@ def test_an_output_that_is_a_directory_here_is_one_there(tmp_path):
         ('command = "x"\n[burst]\ndeadline = 5', 3, ["no deadline"]),
         ('command = "x"\n[burst]\nmax_cost_usd = "much"', 3, ["no amount"]),
         ('command = "x"\n[burst]\nmax_cost_usd = true', 3, ["amount"]),
+        ('command = "x"\n[burst]\ndata = ["H IPAA"]', 3, ["no tag of data", "eu-only"]),
+        ('command = "x"\n[burst]\ndata = "hipaa"', 3, ["a list"]),
         ('command = "x"\n[checkpoint]\nlead = 5', 2, ["not named"]),
         ('command = "x"\n[resources]\ntime = 1\n[checkpoint]\ndir = "c"', 3, ["longer --time"]),
         ('command = "x"\n[checkpoint]\ndir = "c"\nlead = 10\nstop_wait = 20', 5, ["below lead"]),

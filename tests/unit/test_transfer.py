@@ -199,6 +199,16 @@ def test_what_came_damaged_takes_no_place(far, big, tmp_path):
     assert not list(tmp_path.glob(".here*"))
 
 
+def test_a_log_that_grows_meanwhile_comes_as_far_as_it_was_listed(far, big, tmp_path):
+    whole = big.read_bytes()
+    with big.open("ab") as file:
+        file.write(b"more")
+    here = tmp_path / "here"
+    transfer.receive(far, str(big), here, size=BIG, changed="1700000000.5")
+    assert here.read_bytes() == whole
+    assert here.stat().st_mtime == 1700000000.5
+
+
 def test_two_fetches_of_one_file_do_not_mix(far, big, tmp_path):
     found = big.stat()
     name = transfer._part_name(str(tmp_path / "here"), far.name, str(big), found.st_size, "1.0")

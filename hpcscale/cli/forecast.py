@@ -1,0 +1,170 @@
+"""``hpcscale forecast``: when a job starts, how sure that is, and what would start it sooner."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpcscale.cli._job_options import JobArguments, JobCommand, job_options
+from hpcscale.cli._output import emit_json, emit_table, json_option, notice
+from hpcscale.errors import HpcscaleError
+
+if TYPE_CHECKING:
+    from hpcscale.outlook.answer import Forecast
+
+
+@click.command("forecast", cls=JobCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@job_options
+@json_option
+def command(job: JobArguments, as_json: bool) -> None:
+    """When will a job start: of one that waits, or of one not submitted yet.
+
+    \b
+      hpcscale forecast lab-onprem:123        a waiting job (also a run's id or name)
+      hpcscale forecast JOB.toml              as if it were submitted now
+      hpcscale forecast --nodes 2 --gpus-per-node 4 --time 4:00:00 --partition gpu
+
+    A job not submitted yet is asked about at its site and at every site that takes bursts; --site
+    asks one alone. p50 is the plan of the queue with learned runtimes; nine of ten jobs start
+    before p90, once enough forecasts have come true to calibrate it. Below it: changes of the
+    request that cost nothing and start it sooner. Changes nothing.
+    """  # noqa: D301  # click's mark for text that is not rewrapped
+    from hpcscale.extras import require
+
+    require("forecast", "a forecast")
+    found = _of_job(job.source, job) if _names_a_job(job.source) else _of_spec(job)
+    if as_json:
+        emit_json([_plain(forecast) for forecast in found])
+        return
+    emit_table(
+        ["SITE", "JOB", "STATE", "START P50", "START P90", "QUEUE", "HISTORY"],
+        [
+            [f.site, f.job or "-", f.state, _span(f.p50_s), _span(f.p90_s),
+             f"{f.queue_level}, {f.pending_jobs} pending",
+             f"{f.history_level}, {f.learned_jobs} ended"]
+            for f in found
+        ],
+    )  # fmt: skip
+    for forecast in found:
+        _explain(forecast)
+
+
+def _names_a_job(source: str | None) -> bool:
+    """Whether the word is a job or a run rather than a file."""
+    if source is None:
+        return False
+    from pathlib import Path
+
+    return not Path(source).exists() and not source.endswith((".toml", ".sbatch", ".sh", ".slurm"))
+
+
+def _of_job(source: str | None, job: JobArguments) -> "list[Forecast]":
+    from hpcscale.connect import connect
+    from hpcscale.outlook.answer import forecast_job
+    from hpcscale.site import load_site
+
+    assert source is not None
+    site, job_id = _place(source, job.values.get("site"))
+    with connect(load_site(site).site) as connection:
+        return [forecast_job(connection, job_id)]
+
+
+def _place(text: str, asked: str | None) -> tuple[str, str]:
+    """Site and Slurm id of a JOB argument: of the ledger, or as it stands, ``site:123`` or 123."""
+    from hpcscale.errors import NotFoundError
+    from hpcscale.ledger import Ledger, ledger_path
+    from hpcscale.settings import choose_site
+    from hpcscale.units import JobId, JobRef
+
+    try:
+        ref = JobRef.parse(text)
+        return ref.site, str(ref.job_id)
+    except ValueError:
+        pass
+    try:
+        return choose_site(asked), str(JobId.parse(text))
+    except ValueError:
+        pass
+    if not ledger_path().exists():
+        raise NotFoundError(f"no job, run or file {text!r}", hint="hpcscale status")
+    with Ledger.open(create=False) as ledger:
+        attempt = ledger.resolve(text).attempt
+    if attempt.job_id is None:
+        raise NotFoundError(f"{text}: Slurm has not given it an id yet", hint="hpcscale status")
+    return attempt.site, str(attempt.job_id)
+
+
+def _of_spec(job: JobArguments) -> "list[Forecast]":
+    from hpcscale.connect import connect
+    from hpcscale.outlook.answer import forecast_spec
+    from hpcscale.site import load_site, site_names
+
+    spec = job.load()
+    assert spec.site is not None  # load() chose one
+    found = []
+    with connect(load_site(spec.site).site) as connection:
+        found.append(forecast_spec(connection, spec))
+    if job.values.get("site"):
+        return found
+    from msgspec.structs import replace
+
+    for name in site_names():
+        if name == spec.site:
+            continue
+        try:
+            site = load_site(name).site
+            if not site.burst.target:
+                continue
+            # its partitions have other names
+            there = replace(spec, site=name, partition=None, account=None, qos=None)
+            with connect(site) as connection:
+                found.append(forecast_spec(connection, there))
+        except HpcscaleError as exc:
+            notice(f"{name} is left out: {exc}")
+    return found
+
+
+def _plain(forecast: "Forecast") -> dict[str, Any]:
+    import math
+
+    import msgspec
+
+    data: dict[str, Any] = msgspec.to_builtins(forecast)
+    for lever in data["levers"]:
+        lever["start_s"] = lever["start_s"] if math.isfinite(lever["start_s"]) else None
+    return data
+
+
+def _span(seconds: float | None) -> str:
+    """``now``, ``12 min``, ``3.4 h``, ``2.1 d``; ``unknown``."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return "now"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172800:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} d"
+
+
+def _when(seconds: float) -> str:
+    span = _span(seconds)
+    return span if span == "now" else f"in {span}"
+
+
+def _explain(forecast: "Forecast") -> None:
+    from hpcscale.cli._output import printable
+
+    lines = []
+    if forecast.bound:
+        held = "" if forecast.coverage is None else f"; {forecast.coverage:.0%} of them held so far"
+        lines.append(f"p90: {forecast.bound}{held}")
+    if forecast.slurm_s is not None:
+        lines.append(f"Slurm itself says {_span(forecast.slurm_s)}")
+    lines += [
+        f"sooner: --{lever.change} {lever.value} would start {_when(lever.start_s)} ({lever.why})"
+        for lever in forecast.levers
+    ]
+    lines += forecast.notes
+    for line in lines:
+        click.echo(printable(f"{forecast.site}: {line}"))

@@ -1,0 +1,173 @@
+"""What was learned of a site: its ended jobs, and how past forecasts turned out. Kept here.
+
+Two files below ``state_dir()/forecast``: ``SITE.sacct``, rows of sacct as they came, added to at
+each call from where the last one stopped; and ``SITE.json``, forecasts whose jobs have not started
+and the residuals of those that have. Either may be deleted: the forecast then begins anew.
+"""
+
+import datetime as dt
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from hpcscale.errors import InvalidFileError, UnreachableError
+from hpcscale.forecast.bounds import AdaptiveBound, Qbets
+from hpcscale.history.reading import Reading
+from hpcscale.history.tables import parse_table
+from hpcscale.outlook.snapshot import Level, Snapshot
+from hpcscale.settings import state_dir
+from hpcscale.slurm import whole
+from hpcscale.slurm.whole import ENDED_COLUMNS
+
+MOST_ROWS = 20_000
+FIRST_DAYS = 30  # how far back the first call asks
+_OVERLAP_S = 3600  # slurmdbd may learn of an end late
+_MOST_ASKED = 5_000
+_FORGET_S = 45 * 86400
+
+
+class _Forecasts(msgspec.Struct):
+    """The second file. Seconds since 1970; waits are counted from when the forecast was made."""
+
+    asked: dict[str, tuple[int, float, float | None]] = {}  # job -> when, planned, upper
+    residuals: list[tuple[float, float, float | None]] = []  # planned, waited, upper; oldest first
+
+
+def _path(site: str, kind: str) -> Path:
+    return state_dir() / "forecast" / f"{site}.{kind}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file whole; a cache that cannot be written is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)  # noqa: PTH105  # of one directory: atomic
+    except OSError:
+        return
+
+
+def history(snapshot: Snapshot, asker: whole.Asker) -> tuple[Reading | None, tuple[str, ...]]:
+    """The site's ended jobs, brought up to date by one sacct call; and what to say about it.
+
+    None where there is no accounting, or nothing has ended yet.
+    """
+    if snapshot.history_level is Level.ABSENT:
+        return None, ("no slurmdbd: runtimes cannot be learned, limits are believed",)
+    path = _path(snapshot.site, "sacct")
+    notes: list[str] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    header, rows = (lines[0], lines[1:]) if lines else ("", [])
+    since_s = snapshot.now_s - FIRST_DAYS * 86400
+    if header:
+        since_s = max(since_s, _last_end(header, rows) - _OVERLAP_S)
+    try:
+        text = whole.ended(asker, dt.datetime.fromtimestamp(since_s, dt.UTC))
+        new_header, _, body = text.partition("\n")
+        if header and header != new_header:
+            rows = []
+        header = new_header
+        rows = _newest([*rows, *(row for row in body.splitlines() if row)])[-MOST_ROWS:]
+        _write(path, "\n".join([header, *rows, ""]))
+    except UnreachableError as exc:
+        notes.append(f"sacct gave no answer, what was learned before is used: {exc.message}")
+    if not rows:
+        return None, (*notes, "no job has ended yet: limits are believed")
+    try:
+        return parse_table([header, *rows], f"sacct of {snapshot.site}"), tuple(notes)
+    except InvalidFileError as exc:
+        return None, (*notes, f"accounting cannot be read: {exc}")
+
+
+def _newest(rows: list[str]) -> list[str]:
+    """One row a job, the last told: slurmdbd first hands out rows that lack limit and partition."""
+    at = [ENDED_COLUMNS.split(",").index(name) for name in ("JobIDRaw", "Submit")]
+    found: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        fields = row.split("|")
+        key = tuple(fields[k] for k in at) if len(fields) > max(at) else (row,)
+        found.pop(key, None)  # to the end
+        found[key] = row
+    return list(found.values())
+
+
+def _last_end(header: str, rows: list[str]) -> int:
+    names = header.split("|")
+    if "End" not in names:
+        return 0
+    at = names.index("End")
+    ends = [row.split("|")[at] for row in rows[-500:] if row.count("|") >= at]
+    return max((int(end) for end in ends if end.isdigit()), default=0)
+
+
+class Track:
+    """Past forecasts of a site: kept, compared with what came, and made into bounds."""
+
+    def __init__(self, snapshot: Snapshot, past: Reading | None, level: float = 0.9) -> None:
+        self._snapshot = snapshot
+        self._path = _path(snapshot.site, "json")
+        self._kept = self._load()
+        if self._settle(past):
+            self._save()
+        self.bound = AdaptiveBound(level)
+        for planned, waited, upper in self._kept.residuals:
+            self.bound.started(planned, waited, float("nan") if upper is None else upper)
+        self.waits = Qbets(level)
+        if past is not None:
+            for wait in past.workload.wait_s.tolist():
+                if not math.isnan(wait):
+                    self.waits.started(wait)
+
+    def _load(self) -> _Forecasts:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=_Forecasts)
+        except (OSError, ValueError):
+            return _Forecasts()
+
+    def _settle(self, past: Reading | None) -> bool:
+        """Jobs that have started since they were asked about become residuals; whether any did."""
+        started: dict[str, float] = {}
+        if past is not None:
+            jobs = past.workload
+            started = dict(zip(jobs.job_id.tolist(), jobs.start_s.tolist(), strict=True))
+        pending = set()
+        for job in self._snapshot.jobs:
+            if job.state.active and job.start_s:
+                started[job.job_id] = job.start_s
+            else:
+                pending.add(job.job_id)
+        known = []
+        for name, (asked_s, planned, upper) in list(self._kept.asked.items()):
+            start = started.get(name, float("nan"))
+            if start >= asked_s and name not in pending:
+                known.append((start, (planned, start - asked_s, upper)))
+                del self._kept.asked[name]
+            elif self._snapshot.now_s - asked_s > _FORGET_S:
+                del self._kept.asked[name]
+        self._kept.residuals += [residual for _, residual in sorted(known)]
+        del self._kept.residuals[:-1000]
+        return bool(known)
+
+    def _save(self) -> None:
+        _write(self._path, msgspec.json.encode(self._kept).decode())
+
+    def remember(self, planned_s: dict[str, float]) -> None:
+        """Keep what was just forecast, in seconds from now, once for each job, and its bound."""
+        for name, planned in planned_s.items():
+            if name not in self._kept.asked and len(self._kept.asked) < _MOST_ASKED:
+                bound = self.bound.upper_s(planned)
+                upper = None if math.isnan(bound) else bound
+                self._kept.asked[name] = (self._snapshot.now_s, planned, upper)
+        self._save()
+
+    @property
+    def residuals(self) -> int:
+        """Forecasts whose jobs have started."""
+        return len(self._kept.residuals)

@@ -1,0 +1,347 @@
+"""From a snapshot and learned runtimes to start times: the site as resources, its queue as a plan.
+
+Nodes of one kind (same partitions, CPUs and GPUs) are a class with three resources: CPUs, GPUs, and
+nodes that nobody has alone. A job holds sums of them; on which node its GPUs are free is not seen,
+so a plan may be early where nodes are broken up. Jobs that Slurm holds back for good (held by user
+or admin, a dependency that never comes) are not in the plan.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from hpcscale.forecast.plan import plan
+from hpcscale.forecast.problem import NEVER, Demand, ProblemBuilder
+from hpcscale.forecast.runtimes import RuntimeModel
+from hpcscale.history.reading import Reading
+from hpcscale.history.workload import CATEGORIES, make_workload
+from hpcscale.outlook.snapshot import Snapshot
+from hpcscale.slurm.types import JobState
+from hpcscale.slurm.whole import QueuedJob, node_names
+from hpcscale.units import parse_array
+
+_HELD = ("JobHeldUser", "JobHeldAdmin", "DependencyNeverSatisfied", "BadConstraints", "Invalid")
+_WITHOUT_LIMIT_S = 7 * 86400  # believed of a job that has no limit and no like
+_MOST_TASKS = 100_000
+_AFTER = re.compile(r"after\w*:(\d+(?:_(?:\d+|\*))?)")
+
+
+@dataclass
+class _Class:
+    """Nodes of one kind, and their resources in the plan."""
+
+    partitions: frozenset[str]
+    cpus_per_node: int
+    gpus_per_node: int
+    names: list[str] = field(default_factory=list)
+    cpus: int = -1
+    gpus: int = -1
+    open: int = -1
+
+    def demands(self, job: QueuedJob, nodes: int, of: int) -> list[Demand] | None:
+        """What so many of a job's nodes hold here; None when this class has not so much."""
+        share = nodes / of
+        cpus = max(nodes, round(job.cpus * share))
+        gpus = round(job.gpus * share)
+        if job.exclusive:
+            cpus = nodes * self.cpus_per_node
+        if nodes > len(self.names) or cpus > nodes * self.cpus_per_node:
+            return None
+        if gpus > nodes * self.gpus_per_node:
+            return None
+        return [
+            (self.cpus, cpus),
+            (self.gpus, gpus),
+            (self.open, nodes, nodes if job.exclusive or cpus >= nodes * self.cpus_per_node else 0),
+        ]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds from now until each pending job starts; infinite: never with what there is.
+
+    Attributes:
+        learned_s: with learned runtimes of the others.
+        limits_s: when everything runs to its limit.
+    """
+
+    learned_s: dict[str, float]
+    limits_s: dict[str, float]
+
+    def start_s(self, job_id: str) -> float:
+        """The likely start. What fits now by the limits starts now: Slurm decides by limits."""
+        return 0.0 if self.limits_s[job_id] == 0 else self.learned_s[job_id]
+
+
+class SiteModel:
+    """Plans of one snapshot; asked again with a job changed, for what would start it sooner."""
+
+    def __init__(self, snapshot: Snapshot, past: Reading | None) -> None:
+        self.snapshot = snapshot
+        self._classes = _classes(snapshot)
+        self._of_node = {name: c for c in self._classes for name in c.names}
+        self._pending = _in_order(snapshot)
+        self._past = past
+        self._runtimes: dict[str, float] = {}
+        self._model: RuntimeModel | None = None
+        self._rows: dict[str, int] = {}
+
+    def learn(self, more: tuple[QueuedJob, ...] = ()) -> None:
+        """Predict the runtime of every job in the queue, and of ``more``, from what has ended."""
+        live = [*self.snapshot.jobs, *more]
+        now = self.snapshot.now_s
+        running = [job for job in live if job.state.active]
+        columns: dict[str, Any] = {
+            "submit_s": [float(min(job.submit_s or now, now)) for job in live],
+            "limit_s": [float("nan") if j.limit_s is None else float(j.limit_s) for j in live],
+            "nodes": [job.num_nodes for job in live],
+            "gpus": [job.gpus for job in live],
+            "user": [job.user for job in live],
+            "account": [job.account for job in live],
+            "partition": [job.partitions[0] for job in live],
+            "qos": [job.qos for job in live],
+        }
+        ids = [f"live {at}" for at in range(len(live))]
+        start = [float("nan")] * len(live)
+        run = [float("nan")] * len(live)
+        if self._past is not None:
+            jobs = self._past.workload
+            ids += jobs.job_id.tolist()
+            start += jobs.start_s.tolist()
+            run += jobs.runtime_s.tolist()
+            for name in ("submit_s", "limit_s", "nodes", "gpus"):
+                columns[name] += getattr(jobs, name).tolist()
+            for name in CATEGORIES:
+                columns[name] += [jobs.name(name, row) for row in range(len(jobs))]
+        known = make_workload(job_id=ids, start_s=start, runtime_s=run, **columns)
+        model = RuntimeModel(known).at(now)
+        place = {name: row for row, name in enumerate(known.job_id.tolist())}
+        self._rows = {job.job_id: place[f"live {at}"] for at, job in enumerate(live)}
+        self._model = model
+        elapsed = {j.job_id: float(max(0, now - (j.start_s or now))) for j in running}
+        names = list(self._rows)
+        expected = model.expected_s(
+            np.array([self._rows[name] for name in names], dtype=np.int64),
+            np.array([elapsed.get(name, 0.0) for name in names]),
+        )
+        self._runtimes = dict(zip(names, expected.tolist(), strict=True))
+
+    @property
+    def learned_jobs(self) -> int:
+        """Ended jobs behind the runtimes."""
+        return self._model.learned if self._model else 0
+
+    def likely_longest_s(self, job: QueuedJob, level: float = 0.95) -> tuple[float, float]:
+        """The runtime that this job hardly exceeds, and how many jobs of its kind say so."""
+        if self._model is None or job.job_id not in self._rows:
+            return float("nan"), 0.0
+        row = self._rows[job.job_id]
+        return self._model.quantile_s(row, level), self._model.support(row)
+
+    def expected_s(self, job: QueuedJob) -> float:
+        """The predicted runtime in all; the limit where nothing better is known."""
+        believed = self._runtimes.get(job.job_id, float("nan"))
+        if believed != believed:  # noqa: PLR0124  # NaN
+            return float(job.limit_s or _WITHOUT_LIMIT_S)
+        return believed
+
+    def times(self, *, changed: QueuedJob | None = None, added: QueuedJob | None = None) -> Times:
+        """Start times of all pending jobs.
+
+        Args:
+            changed: takes the place of the pending job of the same id.
+            added: a job that is not in the queue yet; it comes last.
+        """
+        pending = [
+            changed if changed is not None and job.job_id == changed.job_id else job
+            for job in self._pending
+        ]
+        if added is not None:
+            pending.append(added)
+        own = changed or added
+        return Times(
+            self._plan(pending, learned=True, own=own), self._plan(pending, learned=False, own=own)
+        )
+
+    def _plan(
+        self, pending: list[QueuedJob], *, learned: bool, own: QueuedJob | None
+    ) -> dict[str, float]:
+        now = self.snapshot.now_s
+        made = ProblemBuilder(now)
+        for kind in self._classes:
+            kind.cpus = made.resource(len(kind.names) * kind.cpus_per_node)
+            kind.gpus = made.resource(len(kind.names) * kind.gpus_per_node)
+            kind.open = made.resource(len(kind.names))
+        allowances = _Allowances(made, self.snapshot)
+        ends = self._hold_running(made, allowances, learned=learned)
+        self._hold_reservations(made)
+        positions: dict[str, list[int]] = {}
+        waits: list[tuple[QueuedJob, int]] = []
+        for job in pending:
+            choices = self._choices(job)
+            seconds = float(job.limit_s or _WITHOUT_LIMIT_S)
+            # Slurm's backfill places a job by its limit: so is the one that is asked about
+            if learned and (own is None or job.job_id != own.job_id):
+                seconds = self.expected_s(job)
+            release, after = _released(job, now, ends, positions)
+            tasks, throttle = _tasks(job)
+            extra = allowances.of(job)
+            if throttle is not None:
+                extra = [*extra, (made.resource(throttle), 1)]
+            for _ in range(tasks):
+                at = made.job(
+                    [[*choice, *extra] for choice in choices],
+                    max(1, round(seconds)),
+                    release_s=release,
+                    after=after,
+                )
+                positions.setdefault(job.job_id, []).append(at)
+            waits.append((job, positions[job.job_id][0]))
+        starts = plan(made.build()).start_s
+        return {
+            job.job_id: float("inf") if starts[at] >= NEVER else float(starts[at] - now)
+            for job, at in waits
+        }
+
+    def _hold_running(
+        self, made: ProblemBuilder, allowances: "_Allowances", *, learned: bool
+    ) -> dict[str, int]:
+        """Units of running jobs until their predicted ends; the ends by job id."""
+        now = self.snapshot.now_s
+        ends = {}
+        for job in self.snapshot.jobs:
+            if not job.state.active:
+                continue
+            begun = job.start_s or now
+            seconds = self.expected_s(job) if learned else float(job.limit_s or _WITHOUT_LIMIT_S)
+            until = max(now + 1, round(begun + seconds))
+            ends[job.job_id] = until
+            names = node_names(job.nodes)
+            where = Counter(id(c) for n in names if (c := self._of_node.get(n)) is not None)
+            for kind in self._classes:
+                count = where.get(id(kind), 0)
+                if not count:
+                    continue
+                share = count / max(1, len(names))
+                cpus = count * kind.cpus_per_node if job.exclusive else round(job.cpus * share)
+                made.hold(kind.cpus, cpus, until)
+                made.hold(kind.gpus, round(job.gpus * share), until)
+                # a shared job that has all of its nodes' CPUs has them alone, too
+                if job.exclusive or cpus >= count * kind.cpus_per_node:
+                    made.hold(kind.open, count, until)
+            for demand in allowances.of(job):
+                made.hold(demand[0], demand[1], until)
+        return ends
+
+    def _hold_reservations(self, made: ProblemBuilder) -> None:
+        for reservation in self.snapshot.reservations:
+            where = Counter(
+                id(c)
+                for n in node_names(reservation.nodes)
+                if (c := self._of_node.get(n)) is not None
+            )
+            for kind in self._classes:
+                count = where.get(id(kind), 0)
+                first, last = reservation.start_s, reservation.end_s
+                made.hold(kind.cpus, count * kind.cpus_per_node, last, first)
+                made.hold(kind.gpus, count * kind.gpus_per_node, last, first)
+                made.hold(kind.open, count, last, first)
+
+    def _choices(self, job: QueuedJob) -> list[list[Demand]]:
+        """Each class that holds the whole job; else, for each partition, its classes together."""
+        found: list[list[Demand]] = []
+        for partition in job.partitions:
+            kinds = [kind for kind in self._classes if partition in kind.partitions]
+            whole = [kind.demands(job, job.num_nodes, job.num_nodes) for kind in kinds]
+            fitting = [demands for demands in whole if demands is not None]
+            if fitting:
+                found += fitting
+                continue
+            left, spread = job.num_nodes, []
+            for kind in kinds:
+                take = min(left, len(kind.names))
+                demands = kind.demands(job, take, job.num_nodes) if take else None
+                if demands is not None:
+                    spread += demands
+                    left -= take
+            if not left:
+                found.append(spread)
+        return found
+
+
+class _Allowances:
+    """``MaxJobsPerUser`` of QOS as resources: one for each user and QOS that meets one."""
+
+    def __init__(self, made: ProblemBuilder, snapshot: Snapshot) -> None:
+        self._made = made
+        self._limits = dict(snapshot.limits)
+        self._known: dict[tuple[str, str], int] = {}
+
+    def of(self, job: QueuedJob) -> list[Demand]:
+        """What this job takes of its user's allowance."""
+        if job.qos not in self._limits:
+            return []
+        key = (job.qos, job.user)
+        if key not in self._known:
+            self._known[key] = self._made.resource(self._limits[job.qos])
+        return [(self._known[key], 1)]
+
+
+def _classes(snapshot: Snapshot) -> list[_Class]:
+    found: dict[tuple[frozenset[str], int, int], _Class] = {}
+    for node in snapshot.nodes:
+        if not node.usable:
+            continue
+        key = (frozenset(node.partitions), node.cpus, node.gpus)
+        found.setdefault(key, _Class(*key)).names.append(node.name)
+    # the class in the fewest partitions first: it is of the least use to others
+    return sorted(found.values(), key=lambda kind: (len(kind.partitions), kind.gpus_per_node))
+
+
+def _in_order(snapshot: Snapshot) -> list[QueuedJob]:
+    """Pending jobs as Slurm looks at them: by priority, then by age; those held are left out."""
+    pending = [
+        job
+        for job in snapshot.jobs
+        if job.state is JobState.PENDING and job.priority and not job.reason.startswith(_HELD)
+    ]
+    return sorted(pending, key=lambda job: (-job.priority, int(re.split(r"\D", job.job_id)[0])))
+
+
+def _released(
+    job: QueuedJob, now: int, ends: dict[str, int], positions: dict[str, list[int]]
+) -> tuple[int, list[int]]:
+    """Not before when, and after which pending jobs: its begin time and its dependencies."""
+    release = now
+    if job.eligible_s and job.eligible_s > now:
+        release = job.eligible_s
+    after: list[int] = []
+    for text in _AFTER.findall(job.dependency):
+        name = text.removesuffix("_*")
+        after += positions.get(name, [])
+        release = max([release, *(end for other, end in ends.items() if _same(other, name))])
+    return release, after
+
+
+def _same(job_id: str, name: str) -> bool:
+    return job_id == name or job_id.partition("_")[0] == name
+
+
+def _tasks(job: QueuedJob) -> tuple[int, int | None]:
+    """How many jobs a pending record stands for, and its ``%`` limit."""
+    if not job.array_pending:
+        return 1, None
+    try:
+        indices, throttle = parse_array(job.array_pending)
+    except ValueError:
+        return 1, None
+    return min(len(indices), _MOST_TASKS), throttle
+
+
+def shorter(job: QueuedJob, limit_s: int) -> QueuedJob:
+    """The job with another time limit."""
+    return msgspec.structs.replace(job, limit_s=limit_s)

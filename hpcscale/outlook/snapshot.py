@@ -1,0 +1,100 @@
+"""Everything a forecast knows of a site at one moment, and how much of it the site shows."""
+
+import enum
+
+import msgspec
+
+from hpcscale.connect import Connection
+from hpcscale.errors import HpcscaleError, UnreachableError
+from hpcscale.precheck import fetch_facts
+from hpcscale.slurm import whole
+from hpcscale.slurm.cli import CliClient
+from hpcscale.slurm.types import SiteFacts
+
+
+class Level(enum.StrEnum):
+    """How much of something this user sees."""
+
+    FULL = "full"
+    OWN = "own jobs only"  # PrivateData=jobs
+    ABSENT = "absent"  # no slurmdbd
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A site's queue, nodes and reservations at the controller's time ``now_s``.
+
+    Attributes:
+        user: who asks.
+        queue_level: FULL, or OWN where other people's jobs are hidden.
+        history_level: FULL, or ABSENT where there is no slurmdbd; what slurmdbd hides by its own
+            PrivateData shows in the answers only.
+        limits: (qos, MaxJobsPerUser) of each QOS that has one.
+        notes: what could not be asked, and why.
+    """
+
+    site: str
+    user: str
+    now_s: int
+    jobs: tuple[whole.QueuedJob, ...]
+    nodes: tuple[whole.NodeFacts, ...]
+    reservations: tuple[whole.Reservation, ...]
+    facts: SiteFacts
+    queue_level: Level
+    history_level: Level
+    limits: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def asker_of(connection: Connection) -> CliClient:
+    """The client, where it can ask for the whole queue.
+
+    Raises:
+        HpcscaleError: it cannot.
+    """
+    if isinstance(connection.client, CliClient):
+        return connection.client
+    raise HpcscaleError("this Slurm client cannot list a whole queue", where=connection.site.name)
+
+
+def take(connection: Connection) -> Snapshot:
+    """Ask a site; some seven commands, each at most once.
+
+    Raises:
+        UnreachableError: no answer on the queue, the nodes or the time.
+    """
+    client = asker_of(connection)
+    facts = fetch_facts(connection.site, client)
+    jobs = whole.queue(client)
+    nodes = whole.nodes(client)
+    now_s = int(client.now().timestamp())
+    user = client.user_name()
+    notes: list[str] = []
+    reservations: tuple[whole.Reservation, ...] = ()
+    try:
+        reservations = whole.reservations(client)
+    except UnreachableError as exc:
+        notes.append(f"reservations are not known: {exc.message}")
+    hidden = whole.hidden(facts)
+    others = any(job.user != user for job in jobs)
+    # root and operators see all in spite of PrivateData; where others' jobs show, so do we
+    queue_level = Level.OWN if "jobs" in hidden and not others and user != "root" else Level.FULL
+    history_level = Level.FULL if facts.has_accounting else Level.ABSENT
+    limits: tuple[tuple[str, int], ...] = ()
+    if facts.has_accounting:
+        try:
+            limits = whole.qos_job_limits(client)
+        except UnreachableError as exc:
+            notes.append(f"QOS limits are not known: {exc.message}")
+    return Snapshot(
+        site=connection.site.name,
+        user=user,
+        now_s=now_s,
+        jobs=jobs,
+        nodes=nodes,
+        reservations=reservations,
+        facts=facts,
+        queue_level=queue_level,
+        history_level=history_level,
+        limits=limits,
+        notes=tuple(notes),
+    )

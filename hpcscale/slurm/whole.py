@@ -1,0 +1,221 @@
+"""A site's whole queue, its nodes and its ended jobs: what a forecast asks, four commands in all.
+
+What the site hides from this user (``PrivateData`` of slurm.conf(5)) is missing from the answers
+without a word; ``hidden`` tells from the configuration what that may be.
+"""
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from hpcscale.errors import UnreachableError
+from hpcscale.slurm import _squeue
+from hpcscale.slurm.states import job_state
+from hpcscale.slurm.transport import Completed
+from hpcscale.slurm.types import JobState, SiteFacts
+from hpcscale.units import expand_hostlist, gres_gpus, parse_tres, tres_gpus
+
+_FIELDS = (
+    "JobArrayID", "State", "UserName", "Account", "Partition", "QOS", "Reason", "NodeList",
+    "NumNodes", "NumCPUs", "tres-alloc", "tres-per-node", "tres-per-job", "Dependency",
+    "PriorityLong", "TimeLimit", "SubmitTime", "EligibleTime", "StartTime", "OverSubscribe",
+)  # fmt: skip
+_GONE = ("DOWN", "DRAIN", "FAIL", "MAINT", "NO_RESPOND", "POWERING_DOWN", "UNKNOWN", "REBOOT")
+ENDED_COLUMNS = (
+    "JobIDRaw,JobID,User,Account,Partition,QOS,State,Submit,Start,End,ElapsedRaw,TimelimitRaw,"
+    "NNodes,NCPUS,AllocTRES"
+)
+
+
+class Asker(Protocol):
+    """Asks a site's Slurm one read-only command; raises ``UnreachableError`` without an answer."""
+
+    def question(self, argv: Sequence[str]) -> Completed:
+        """The command's output; it succeeded."""
+
+
+class QueuedJob(msgspec.Struct, frozen=True):
+    """A pending or running job of anybody. Times are seconds since 1970; None: not known.
+
+    Attributes:
+        job_id: ``123``, ``123_4``, ``123+1``; the pending rest of an array has its base id.
+        array_pending: indices of that rest, such as ``3-99%4``.
+        partitions: those it may start in; of a running job the one it is in.
+        cpus: over all nodes, asked for or allocated.
+        gpus: likewise.
+        exclusive: whole nodes.
+        start_s: of a pending job Slurm's own estimate.
+    """
+
+    job_id: str
+    state: JobState
+    user: str
+    account: str
+    partitions: tuple[str, ...]
+    qos: str
+    reason: str
+    nodes: str
+    num_nodes: int
+    cpus: int
+    gpus: int
+    exclusive: bool
+    dependency: str
+    array_pending: str
+    priority: int
+    limit_s: int | None
+    submit_s: int | None
+    eligible_s: int | None
+    start_s: int | None
+
+
+class NodeFacts(msgspec.Struct, frozen=True):
+    """One node: what it has, where it belongs, and whether jobs may start on it."""
+
+    name: str
+    partitions: tuple[str, ...]
+    cpus: int
+    gpus: int
+    usable: bool
+
+
+class Reservation(msgspec.Struct, frozen=True):
+    """Nodes kept from other jobs for a time; seconds since 1970."""
+
+    name: str
+    nodes: str
+    start_s: int
+    end_s: int
+
+
+def queue(asker: Asker) -> tuple[QueuedJob, ...]:
+    """Every pending and running job that this user may see, by one squeue call."""
+    separators = _squeue.Separators.new()
+    *inner, last = _FIELDS
+    columns = [f"{name}:{separators.field}" for name in inner] + [f"{last}:{separators.record}"]
+    done = asker.question(
+        ["squeue", "--noheader", "--all", "--states=PD,CF,R,S,CG", f"--Format={','.join(columns)}"]
+    )
+    records = done.stdout.split(separators.record + "\n")
+    if records.pop().strip():
+        raise UnreachableError("squeue's answer is cut short", hint="try again")
+    return tuple(_job(record.split(separators.field)) for record in records)
+
+
+def _job(fields: list[str]) -> QueuedJob:
+    if len(fields) != len(_FIELDS):
+        raise UnreachableError(
+            f"squeue's answer has {len(fields)} columns instead of {len(_FIELDS)}",
+            hint="hpcscale needs Slurm 22.05 or later on the site",
+        )
+    row = dict(zip(_FIELDS, fields, strict=True))
+    base, task, offset, pending = _squeue._parse_id(row["JobArrayID"])  # noqa: SLF001  # same room
+    suffix = f"_{task}" if task is not None else f"+{offset}" if offset is not None else ""
+    nodes = int(row["NumNodes"]) if row["NumNodes"].isdigit() else 1
+    priority = row["PriorityLong"]
+    return QueuedJob(
+        job_id=f"{base}{suffix}",
+        state=job_state(row["State"]),
+        user=row["UserName"],
+        account=row["Account"],
+        partitions=tuple(row["Partition"].split(",")),
+        qos=row["QOS"],
+        reason=row["Reason"],
+        nodes=row["NodeList"],
+        num_nodes=max(1, nodes),
+        cpus=int(row["NumCPUs"]) if row["NumCPUs"].isdigit() else nodes,
+        gpus=_gpus(row["tres-alloc"], row["tres-per-node"], row["tres-per-job"], nodes),
+        exclusive=row["OverSubscribe"] == "NO",
+        dependency="" if row["Dependency"] == "(null)" else row["Dependency"],
+        array_pending=pending,
+        priority=int(priority) if priority.isdigit() else 0,
+        limit_s=_squeue.parse_limit(row["TimeLimit"]),
+        submit_s=_seconds(row["SubmitTime"]),
+        eligible_s=_seconds(row["EligibleTime"]),
+        start_s=_seconds(row["StartTime"]),
+    )
+
+
+def _gpus(alloc: str, per_node: str, per_job: str, nodes: int) -> int:
+    if gpus := tres_gpus(parse_tres(alloc)):
+        return gpus
+    count, _ = gres_gpus(_squeue._tres_request(per_node))  # noqa: SLF001  # same room
+    if count:
+        return count * nodes
+    return gres_gpus(_squeue._tres_request(per_job))[0]  # noqa: SLF001  # same room
+
+
+def _seconds(text: str) -> int | None:
+    return int(text) if text.isdigit() and text != "0" else None
+
+
+def nodes(asker: Asker) -> tuple[NodeFacts, ...]:
+    """Every node with its partitions, by one sinfo call."""
+    separators = _squeue.Separators.new()
+    columns = ",".join(
+        f"{name}:{separators.field}" for name in ("NodeList", "Partition", "StateComplete", "CPUs")
+    )
+    done = asker.question(
+        ["sinfo", "--noheader", "--all", "--Node", f"--Format={columns},Gres:{separators.record}"]
+    )
+    found: dict[str, tuple[list[str], str, int, int]] = {}
+    for record in done.stdout.split(separators.record + "\n"):
+        row = record.split(separators.field)
+        if len(row) != 5:
+            continue
+        name, partition, state, cpus, gres = (field.strip() for field in row)
+        known = found.setdefault(
+            name, ([], state.upper(), int(cpus) if cpus.isdigit() else 1, gres_gpus(gres)[0])
+        )
+        known[0].append(partition.rstrip("*"))
+    return tuple(
+        NodeFacts(name, tuple(parts), cpus, gpus, not any(word in state for word in _GONE))
+        for name, (parts, state, cpus, gpus) in found.items()
+    )
+
+
+def reservations(asker: Asker) -> tuple[Reservation, ...]:
+    """Reservations to come and under way."""
+    done = asker.question(["scontrol", "--oneliner", "show", "reservation"])
+    found = []
+    for line in done.stdout.splitlines():
+        pairs = dict(word.partition("=")[::2] for word in line.split() if "=" in word)
+        first, last = _seconds(pairs.get("StartTime", "")), _seconds(pairs.get("EndTime", ""))
+        if first and last and pairs.get("Nodes", "(null)") != "(null)":
+            found.append(Reservation(pairs["ReservationName"], pairs["Nodes"], first, last))
+    return tuple(found)
+
+
+def ended(asker: Asker, since: dt.datetime) -> str:
+    """Jobs that ended since then, as sacct's table with its header line (see ``ENDED_COLUMNS``)."""
+    states = "CD,F,TO,CA,OOM,NF,PR,BF,DL"
+    # the end is far off, since the controller's clock may be ahead of the one that sacct reads
+    done = asker.question(
+        ["sacct", "--allusers", "--allocations", "--parsable2", f"--state={states}",
+         f"--starttime=uts{int(since.timestamp())}", "--endtime=now+30days",
+         f"--format={ENDED_COLUMNS}"]
+    )  # fmt: skip
+    return done.stdout
+
+
+def hidden(facts: SiteFacts) -> frozenset[str]:
+    """What the site keeps from ordinary users: words of ``PrivateData``, lower case."""
+    words = facts.config.get("PrivateData", "").lower().replace(" ", "").split(",")
+    return frozenset(words) - {"", "none", "(null)"}
+
+
+def node_names(text: str) -> list[str]:
+    """Names of a hostlist as Slurm prints it; none for what is no hostlist."""
+    try:
+        return expand_hostlist(text)
+    except ValueError:
+        return []
+
+
+def qos_job_limits(asker: Asker) -> tuple[tuple[str, int], ...]:
+    """Each QOS that lets a user run only so many jobs at a time (``MaxJobsPU``)."""
+    done = asker.question(["sacctmgr", "--noheader", "--parsable2", "--readonly", "show", "qos",
+                           "format=Name,MaxJobsPU"])  # fmt: skip
+    rows = (line.split("|") for line in done.stdout.splitlines())
+    return tuple((row[0], int(row[1])) for row in rows if len(row) == 2 and row[1].isdigit())

@@ -1,0 +1,119 @@
+"""``hpcscale forecast`` on real Slurm: what the site shows decides what is said."""
+
+import json
+import sys
+from pathlib import Path
+
+from click.testing import CliRunner
+from lab_helpers import job_state, sbatch, until
+
+from hpcscale.cli import main
+
+
+def forecast(*args):
+    result = CliRunner().invoke(main, ["forecast", "--json", *args], standalone_mode=False)
+    if result.exception:
+        raise result.exception
+    (document,) = json.loads(result.stdout)["data"]
+    return document
+
+
+def fill(site, nodes, minutes=60):
+    """A job on every node, running."""
+    running = sbatch(site, f"-N{nodes}", "--exclusive", f"-t{minutes}", "-o/dev/null")
+    until(lambda: job_state(site, running) == "RUNNING", 30, "the nodes are taken")
+    return running
+
+
+def test_without_slurmdbd_limits_are_believed_and_said_to_be(lab_env):
+    site = lab_env.site("lab-onprem")
+    fill(site, 4)
+    first = sbatch(site, "-N4", "--exclusive", "-t30", "-o/dev/null", "--priority=1000")
+    second = sbatch(site, "-N1", "--exclusive", "-t10", "-o/dev/null", "--priority=10")
+    held = sbatch(site, "-N1", "-H", "-o/dev/null")
+
+    said = forecast(f"lab-onprem:{second}")
+    assert (said["queue_level"], said["history_level"]) == ("full", "absent")
+    assert said["learned_jobs"] == 0
+    assert any("no slurmdbd" in note for note in said["notes"])
+    # behind one that runs an hour at most and one that may take half an hour
+    assert 85 * 60 < said["p50_s"] <= 90 * 60
+    assert said["p90_s"] >= said["p50_s"]
+    assert "not calibrated" in said["bound"]
+    assert 55 * 60 < forecast(f"lab-onprem:{first}")["p50_s"] <= 60 * 60
+    assert forecast("--site", "lab-onprem", "--nodes", "4", "--", "true")["p50_s"] > 99 * 60 - 60
+
+    said = forecast(f"lab-onprem:{held}")
+    assert said["p50_s"] is None
+    assert said["bound"] == "Slurm holds it: JobHeldUser"
+
+
+def test_a_forecast_is_remembered_and_compared_with_the_start(lab_env):
+    from hpcscale.settings import state_dir
+
+    site = lab_env.site("lab-onprem")
+    running = fill(site, 4)
+    waiting = sbatch(site, "-N4", "--exclusive", "-t30", "-o/dev/null")
+    assert forecast(f"lab-onprem:{waiting}")["p50_s"] > 3000
+    site.exec(["scancel", running], check=True)
+    until(lambda: job_state(site, waiting) == "RUNNING", 30, "the waiting job runs")
+    assert forecast(f"lab-onprem:{waiting}")["p50_s"] == 0
+    kept = json.loads((state_dir() / "forecast" / "lab-onprem.json").read_text())
+    assert not kept["asked"]
+    ((planned, waited, upper),) = kept["residuals"]
+    assert planned > 3000
+    assert 0 <= waited < 60
+    assert upper is None
+
+
+def test_private_data_and_learned_runtimes(lab_factory, use_lab, ordinary):
+    lab = use_lab(
+        lab_factory(
+            nodes=2, accounting=True, extra_conf={"lab-onprem": ("PrivateData=jobs,usage",)}
+        )
+    )
+    site = lab.site("lab-onprem")
+    sbatch(site, "--array=1-12", "-t600", "-o/dev/null", script="true")
+    listing = ["squeue", "-h", "-t", "PD,R,CG"]
+    until(lambda: not site.exec(listing, check=True).stdout, 60, "short jobs have ended")
+    fill(site, 1, minutes=120)
+    ahead = sbatch(site, "-N2", "--exclusive", "-t1200", "-o/dev/null", "--priority=1000")
+    waiting = sbatch(site, "-N1", "--exclusive", "-t600", "-o/dev/null", "--priority=10")
+
+    def learned():
+        said = forecast(f"lab-onprem:{waiting}")
+        # slurmdbd knows a job before it knows its limit, from which nothing can be learned
+        return said if said["levers"] else None
+
+    said = until(learned, 60, "sacct knows the ended jobs")
+    assert said["learned_jobs"] == 12
+    assert said["history_level"] == "full"
+    # the one ahead asked for 20 h, and its like took seconds: it is not believed to stay
+    assert said["p50_s"] < 10 * 3600 < said["p90_s"]
+    # ten hours do not fit before the head's start, what such jobs take does
+    levers = {lever["change"]: lever for lever in said["levers"]}
+    assert levers["time"]["start_s"] == 0
+    assert levers["time"]["sooner_s"] > 60
+    site.exec(
+        ["scontrol", "update", f"JobId={waiting}", f"TimeLimit={levers['time']['value']}"],
+        check=True,
+    )
+    until(lambda: job_state(site, waiting) == "RUNNING", 60, "the shorter limit starts it")
+    assert job_state(site, ahead) == "PENDING"
+
+    # somebody else: other people's jobs are hidden, and nothing is made up
+    directory = Path(lab.state.directory)
+    for path in (directory, directory / "lab-onprem"):
+        path.chmod(0o755)
+    settings = [f"{key}={value}" for key, value in lab.env().items() if key != "PATH"]
+    words = ["--site", "lab-onprem", "--nodes", "2", "--json", "--", "true"]
+    done = ordinary(
+        "env", *settings, f"HPCSCALE_STATE_DIR={ordinary.home}/state",
+        f"PATH={lab.env().get('PATH') or '/usr/bin:/bin'}",
+        sys.executable, "-m", "hpcscale", "forecast", *words,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (said,) = json.loads(done.stdout)["data"]
+    assert said["queue_level"] == "own jobs only"
+    assert (said["pending_jobs"], said["p50_s"], said["p90_s"]) == (0, None, None)
+    assert said["bound"].startswith("unknown: the site hides")

@@ -1,0 +1,229 @@
+"""A live site's forecast, from snapshots made by hand: classes, order, limits, levers."""
+
+import datetime as dt
+import math
+
+import pytest
+
+from hpcscale.history.tables import parse_table
+from hpcscale.outlook.answer import _levers, as_queued
+from hpcscale.outlook.learned import Track
+from hpcscale.outlook.model import SiteModel
+from hpcscale.outlook.snapshot import Level, Snapshot
+from hpcscale.slurm.types import JobState, PartitionFacts, SiteFacts
+from hpcscale.slurm.whole import ENDED_COLUMNS, NodeFacts, QueuedJob, Reservation
+from hpcscale.spec import JobSpec, Resources
+
+NOW = 1_800_000_000
+HOUR = 3600
+PARTITIONS = {
+    "gpu": PartitionFacts(
+        name="gpu",
+        default=True,
+        default_time_s=HOUR,
+        total_nodes=4,
+        cpus_per_node=8,
+        gpus_per_node=4,
+    ),
+    "cpu": PartitionFacts(name="cpu", max_time_s=8 * HOUR, total_nodes=2, cpus_per_node=8),
+}
+
+
+def nodes(count, partition, gpus=0, usable=True, first=1):
+    names = [f"{partition}{at}" for at in range(first, first + count)]
+    return tuple(NodeFacts(name, (partition,), 8, gpus, usable) for name in names)
+
+
+def snapshot(*jobs, **fields):
+    values = {
+        "site": "onprem",
+        "user": "ann",
+        "now_s": NOW,
+        "jobs": jobs,
+        "nodes": (*nodes(4, "gpu", 4), *nodes(2, "cpu")),
+        "reservations": (),
+        "facts": SiteFacts(
+            version="22.05.8", cluster="c", partitions=PARTITIONS,
+            fetched_at=dt.datetime(2026, 11, 22, tzinfo=dt.UTC), has_accounting=True,
+        ),
+        "queue_level": Level.FULL,
+        "history_level": Level.FULL,
+    }  # fmt: skip
+    return Snapshot(**(values | fields))
+
+
+def pending(job_id, *, priority=100, **fields):
+    values = {
+        "job_id": str(job_id), "state": JobState.PENDING, "user": "ann", "account": "a",
+        "partitions": ("gpu",), "qos": "normal", "reason": "Priority", "nodes": "", "num_nodes": 1,
+        "cpus": 8, "gpus": 0, "exclusive": False, "dependency": "", "array_pending": "",
+        "priority": priority, "limit_s": HOUR, "submit_s": NOW - 60, "eligible_s": NOW - 60,
+        "start_s": None,
+    }  # fmt: skip
+    return QueuedJob(**(values | fields))
+
+
+def running(job_id, nodes, since=0, **fields):
+    return pending(
+        job_id, **fields | {"state": JobState.RUNNING, "nodes": nodes, "start_s": NOW - since}
+    )
+
+
+def history(*rows):
+    """Ended jobs: (user, partition, limit in minutes, seconds run)."""
+    lines = [ENDED_COLUMNS.replace(",", "|")]
+    for at, (user, partition, limit, seconds) in enumerate(rows, start=1000):
+        start = NOW - 10 * HOUR + at
+        fields = [at, at, user, "a", partition, "normal", "COMPLETED", start - 5, start,
+                  start + seconds, seconds, limit, 1, 8, "cpu=8,node=1"]  # fmt: skip
+        lines.append("|".join(map(str, fields)))
+    return parse_table(lines, "made")
+
+
+def model(seen, past=None, more=()):
+    made = SiteModel(seen, past)
+    made.learn(more)
+    return made
+
+
+def test_jobs_start_by_priority_when_those_before_them_end():
+    seen = snapshot(
+        running(1, "gpu[1-4]", since=600, num_nodes=4, cpus=32),
+        pending(3, priority=50, num_nodes=4, cpus=32),
+        pending(2, priority=90, num_nodes=4, cpus=32, limit_s=2 * HOUR),
+        pending(4, priority=10, partitions=("cpu",)),
+    )
+    times = model(seen).times().limits_s
+    assert times == {"2": HOUR - 600, "3": 3 * HOUR - 600, "4": 0}
+
+
+def test_learned_runtimes_bring_the_plan_forward():
+    seen = snapshot(running(1, "gpu[1-4]", num_nodes=4, cpus=32), pending(2, num_nodes=4, cpus=32))
+    past = history(*[("ann", "gpu", 60, 360)] * 30)
+    times = model(seen, past).times()
+    assert times.limits_s["2"] == HOUR
+    assert 300 < times.learned_s["2"] < 0.3 * HOUR
+
+
+def test_a_running_job_with_an_allocation_on_some_nodes_leaves_the_others():
+    seen = snapshot(
+        running(1, "gpu[1-2]", num_nodes=2, cpus=16, gpus=8),
+        pending(2, gpus=8, num_nodes=2, cpus=2),
+        pending(3, gpus=1, cpus=1, priority=1),
+    )
+    assert model(seen).times().limits_s == {"2": 0, "3": HOUR}
+
+
+def test_nodes_that_are_down_hold_nothing():
+    seen = snapshot(
+        pending(2, num_nodes=4, cpus=4),
+        pending(3, num_nodes=3, cpus=3, priority=1),
+        nodes=(*nodes(3, "gpu", 4), *nodes(1, "gpu", 4, usable=False, first=4)),
+    )
+    assert model(seen).times().limits_s == {"2": math.inf, "3": 0}
+
+
+def test_a_job_over_several_kinds_of_nodes_takes_all_of_them_together():
+    mixed = (*nodes(2, "gpu", 4), NodeFacts("big1", ("gpu",), 64, 0, usable=True))
+    seen = snapshot(
+        pending(2, num_nodes=3, exclusive=True), pending(3, priority=1, cpus=1), nodes=mixed
+    )
+    times = model(seen).times().limits_s
+    assert times["2"] == 0
+    assert times["3"] == HOUR
+
+
+def test_reservations_dependencies_begin_times_and_held_jobs():
+    seen = snapshot(
+        running(1, "cpu1", partitions=("cpu",), since=600),
+        pending(2, partitions=("cpu",), dependency="afterok:1(unfulfilled)", cpus=1),
+        pending(3, partitions=("cpu",), eligible_s=NOW + 7200, cpus=1),
+        pending(4, partitions=("cpu",), num_nodes=2, cpus=16, priority=1),
+        pending(5, reason="JobHeldUser"),
+        pending(6, priority=0),
+        reservations=(Reservation("maint", "cpu[1-2]", NOW + 3 * HOUR, NOW + 9 * HOUR),),
+    )
+    times = model(seen).times().limits_s
+    assert times["2"] == HOUR - 600
+    assert times["3"] == 7200
+    assert times["4"] == 9 * HOUR
+    assert not {"5", "6"} & set(times)
+
+
+def test_an_array_with_a_throttle_and_a_qos_allowance():
+    tasks = pending(2, array_pending="1-6%2", cpus=1)
+    after = pending(3, dependency="afterany:2_*(unfulfilled)", cpus=1, priority=1)
+    times = model(snapshot(tasks, after)).times().limits_s
+    assert times == {"2": 0, "3": 3 * HOUR}
+    limited = snapshot(
+        running(1, "gpu1", cpus=1), pending(2, cpus=1), pending(3, cpus=1, user="bob"),
+        limits=(("normal", 1),),
+    )  # fmt: skip
+    assert model(limited).times().limits_s == {"2": HOUR, "3": 0}
+
+
+def test_a_job_not_submitted_yet_comes_last():
+    spec = JobSpec(
+        command=("true",), resources=Resources(nodes=4, gpus_per_node=4, time_limit_s=HOUR)
+    )
+    seen = snapshot(pending(2, num_nodes=4, cpus=32))
+    job = as_queued(spec, seen)
+    assert (job.gpus, job.cpus, job.limit_s, job.partitions) == (16, 16, HOUR, ("gpu",))
+    assert model(seen, None, (job,)).times(added=job).limits_s[job.job_id] == HOUR
+
+
+def test_levers_are_free_changes_that_gain():
+    # the head waits for all four nodes; three are idle, so what ends in time may start now
+    seen = snapshot(
+        running(1, "gpu1", user="bob", since=0, limit_s=2 * HOUR),
+        pending(2, num_nodes=4, cpus=32, user="bob", limit_s=10 * HOUR),
+        pending(3, priority=1, num_nodes=2, cpus=16, limit_s=6 * HOUR),
+    )
+    past = history(*[("ann", "gpu", 360, 1200)] * 30)
+    made = model(seen, past)
+    job = seen.jobs[2]
+    point = made.times(changed=job).start_s("3")
+    assert point > 2 * HOUR
+    levers = {lever.change: lever for lever in _levers(made, job, point, new=False)}
+    assert set(levers) == {"time", "partition"}
+    assert levers["partition"].value == "cpu"
+    assert levers["time"].start_s == 0
+    # what was learned of the user's own jobs, with a tenth to spare, in steps of five minutes
+    assert levers["time"].value in {"00:25:00", "00:30:00"}
+    assert levers["time"].sooner_s == pytest.approx(point)
+
+
+def test_no_shorter_limit_is_offered_on_too_little():
+    seen = snapshot(running(1, "gpu[1-4]", num_nodes=4, cpus=32), pending(3, limit_s=6 * HOUR))
+    made = model(seen, history(("bob", "gpu", 360, 60)))
+    assert [lever.change for lever in _levers(made, seen.jobs[1], HOUR, new=False)] == ["partition"]
+
+
+def test_forecasts_are_compared_with_what_came(monkeypatch, tmp_path):
+    monkeypatch.setenv("HPCSCALE_STATE_DIR", str(tmp_path))
+    for at in range(25):
+        first = Track(snapshot(pending(at)), None)
+        first.remember({str(at): 600.0})
+        later = snapshot(running(at, "gpu1", since=-1200), now_s=NOW + 1200)
+        second = Track(later, None)
+        second.remember({})
+        assert second.residuals == at + 1
+    assert second.bound.upper_s(600.0) == pytest.approx(1200.0)
+    assert math.isnan(second.waits.upper_s())
+    (tmp_path / "forecast" / "onprem.json").write_text("{ broken")
+    assert Track(later, None).residuals == 0
+
+
+def test_a_row_that_slurmdbd_completes_later_takes_the_place_of_the_first(monkeypatch, tmp_path):
+    from hpcscale.outlook import learned
+
+    monkeypatch.setenv("HPCSCALE_STATE_DIR", str(tmp_path))
+    header = ENDED_COLUMNS.replace(",", "|")
+    first = f"7|7|ann|a||Unknown|COMPLETED|{NOW - 90}|{NOW - 80}|{NOW - 20}|60||1|8|"
+    whole = f"7|7|ann|a|gpu|normal|COMPLETED|{NOW - 90}|{NOW - 80}|{NOW - 20}|60|30|1|8|"
+    for text, limit in ((first, None), (whole, 1800), ("", 1800)):
+        monkeypatch.setattr(learned.whole, "ended", lambda *_, t=text: f"{header}\n{t}\n")
+        past, notes = learned.history(snapshot(), None)
+        assert notes == ()
+        (known,) = past.workload.limit_s.tolist()
+        assert math.isnan(known) if limit is None else known == limit

@@ -69,8 +69,9 @@ def exit_code_page() -> str:
         f"{table}\n\n"
         "A command line that click itself refuses (no such option) is a usage error too: 2.\n\n"
         "Inside a job script other codes count: the script ends with the command's own exit code,\n"
-        "or with 97 (its set-up failed), 98 (another copy of the job holds the claim) or 99\n"
-        "(stopped at the bound of restarts).\n"
+        "or with 96 (a checkpoint was not saved, as another start counts now), 97 (its set-up\n"
+        "failed), 98 (another copy of the job holds the claim) or 99 (stopped at the bound of\n"
+        "restarts).\n"
     )
 
 

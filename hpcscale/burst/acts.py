@@ -7,8 +7,9 @@ from pathlib import Path
 
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import Lists, fence_nodes, stands, union, with_note, without_note
-from hpcscale.burst.moves import Move, Moves, Step
+from hpcscale.burst.moves import Move, Moves, Step, target_attempt
 from hpcscale.burst.offer import spec_for, with_gate_time
+from hpcscale.burst.orphans import Fence, put_fence
 from hpcscale.burst.sight import Sight, look
 from hpcscale.connect import Connection
 from hpcscale.errors import UnreachableError
@@ -82,8 +83,7 @@ class Acts:
         return any(
             event.kind == "attempt.cancel"
             and "_" not in str(event.data.get("job", ""))  # an element is not the array
-            and move.created_at
-            and event.at >= move.created_at
+            and event.event_id > move.since_event
             for event in self.ledger.events(move.run_id)
         )
 
@@ -159,6 +159,7 @@ class Acts:
             if move.fenced:
                 # slurmctld forgets its last seconds when it dies, or somebody changed the list
                 self._say(f"{move.run_id}: the fence on {move.from_site} is gone, set again")
+            self._note_fence(move, origin, connection)
             connection.client.update(origin.job_id, {"ExcNodeList": lists(move).fenced})
         comment = with_note(seen.status.comment, move.to_site, move.run_id)
         if comment != seen.status.comment:
@@ -211,6 +212,26 @@ class Acts:
             step=Step.FAILED,
             message=message,
             retry_at=now + dt.timedelta(seconds=rest_s),
+        )
+
+    def _note_fence(self, move: Move, origin: Attempt, connection: Connection) -> None:
+        """Beside the claims, so that anybody's next run can judge a fence that is left behind."""
+        target = target_attempt(self.ledger, move)
+        put_fence(
+            connection,
+            origin,
+            Fence(
+                run_id=move.run_id,
+                origin=move.origin,
+                to_site=move.to_site,
+                at=connection.clock.now(),
+                user=move.old_exc or "",
+                blamed=move.blamed,
+                nodes=move.fence or "",
+                target=target.submission_id if target else None,
+                target_job=str(target.job_id or "") if target else "",
+                target_dir=target.run_dir if target else "",
+            ),
         )
 
     def _lift(self, move: Move, seen: Sight, connection: Connection, origin: Attempt) -> None:

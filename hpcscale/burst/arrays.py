@@ -29,7 +29,7 @@ def show_array(connection: Connection, attempt: Attempt) -> JobStatus | None:
     assert attempt.job_id is not None
     records = records_of(connection, attempt)
     if not records:
-        return None
+        return connection.client.show(attempt.job_id)  # which makes sure that there is none
     status = as_one(records, wholly=attempt.role is Role.ONPREM)
     if status.state is JobState.PENDING and attempt.role is Role.ONPREM:
         lists = []

@@ -18,9 +18,9 @@ the array's (any element may) before its own, so who has the array's has all of 
 import enum
 import re
 from dataclasses import dataclass
+from typing import Protocol
 
 from hpcscale.errors import HpcscaleError, NotFoundError
-from hpcscale.ledger import Attempt
 from hpcscale.slurm.remote import exists, link_once, mkdir
 from hpcscale.slurm.transport import Transport
 from hpcscale.staging import read_text_files
@@ -50,13 +50,33 @@ class Claim:
     started: bool = False
 
 
-def claims_dir(attempt: Attempt) -> str:
+class Claimed(Protocol):
+    """What a claim or a decision is of; an ``Attempt`` is one."""
+
+    @property
+    def run_id(self) -> str: ...  # noqa: D102
+    @property
+    def submission_id(self) -> str: ...  # noqa: D102
+    @property
+    def run_dir(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An attempt of which no more is known: it is of another ledger."""
+
+    run_id: str
+    submission_id: str
+    run_dir: str
+
+
+def claims_dir(attempt: Claimed) -> str:
     """Where the script of this attempt looks for claims."""
     state, runs, _ = attempt.run_dir.rpartition("/runs/")
     return f"{state if runs else attempt.run_dir}/claims"
 
 
-def take(transport: Transport, attempt: Attempt, owner: str, restarts: int = 0) -> Claim:
+def take(transport: Transport, attempt: Claimed, owner: str, restarts: int = 0) -> Claim:
     """Take an attempt's claim, so that its job starts no user code; may be repeated.
 
     Args:
@@ -92,7 +112,19 @@ def take(transport: Transport, attempt: Attempt, owner: str, restarts: int = 0) 
     raise HpcscaleError("the claim can be neither read nor made", where=f"{transport.name}: {log}")
 
 
-def revoke(transport: Transport, attempt: Attempt, owner: str) -> None:
+def holder(transport: Transport, attempt: Claimed) -> str:
+    """Who has an attempt's claim and has not given it back; empty: nobody."""
+    entries = _entries(transport, attempt)
+    entry = 0
+    while found := entries.get(entry):
+        owner = found.partition(" ")[0]
+        if owner != attempt.submission_id and not exists(transport, _revoked(attempt, owner)):
+            return owner
+        entry += 1
+    return ""
+
+
+def revoke(transport: Transport, attempt: Claimed, owner: str) -> None:
     """Give back all that ``owner`` has or will ever take of the attempt; may be repeated.
 
     Only once ``owner`` can never start: its decision or its own claim says so.
@@ -101,7 +133,7 @@ def revoke(transport: Transport, attempt: Attempt, owner: str) -> None:
     link_once(transport, _revoked(attempt, owner), b"revoked\n")
 
 
-def put_outcome(transport: Transport, attempt: Attempt, suffix: str, code: int) -> None:
+def put_outcome(transport: Transport, attempt: Claimed, suffix: str, code: int) -> None:
     """Leave for an attempt's own script what the one that has its claim ended with.
 
     Args:
@@ -115,7 +147,7 @@ def put_outcome(transport: Transport, attempt: Attempt, suffix: str, code: int) 
     link_once(transport, f"{claims_dir(attempt)}/{name}", f"{code}\n".encode())
 
 
-def decide(transport: Transport, target: Attempt, word: Word) -> Word:
+def decide(transport: Transport, target: Claimed, word: Word) -> Word:
     """Make the target's decision, unless there is one; what it is. May be repeated.
 
     Raises:
@@ -128,7 +160,7 @@ def decide(transport: Transport, target: Attempt, word: Word) -> Word:
     return decided
 
 
-def decision(transport: Transport, target: Attempt) -> Word | None:
+def decision(transport: Transport, target: Claimed) -> Word | None:
     """What was decided; None: nothing yet."""
     try:
         text = transport.read_bytes(decision_path(target)).decode("utf-8", "replace").strip()
@@ -140,12 +172,12 @@ def decision(transport: Transport, target: Attempt) -> Word | None:
         raise HpcscaleError(f"no decision: {text[:40]!r}", where=decision_path(target)) from None
 
 
-def decision_path(target: Attempt) -> str:
+def decision_path(target: Claimed) -> str:
     """The decision's file on the target's site."""
     return f"{target.run_dir}/decision.{target.submission_id}"
 
 
-def _entries(transport: Transport, attempt: Attempt) -> dict[int, str]:
+def _entries(transport: Transport, attempt: Claimed) -> dict[int, str]:
     name = f"{attempt.run_id}.{attempt.submission_id}"
     found: dict[int, str] = {}
     for path, text in read_text_files(transport, [claims_dir(attempt)], f"{name}.*").items():
@@ -154,7 +186,7 @@ def _entries(transport: Transport, attempt: Attempt) -> dict[int, str]:
     return found
 
 
-def _revoked(attempt: Attempt, owner: str) -> str:
+def _revoked(attempt: Claimed, owner: str) -> str:
     if not re.fullmatch(r"hs-[0-9a-f]{16}|closed", owner):
         owner = "unknown"
     return f"{claims_dir(attempt)}/{owner}.revoked"

@@ -271,6 +271,7 @@ class Handover(Follow):
             return self._origin_changed(move, seen)
         restarts = seen.status.restarts if seen.status is not None else origin.restarts
         target, _ = self._target(move)
+        self._note_fence(move, origin, connection)  # it names whom to ask, from now on
         claim = take(connection.transport, origin, target.submission_id, restarts)
         if claim.owner == target.submission_id:
             return self.moves.save(move, step=Step.OPENING)
@@ -368,7 +369,10 @@ class Handover(Follow):
         if STANDS_IN not in origin.script or origin.job_id is None:
             return False
         name = self.ledger.run(move.run_id).name
-        return bool(dependents(connection.client.jobs(), origin.job_id.base, name))
+        answer = connection.client.jobs()
+        if not answer.of(origin.job_id):  # an empty answer says nothing of those behind it
+            raise UnreachableError(f"squeue does not list {origin.ref}", where=move.from_site)
+        return bool(dependents(answer, origin.job_id.base, name))
 
     def _until_it_begins(self, move: Move, to_connection: Connection, there: Sight) -> Move | None:
         """Its gate is open, its command has not begun: fence-first, its nodes may not be up."""
@@ -376,7 +380,9 @@ class Handover(Follow):
         kept, seen = self._keep_fence(move, origin, connection)
         if kept is None:
             return None
-        if seen.over and left(kept, seen):
+        # its claim is ours, so by itself it can only have ended with 98
+        ended = seen.status is not None and seen.status.state is JobState.CANCELLED
+        if ended or (seen.gone and kept.kept and seen.exit_code != 98):
             return self._origin_changed(kept, seen)
         if kept.order is Order.FENCE_FIRST:
             return self._never_came(kept, to_connection, there) or kept

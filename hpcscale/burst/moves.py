@@ -74,6 +74,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         fenced: the fence was seen to stand.
         ends_as: how a move that is being undone will settle.
         message: what went wrong, or what is worth knowing, in one sentence.
+        since_event: the run's last event before the move, whatever the clocks of login nodes say.
         retry_at: a failed move's job is left alone until then.
         asked_at: the target site's clock when the job was submitted there.
         lease_s: how long the cloud job waits at its gate.
@@ -114,6 +115,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     fenced: bool = False
     ends_as: Step = Step.FAILED
     message: str = ""
+    since_event: int = 0
     retry_at: dt.datetime | None = None
     asked_at: dt.datetime | None = None
     lost_at: dt.datetime | None = None
@@ -136,8 +138,14 @@ class Moves:
         """
         now = utc_now()
         latest = max((a.number for a in self._ledger.attempts(move.run_id)), default=0)
+        events = self._ledger.events(move.run_id)
         move = msgspec.structs.replace(
-            move, created_at=now, updated_at=now, revision=1, after_number=latest
+            move,
+            created_at=now,
+            updated_at=now,
+            revision=1,
+            after_number=latest,
+            since_event=max((e.event_id for e in events), default=0),
         )
         with self._ledger.writing() as db:
             cursor = db.execute(

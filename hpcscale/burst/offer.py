@@ -147,6 +147,7 @@ def _candidate(
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
+        notes=_notes(waiting, answer),
         user=run.user,
         account=run.spec.account or "",
     )
@@ -238,6 +239,15 @@ def _stuck(
     return found
 
 
+def _notes(waiting: Waiting, answer: Answer) -> tuple[str, ...]:
+    if waiting.attempt.job_id is None:
+        return ()
+    waits = dependents(answer, waiting.attempt.job_id.base, waiting.run.name)
+    if not waits:
+        return ()
+    return (f"{_list(waits)} waits for it, so it stays in the queue until its cloud job has ended",)
+
+
 def dependents(answer: Answer, job: int, name: str) -> list[str]:
     """Ids of this user's jobs that wait for a job, by its id or as its singletons."""
     return [
@@ -258,7 +268,7 @@ def _local_checkpoint(spec: JobSpec, origin: Site) -> bool:
 def _depends(other: JobStatus, job: int, name: str) -> bool:
     for term in other.dependency.replace("?", ",").split(","):
         kind, _, ids = term.partition(":")
-        if kind == "singleton" and other.name == name:
+        if kind.partition("(")[0] == "singleton" and other.name == name:
             return True
         numbers = [part.partition("(")[0].partition("+")[0].partition("_")[0]
                    for part in ids.split(":")]  # fmt: skip

@@ -49,6 +49,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
         blockers: why it cannot leave at all (an array, a held job, …).
         resting_until: after a failed move; ``resting_why`` says what failed.
         moving: whether a move of it is already under way.
+        notes: what else its move would mean, half a sentence each.
         start_p50: when a forecast expects it to start here; None: no forecast.
         start_p90: by when it starts here in nine cases of ten.
         user: whose it is; so ``account``: for budgets.
@@ -72,6 +73,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     resting_until: dt.datetime | None = None
     resting_why: str = ""
     moving: bool = False
+    notes: tuple[str, ...] = ()
     start_p50: dt.datetime | None = None
     start_p90: dt.datetime | None = None
     user: str = ""

@@ -43,6 +43,12 @@ def burst_sites(ledger: Ledger) -> list[str]:
     return sorted({a.site for a in ledger.all_attempts() if a.role is Role.BURST})
 
 
+def origin_sites(ledger: Ledger) -> list[str]:
+    """Sites that this ledger has moved jobs from, or has jobs at that may move."""
+    moved = {move.from_site for move in Moves(ledger).all()}
+    return sorted(moved | {a.site for a in ledger.open_attempts() if a.role is not Role.BURST})
+
+
 def reap(
     ledger: Ledger, connect: Callable[[str], Connection], sites: Iterable[str]
 ) -> tuple[list[Reaped], list[str]]:

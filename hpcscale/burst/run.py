@@ -15,6 +15,7 @@ from hpcscale.burst.decide import decide
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, waiting_runs
+from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action, BurstPlan, Decision
 from hpcscale.burst.policy import Order, Policy
 from hpcscale.connect import Connection, connect
@@ -125,6 +126,10 @@ def tick(
         handover.watch()
     except HpcscaleError as exc:
         done.problems.append(f"jobs of settled moves: {exc}")
+    try:
+        orphans(ledger, connections, policy.from_site, say)
+    except HpcscaleError as exc:
+        done.problems.append(f"fences left behind: {exc}")
     try:
         done.plan = make_plan(ledger, policy, connections)
     except HpcscaleError as exc:

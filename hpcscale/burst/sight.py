@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hpcscale.burst.arrays import show_array
 from hpcscale.connect import Connection
-from hpcscale.errors import HpcscaleError
+from hpcscale.errors import HpcscaleError, UnreachableError
 from hpcscale.ledger import Attempt, Ledger, utc_now
 from hpcscale.observe import observe
 from hpcscale.reports import Report, read_reports
@@ -101,6 +101,11 @@ def look(
         status = connection.client.show(attempt.job_id)
     if status is not None and mismatch(attempt, status):
         status = None  # the id names another job now; ours is gone
+    if status is not None and status.state is JobState.UNKNOWN:
+        raise UnreachableError(
+            f"Slurm says {status.raw_state!r} of {attempt.ref}, which says nothing here",
+            where=connection.site.name,
+        )
     if status is None:
         status = _remembered(connection, attempt)
     if status is not None and ledger is not None:

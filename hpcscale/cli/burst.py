@@ -341,24 +341,43 @@ def audit(site_name: str | None, as_json: bool) -> None:
 @click.option("--site", "sites", multiple=True, help="Only this site; may be repeated.")
 @json_option
 def reap(sites: tuple[str, ...], as_json: bool) -> None:
-    """End cloud jobs that no decision owns: what a killed run or a controller's crash left."""
+    """Clear what a killed run or a controller's crash left, by any ledger of yours.
+
+    Cloud jobs that no decision owns are ended; on-prem jobs that are fenced for a cloud job that
+    will never begin get their place back.
+    """
     import msgspec
 
-    from hpcscale.burst.reap import burst_sites
+    from hpcscale.burst.orphans import orphans
+    from hpcscale.burst.reap import burst_sites, origin_sites
     from hpcscale.burst.reap import reap as reap_jobs
     from hpcscale.burst.run import Connections
+    from hpcscale.errors import HpcscaleError
     from hpcscale.ledger import Ledger
 
     connections = Connections()
+    fences = []
     try:
         with Ledger.open() as ledger:
             found, problems = reap_jobs(ledger, connections, sites or burst_sites(ledger))
+            for site in sites or origin_sites(ledger):
+                try:
+                    fences += orphans(ledger, connections, site)
+                except HpcscaleError as exc:
+                    problems.append(str(exc))
     finally:
         connections.close()
     if as_json:
-        emit_json({"jobs": msgspec.to_builtins(found), "problems": problems})
-    elif found:
+        emit_json(
+            {
+                "jobs": msgspec.to_builtins(found),
+                "fences": msgspec.to_builtins(fences),
+                "problems": problems,
+            }
+        )
+    elif found or fences:
         rows = [[r.ref, "ended" if r.ended else "left", r.why] for r in found]
+        rows += [[f.ref, f"fence {f.done}" if f.done != "ended" else f.done, f.why] for f in fences]
         emit_table(("JOB", "DONE", "WHY"), rows)
     else:
         click.echo("nothing to reap")

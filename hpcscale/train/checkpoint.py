@@ -9,6 +9,10 @@ the manifest's own hash and is written last. All of it is made under a temporary
 disk and renamed. ``latest`` is a small text file naming the newest one, replaced by rename; it is
 for people. Resuming never trusts names or ``latest``: it takes the newest directory that verifies.
 
+Inside a job, ``save`` first makes sure that the job's claim still counts: a start that Slurm has
+lost sight of and begun again elsewhere, or whose run has moved, commits nothing and ends with
+``SUPERSEDED`` as its exit code.
+
 Typical use, on every rank::
 
     store = CheckpointStore(os.environ["HPCSCALE_CHECKPOINT_DIR"])
@@ -32,6 +36,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +47,15 @@ MARKER = "COMPLETE"
 LATEST = "latest"
 _PREFIX = "step-"
 _TEMPORARY = ".saving-"
+SUPERSEDED = 96  # exit code of a start that another one has replaced
+
+
+class SupersededError(SystemExit):
+    """Another start of this job counts now; uncaught, the process ends with ``SUPERSEDED``."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(SUPERSEDED)
+        self.why = why
 
 
 @dataclass(frozen=True)
@@ -152,9 +166,13 @@ class CheckpointStore:
 
         Returns:
             The checkpoint's directory, complete and on disk.
+
+        Raises:
+            SupersededError: another start of this job counts now; nothing was committed.
         """
         import torch
 
+        _require_claim()
         final = self.root / f"{_PREFIX}{step:012d}"
         if verify(final) is not None:
             # a run that resumed and reached the same step again: the first copy is as good
@@ -176,6 +194,11 @@ class CheckpointStore:
         _write(work / MANIFEST, manifest)
         _write(work / MARKER, hashlib.sha256(manifest).hexdigest().encode())
         _flush(work)
+        try:
+            _require_claim()  # writing takes minutes, and then it may be too late
+        except SupersededError:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         if final.exists():
             shutil.rmtree(final)  # it did not verify
         work.rename(final)
@@ -207,6 +230,42 @@ class CheckpointStore:
         for path in self.root.glob(f"{_TEMPORARY}*"):
             if path != mine and path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def superseded() -> str:
+    """Why this start of the job counts no more; empty while it does, or when nobody can tell.
+
+    The job script names its entry in the log of claims in ``$HPCSCALE_CLAIM``. An entry behind it
+    means that the job was begun again, or was given to another attempt; ``<submission id>.revoked``
+    beside it that all its claims were taken back. Without the variable, or where that directory is
+    not to be seen, nobody asks.
+    """
+    claim = os.environ.get("HPCSCALE_CLAIM", "")
+    directory, name = os.path.split(claim)
+    log, _, number = name.rpartition(".")
+    if not (directory and log and number.isdecimal()):
+        return ""
+    try:
+        # a listing: asked for one name that was missing before, NFS answers from memory (nfs(5))
+        names = set(os.listdir(directory))  # noqa: PTH208 - names alone, at each save
+    except OSError:
+        return ""
+    if name not in names:
+        return ""
+    if f"{log}.{int(number) + 1}" in names:
+        return f"{log}.{int(number) + 1} has been claimed after {name}"
+    submission_id = os.environ.get("HPCSCALE_SUBMISSION_ID", "")
+    if f"{submission_id}.revoked" in names:
+        return f"the claims of {submission_id} were revoked"
+    return ""
+
+
+def _require_claim() -> None:
+    why = superseded()
+    if why:
+        sys.stderr.write(f"hpcscale: superseded, nothing is saved: {why}\n")
+        sys.stderr.flush()
+        raise SupersededError(why)
 
 
 def stop_requested() -> bool:

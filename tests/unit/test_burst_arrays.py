@@ -195,10 +195,13 @@ def waited_for(sites, dependency="afterok:{}(unfulfilled)"):
     return job, other
 
 
-@pytest.mark.parametrize("dependency", ["afterok:{}(unfulfilled)", "afterany:{}", "singleton"])
+@pytest.mark.parametrize(
+    "dependency", ["afterok:{}(unfulfilled)", "afterany:{}", "singleton(unfulfilled)"]
+)
 def test_a_job_that_others_wait_for_stands_in_for_its_cloud_attempt(sites, dependency):
-    job, _ = waited_for(sites, dependency)
-    sites.tick()
+    job, other = waited_for(sites, dependency)
+    plan = sites.tick().plan
+    assert f"{other} waits for it, so it stays in the queue" in plan.moves[0].reason
     sites.both(40)
     sites.report(sites.target(job).submission_id, "gated", time=100.0)
     begun(sites, job)

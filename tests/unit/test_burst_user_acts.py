@@ -228,3 +228,26 @@ def test_a_job_that_its_controller_forgot_with_its_submission_runs_in_the_cloud(
     sites.report(sites.target(job).submission_id)
     sites.tick()
     assert sites.move(job).step is Step.MOVED
+
+
+def test_a_start_that_found_the_claim_taken_is_no_end(sites, monkeypatch):
+    """A controller forgot the fence; the site forbids the requeue, so the job ended with 98."""
+    job = killed_before(sites, monkeypatch, "_cancelling")
+    fake = sites.onprem.jobs[job.ref.job_id.base]
+    fake.state, fake.status, fake.started, fake.ends = "FAILED", 98 << 8, 1, 2
+    sites.tick()
+    assert sites.move(job).step is Step.CANCELLING
+    sites.report(sites.target(job).submission_id)
+    sites.tick()
+    assert sites.move(job).step is Step.MOVED
+
+
+def test_a_state_that_nobody_knows_is_no_answer(sites, monkeypatch):
+    job = killed_before(sites, monkeypatch, "_claiming")
+    fake = sites.onprem.jobs[job.ref.job_id.base]
+    fake.state = "OF_THE_FUTURE"
+    assert sites.tick().problems
+    assert sites.move(job).step is Step.CLAIMING
+    fake.state = "PENDING"
+    sites.tick()
+    assert sites.move(job).step is Step.CANCELLING

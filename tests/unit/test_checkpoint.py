@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcscale.train.checkpoint import CheckpointStore, stop_requested, verify
+from hpcscale.train.checkpoint import (
+    SUPERSEDED,
+    CheckpointStore,
+    SupersededError,
+    stop_requested,
+    superseded,
+    verify,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -158,6 +165,55 @@ def test_stop_flag(tmp_path, monkeypatch):
     assert not stop_requested()
     (tmp_path / "stop").touch()
     assert stop_requested()
+
+
+@pytest.fixture
+def claim(tmp_path, monkeypatch):
+    """The log of claims as the job's script leaves it; entry 0 is ours."""
+    claims = tmp_path / "claims"
+    claims.mkdir()
+    (claims / "rabc.hs-1.task3.0").write_text("hs-1 0\n")
+    monkeypatch.setenv("HPCSCALE_CLAIM", str(claims / "rabc.hs-1.task3.0"))
+    monkeypatch.setenv("HPCSCALE_SUBMISSION_ID", "hs-1")
+    return claims
+
+
+@pytest.mark.parametrize("later", ["rabc.hs-1.task3.1", "hs-1.revoked"])
+def test_a_superseded_start_commits_nothing_and_ends(store, claim, later, capsys):
+    save(store, 1)
+    (claim / "rabc.hs-1.task33.1").write_text("of another element")
+    save(store, 2)
+    (claim / later).write_text("hs-2 -\n")
+    with pytest.raises(SupersededError) as caught:
+        save(store, 3)
+    assert caught.value.code == SUPERSEDED
+    assert "superseded, nothing is saved" in capsys.readouterr().err
+    assert store.newest().step == 2
+    assert (store.root / "latest").read_text() == "step-000000000002\n"
+    assert sorted(p.name for p in store.root.iterdir()) == [
+        "latest", "step-000000000001", "step-000000000002",
+    ]  # fmt: skip
+
+
+def test_superseded_while_it_writes(store, claim, monkeypatch):
+    save(store, 1)
+    original = torch.save
+
+    def slow(value, file):
+        original(value, file)
+        (claim / "rabc.hs-1.task3.1").write_text("hs-1 1\n")
+
+    monkeypatch.setattr(torch, "save", slow)
+    with pytest.raises(SupersededError):
+        save(store, 2)
+    assert [p.name for p in store.root.glob("*step*")] == ["step-000000000001"]
+
+
+@pytest.mark.parametrize("value", ["", "nonsense", "/nowhere/r.hs-1.0", "/proc/self/r.hs-1.0"])
+def test_where_no_claim_is_seen_nobody_asks(store, monkeypatch, value):
+    monkeypatch.setenv("HPCSCALE_CLAIM", value)
+    save(store, 1)
+    assert superseded() == ""
 
 
 def test_a_saver_killed_at_any_moment_leaves_its_last_word(tmp_path):

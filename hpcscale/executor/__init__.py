@@ -23,6 +23,7 @@ from hpcscale.executor.known import site_file, there_of
 from hpcscale.executor.params import (
     ParameterError,
     check,
+    may_burst,
     num_tasks,
     time_limit_min,
     to_spec,
@@ -298,11 +299,18 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
 
     def _tell_what_stays(self, submissions: list[utils.DelayedSubmission]) -> None:
         """A function of a module that is installed nowhere is not found on another machine."""
-        if self.connection.transport.is_local or self.parameters.get("code"):
+        burst = may_burst(self.parameters)
+        if burst and not self.parameters.get("software"):
+            logger.get_logger().warning(
+                "hpcscale_burst: it can move only where its Python has a name: "
+                "hpcscale_software=NAME of a [software.NAME] at both sites"
+            )
+        if (self.connection.transport.is_local and not burst) or self.parameters.get("code"):
             return
+        there = "another site" if self.connection.transport.is_local else self.site
         if names := outside_modules(submissions):
             logger.get_logger().warning(
-                f"{', '.join(names)}: installed nowhere, so {self.site} may not have it; "
+                f"{', '.join(names)}: installed nowhere, so {there} may not have it; "
                 "hpcscale_code=DIRECTORY makes it go along"
             )
 

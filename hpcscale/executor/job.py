@@ -19,7 +19,7 @@ from hpcscale.executor.known import (
     there_of,
 )
 from hpcscale.executor.watch import HpcscaleInfoWatcher, own_ledger, watcher_of
-from hpcscale.ledger import Attempt
+from hpcscale.ledger import Attempt, Ledger
 from hpcscale.reports import read_reports
 from hpcscale.slurm.types import JobState
 from hpcscale.units import JobId, JobRef
@@ -29,6 +29,8 @@ R_co = tp.TypeVar("R_co", covariant=True)
 
 RESEND_S = 10.0  # between two attempts of this process to send what a limit kept back
 _LAST_SENT: dict[str, float] = {}
+RECENT_S = 0.5  # thousands of waiting tasks ask one after the other
+_READ: dict[tuple[str, int], tuple[float, batches.Batch]] = {}
 
 
 class HpcscaleJob(slurm.SlurmJob[R_co]):
@@ -152,6 +154,7 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
         """
         if self.batch is not None and not self._sent():
             batches.skip(own_ledger(), *self.batch)
+            _READ.clear()
             if not self._sent():
                 return
         self._follow()
@@ -382,11 +385,12 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
             return True
         run_id, task = self.batch
         ledger = own_ledger()
-        batch = batches.read(ledger, run_id)
+        batch = _recent(ledger, run_id)
         if batch.part(task) is None and send:
             now = time.monotonic()
             if now - _LAST_SENT.get(run_id, -RESEND_S) >= RESEND_S:
                 _LAST_SENT[run_id] = now
+                _READ.clear()
                 try:
                     batch = batches.send(ledger, self.watcher.connection, run_id)
                 except UnreachableError as exc:
@@ -419,7 +423,7 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
         if self.batch is None:
             return None
         run_id, task = self.batch
-        batch = batches.read(own_ledger(), run_id)
+        batch = _recent(own_ledger(), run_id)
         if task in batch.skip:
             return "it was cancelled"
         if batch.dropped and batch.part(task) is None:
@@ -432,3 +436,13 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
     def __setstate__(self, state: dict[str, tp.Any]) -> None:
         self.watcher = watcher_of(state["site"])
         super().__setstate__(state)
+
+
+def _recent(ledger: Ledger, run_id: str) -> batches.Batch:
+    """A batch as the ledger has it, or had it a moment ago."""
+    key, now = (run_id, id(ledger)), time.monotonic()
+    at, batch = _READ.get(key, (0.0, None))
+    if batch is None or now - at > RECENT_S:
+        batch = batches.read(ledger, run_id)
+        _READ[key] = now, batch
+    return batch

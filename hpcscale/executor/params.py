@@ -51,6 +51,11 @@ def time_limit_min(asked: tp.Mapping[str, tp.Any]) -> int:
     return max(1, math.ceil(float(value)))
 
 
+def may_burst(asked: tp.Mapping[str, tp.Any]) -> bool:
+    """Whether the job may go to another site."""
+    return BurstMode(asked.get("burst") or "never") is not BurstMode.NEVER
+
+
 def num_tasks(asked: tp.Mapping[str, tp.Any]) -> int:
     """Tasks of one job."""
     if asked.get("use_srun") is False:
@@ -79,7 +84,8 @@ def to_spec(
     cost = asked.get("max_cost_usd")
     exclusive = asked.get("exclusive")
     env = {str(k): str(v) for k, v in dict(asked.get("env") or {}).items()}
-    if here := _import_path(site):
+    # what may go to another site brings its modules along (code), and finds no path of this machine
+    if not may_burst(asked) and (here := _import_path(site)):
         env.setdefault("PYTHONPATH", os.pathsep.join(here))
     return JobSpec(
         name=asked.get("job_name", "submitit"),

@@ -45,7 +45,7 @@ class HpcscaleLauncherConf:
         additional_parameters: other sbatch options.
     """
 
-    _target_: str = "hydra_plugins.hpcscale_launcher.HpcscaleLauncher"
+    _target_: str = "hpcscale.hydra.HpcscaleLauncher"
     submitit_folder: str = "${hydra.sweep.dir}/.submitit"
     site: str | None = None
     software: str | None = None

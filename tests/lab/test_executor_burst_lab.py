@@ -22,6 +22,11 @@ POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",), max_wait_s=60)
 class Moving(World):
     """What a submitted function's job is asked."""
 
+    def step(self, submission):
+        """Where its move stands; None before there is one."""
+        moves = self.moves.of_run(submission.run_id)
+        return moves[-1].step if moves else None
+
     def of(self, job):
         """Its run, as ``World`` wants it."""
         return self.ledger.attempt(job.submission_id)
@@ -43,7 +48,7 @@ def world(lab_env, tmp_path, monkeypatch):
 
 def executor(folder, **parameters):
     made = submitit.AutoExecutor(
-        folder, cluster="hpcscale", hpcscale_site="lab-onprem", hpcscale_python=sys.executable,
+        folder, cluster="hpcscale", hpcscale_site="lab-onprem", hpcscale_software="lab-python",
         hpcscale_burst="auto",
     )  # fmt: skip
     made.update_parameters(timeout_min=10, gpus_per_node=1, **parameters)
@@ -88,7 +93,9 @@ def test_a_failure_there_is_the_jobs_failure(world, tmp_path):
     world.fill()
     job = executor(tmp_path / "jobs").submit(work, 0, fails=True)
     origin = world.of(job)
-    world.ticks_until(lambda: world.step(origin).settled, 90, "it moves and ends", POLICY)
+    world.ticks_until(
+        lambda: (step := world.step(origin)) and step.settled, 90, "it moves and ends", POLICY
+    )
     with pytest.raises(utils.FailedJobError, match="no luck there"):
         job.result()
     assert job.site == "lab-cloud"

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import sys
 
 import msgspec
 import pytest
@@ -12,12 +13,14 @@ from hpcscale.connect import Connection
 from hpcscale.errors import NotFoundError, NotThisJobError, UnreachableError, UsageError
 from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, HpcscaleJobEnvironment, watch
 from hpcscale.ledger import Ledger, Role
-from hpcscale.render import render
+from hpcscale.render import burst_blockers, render
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
 from hpcscale.spec import JobSpec, Resources
 from hpcscale.submit import submit
 from hpcscale.testing import FakeSlurm
+
+SOFTWARE = f'software.lab-python.venv="{sys.prefix}"'
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,8 @@ def slurm():
 def executor(tmp_path, slurm):
     connection = Connection(
         site=load_site(
-            "lab-onprem", [f"state_dir={tmp_path / 'site'}", f'shared_dirs=["{tmp_path}/jobs"]']
+            "lab-onprem",
+            [f"state_dir={tmp_path / 'site'}", f'shared_dirs=["{tmp_path}/jobs"]', SOFTWARE],
         ).site,
         transport=slurm,
         client=CliClient(slurm),
@@ -362,3 +366,22 @@ def test_what_may_not_move_asks_nothing(executor, monkeypatch):
     monkeypatch.setattr(Ledger, "attempts", lambda *_: pytest.fail("asked"))
     job.done(force_check=True)
     assert job.state in {"PENDING", "RUNNING", "COMPLETED"}
+
+
+def test_a_function_that_may_burst_names_nothing_of_this_machine(executor, monkeypatch):
+    """Else the handover refuses it: an absolute path that is not declared."""
+    monkeypatch.setattr("hpcscale.executor.require_same_python", lambda *_: None)
+    executor.update_parameters(software="lab-python", gpus_per_node=1)
+    staying, _ = spec_of(executor)
+    assert "PYTHONPATH" in staying.env
+    moving, _ = spec_of(executor, burst="auto")
+    assert "PYTHONPATH" not in moving.env
+    cloud = load_site("lab-cloud", [SOFTWARE]).site
+    assert burst_blockers(moving, cloud) == []
+
+
+def test_a_function_that_cannot_move_for_its_python_says_so(executor, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("submitit"), "propagate", True)
+    executor.update_parameters(burst="auto")
+    executor.submit(len, "abc")
+    assert "hpcscale_software=NAME" in caplog.text

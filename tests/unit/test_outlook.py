@@ -227,3 +227,13 @@ def test_a_row_that_slurmdbd_completes_later_takes_the_place_of_the_first(monkey
         assert notes == ()
         (known,) = past.workload.limit_s.tolist()
         assert math.isnan(known) if limit is None else known == limit
+
+
+@pytest.mark.parametrize(("text", "step"), [("", 60), ("bf_resolution=600,bf_window=9", 600)])
+def test_a_plan_goes_in_the_schedulers_own_steps(text, step):
+    from msgspec.structs import replace
+
+    seen = snapshot(running(1, "gpu[1-4]", since=7, num_nodes=4, cpus=32), pending(2))
+    seen = replace(seen, facts=replace(seen.facts, config={"SchedulerParameters": text}))
+    assert model(seen).times().limits_s["2"] == HOUR
+    assert (HOUR % step, (HOUR - 7) % step) == (0, step - 7)

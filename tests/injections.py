@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from hpcscale import judge
 from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.policy import load_policy
 from hpcscale.burst.reap import burst_sites, reap
@@ -58,7 +59,9 @@ FAULTS = (
     "user cancels in the cloud",
 )
 PHASES = ("submitted", "gated", "opened")
-SETTLE_S = 90.0
+SETTLE_S = 200.0  # Slurm itself delays what it requeues by 121 s
+# a client that was killed is certainly dead here: no need to wait until its credential expires
+NEVER_REACHED_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,11 @@ class Outcome:
     note: str = ""
 
     @property
+    def clean(self):
+        """Nothing of what must not happen."""
+        return not (self.double or self.lost or self.orphans or self.unsettled)
+
+    @property
     def double(self):
         """Begun in two attempts, or twice at one restart count: a requeue by Slurm is neither."""
         who = [(submission, restart) for _, _, submission, restart in self.starts]
@@ -131,6 +139,7 @@ class Site:
         self.folder = Path(folder)
         self.policy = self.folder / "P.toml"
         self.policy.write_text(POLICY)
+        judge.NEVER_REACHED_S = NEVER_REACHED_S  # and of the children, which are forked
         self.filler = None
         self.count = 0
         self.children = []
@@ -448,6 +457,7 @@ class Site:
         out.lost = not out.starts and not out.cancelled
         self._measure(out, job)
         self.onprem("scancel", "--name=injected")
+        self.cloud("scancel", "--user", self.lab.state.user)  # the next one begins on free nodes
 
     def _measure(self, out, job):
         """From the gang at its gate to user code, both by the node's clock."""

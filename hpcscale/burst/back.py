@@ -1,6 +1,6 @@
 """The handover backwards: a move that is taken back, by its user or because it cannot be."""
 
-from hpcscale.burst.acts import Acts
+from hpcscale.burst.acts import Acts, lists
 from hpcscale.burst.claims import revoke
 from hpcscale.burst.fence import stands
 from hpcscale.burst.moves import Move, Step, target_attempt
@@ -65,7 +65,11 @@ class Back(Acts):
             self._lift(move, seen, connection, origin)
             seen = look(connection, origin, self.ledger)
             if seen.pending and not self._lifted(move, seen):
-                self._say(f"{move.run_id}: {move.from_site} has not lifted the fence; tried again")
+                self._say(
+                    f"{move.run_id}: {move.from_site} has not lifted the fence; tried again; an "
+                    f"operator there may: scontrol update JobId={origin.job_id} "
+                    f"ExcNodeList={lists(move).user}"
+                )
                 return move
         return self._fail(move, move.message)
 

@@ -14,7 +14,7 @@ from hpcscale.burst.claims import put_outcome
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.results import bring_home
 from hpcscale.burst.sight import end, look, words
-from hpcscale.errors import HpcscaleError, UnreachableError
+from hpcscale.errors import HpcscaleError, StateError, UnreachableError
 from hpcscale.ledger import utc_now
 from hpcscale.slurm.types import JobState
 
@@ -44,8 +44,8 @@ class Follow(Back):
         message = move.message
         try:
             message = bring_home(self.ledger, target, connection) or message
-        except UnreachableError:
-            raise
+        except (UnreachableError, StateError):
+            raise  # it is tried again, or its cost would never be noted
         except HpcscaleError as exc:
             message = f"results could not be fetched: {words(exc)}"
         return self._done(move, message)

@@ -258,7 +258,10 @@ class Handover(Follow):
         if seen.status is None or stands(seen.status, move.fence or ""):
             return self.moves.save(move, step=after, fenced=True)
         return self._end(
-            move, f"{move.from_site} did not take the fence (ExcNodeList), so nothing was moved"
+            move,
+            f"{move.from_site} did not take the fence, so nothing was moved; owners of waiting "
+            "jobs must be allowed to change ExcNodeList (its job_submit plugin?): scontrol update "
+            f"JobId={origin.job_id} ExcNodeList={move.fence}",
         )
 
     def _claiming(self, move: Move) -> Move | None:

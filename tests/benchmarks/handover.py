@@ -95,21 +95,29 @@ def facts():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=len(injections.pairs()))
-    parser.add_argument("--skip", type=int, default=0, help="of the shuffled list")
     parser.add_argument("--undisturbed", type=int, default=5, help="handovers without any fault")
-    parser.add_argument("--more", action="store_true", help="add to the result file")
+    parser.add_argument(
+        "--more",
+        action="store_true",
+        help="add to the result file, and repeat what was not clean; both are told",
+    )
     parser.add_argument("--labs", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=70)
     today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
     parser.add_argument("--out", type=Path, default=RESULTS / f"handover-{today}.json")
     args = parser.parse_args()
-    chosen = [Injection()] * args.undisturbed
-    chosen += injections.pairs()[args.skip : args.skip + args.count]
-    begin = time.monotonic()
-    earlier, before_s = [], 0
+    earlier, repeated, before_s = [], [], 0
     if args.more and args.out.exists():
         known = json.loads(args.out.read_text())
-        earlier, before_s = [Outcome.of(each) for each in known["each"]], known["seconds"]
+        every = [Outcome.of(each) for each in known["each"]]
+        earlier, repeated = [o for o in every if o.clean], [o for o in every if not o.clean]
+        repeated = [Outcome.of(each) for each in known.get("repeated", [])] + repeated
+        before_s = known["seconds"]
+    have = {out.injection for out in earlier}
+    again = [out.injection for out in repeated if out.injection not in have]
+    chosen = [Injection()] * (0 if earlier else args.undisturbed) + again
+    chosen += [i for i in injections.pairs() if i not in have and i not in again][: args.count]
+    begin = time.monotonic()
 
     def keep(new, broken):
         outcomes = earlier + new
@@ -121,6 +129,7 @@ def main():
             "seconds": before_s + round(time.monotonic() - begin),
             **injections.summary(outcomes),
             "not_carried_out": [{"injection": str(i), "why": why} for i, why in broken],
+            "repeated": [out.data() for out in repeated],
             "each": [out.data() for out in outcomes],
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)

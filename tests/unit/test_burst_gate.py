@@ -15,6 +15,7 @@ from hpcscale.burst.run import tick
 from hpcscale.errors import UnreachableError
 from hpcscale.ledger import Ledger
 from hpcscale.render import render
+from hpcscale.slurm.cli import CliClient
 from hpcscale.slurm.types import JobState
 from hpcscale.submit import submit
 
@@ -355,3 +356,29 @@ def test_a_refused_submission_of_another_ledger_leaves_the_run_its_decision(site
         sites.cloud.resume()
         assert origin.number == 1
     assert decision(sites.cloud, target) is Word.OPENED
+
+
+def test_where_owners_may_not_fence_the_message_holds_the_operators_line(sites, monkeypatch):
+    job = at_the_gate(sites)
+    update = CliClient.update
+    monkeypatch.setattr(
+        CliClient, "update", lambda s, j, f: "ExcNodeList" not in f and update(s, j, f)
+    )
+    sites.tick()
+    move = sites.move(job)
+    assert move.step is Step.FAILED
+    assert f"scontrol update JobId={job.ref.job_id} ExcNodeList={NODES}" in move.message
+    assert starts_on_prem(sites, job)
+    assert sites.ledger.attempt(sites.target(job).submission_id).state is JobState.CANCELLED
+
+
+def test_where_owners_may_not_lift_it_either(sites, monkeypatch):
+    job = at_the_gate(sites)
+    sites.tick()
+    assert sites.excluded(job) == NODES
+    said = []
+    handover = Handover(sites.ledger, sites, sites.ledger.path.parent, said.append)
+    monkeypatch.setattr(CliClient, "update", lambda *_: False)
+    handover.undo(sites.move(job))
+    assert any(f"scontrol update JobId={job.ref.job_id} ExcNodeList=" in text for text in said)
+    assert sites.move(job).step is Step.UNFENCING

@@ -11,8 +11,9 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import (
     JobReturn,
@@ -177,7 +178,11 @@ class HpcscaleLauncher(Launcher):
             plain = OmegaConf.to_container(config.hydra.launcher, resolve=False)
             config.hydra.launcher = OmegaConf.create(plain)
         resolvers = dict(BaseContainer._resolvers)  # noqa: SLF001 # there is no public list
-        return self.hydra_context, self.task_function, config, resolvers, home
+        # its loader keeps every configuration that it has read, of our own types too
+        context = HydraContext(
+            config_loader=cast(ConfigLoader, None), callbacks=self.hydra_context.callbacks
+        )
+        return context, self.task_function, config, resolvers, home
 
 
 def _unpack(packed: bytes, directory: Path) -> None:

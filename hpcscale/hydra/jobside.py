@@ -24,7 +24,7 @@ def run_one(
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import run_job, setup_globals
-    from omegaconf import open_dict
+    from omegaconf import open_dict, read_write
     from omegaconf.basecontainer import BaseContainer
 
     setup_globals()
@@ -33,7 +33,7 @@ def run_one(
     if not GlobalHydra.instance().is_initialized():
         HydraConfig.instance().set_config(config)
     with tempfile.TemporaryDirectory(prefix="hydra-") as away:
-        with open_dict(config):
+        with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.job.id = submitit.JobEnvironment().job_id
             if not home:
                 config.hydra.sweep.dir = away

@@ -410,13 +410,14 @@ READERS = {
     "fetch": [["fetch", "RUN"], ["fetch", "RUN", "--to", "elsewhere"]],
     "tend": [["tend"]],
     "burst": [["burst", "plan"], ["burst", "run"], ["burst", "status", "--all"], ["burst", "reap"]],
+    "forecast": [["forecast", "RUN"]],
     "cancel": [["cancel", "RUN"]],
 }
-NO_RUNS = {"lab", "lint", "render", "site", "submit"}
+NO_RUNS = {"catalog", "lab", "lint", "render", "site", "submit"}
 
 
 def test_every_verb_is_a_reader_or_reads_no_runs():
-    assert READERS.keys() | NO_RUNS >= COMMANDS.keys()
+    assert COMMANDS.keys() <= READERS.keys() | NO_RUNS
 
 
 @pytest.mark.slow

@@ -1,18 +1,25 @@
 """The Hydra launcher as Hydra sees it."""
 
 import io
+import subprocess
+import sys
 import tarfile
 from dataclasses import fields
 
+import cloudpickle
 import pytest
+from hydra import compose, initialize
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
 
 import hpcscale.hydra
 from hpcscale.errors import HpcscaleError
 from hpcscale.executor.params import valid_parameters
-from hpcscale.hydra import HpcscaleLauncher, HpcscaleLauncherConf
+from hpcscale.hydra import HpcscaleLauncher, HpcscaleLauncherConf, jobside
 
 
 def test_hydra_finds_the_launcher_and_its_configuration():
@@ -57,3 +64,39 @@ def test_what_a_job_sends_back_is_files_below_the_sweeps_directory(tmp_path, nam
     assert not (tmp_path / "sweep").exists()
     hpcscale.hydra._unpack(sent("0/result.txt"), tmp_path / "sweep")
     assert (tmp_path / "sweep" / "0" / "result.txt").is_file()
+
+
+WITHOUT_HPCSCALE = """
+import pickle, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"hpcscale", "hydra_plugins"}:
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refuse())
+function, arguments = pickle.load(sys.stdin.buffer)
+print(function.__name__, arguments[2].x)
+"""
+
+
+def test_what_a_job_gets_is_read_where_hpcscale_is_not(tmp_path):
+    with initialize(version_base=None, config_path=None):
+        config = compose(overrides=["hydra/launcher=hpcscale", "+x=1"], return_hydra_config=True)
+        loader = GlobalHydra.instance().config_loader()
+        launcher = HpcscaleLauncher(str(tmp_path))
+        launcher.setup(
+            hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+            task_function=len, config=config,
+        )  # fmt: skip
+        call = launcher._call(["+x=7"], 0, tmp_path, "lab-cloud", home=False)
+    cloudpickle.register_pickle_by_value(jobside)
+    try:
+        sent = cloudpickle.dumps((jobside.run_one, call))
+    finally:
+        cloudpickle.unregister_pickle_by_value(jobside)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_HPCSCALE], input=sent, capture_output=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout == b"run_one 7\n", done.stderr.decode()

@@ -1,7 +1,8 @@
 """Pytest fixtures on real Slurm. Load with ``pytest_plugins = ["hpcscale.lab.pytest_plugin"]``.
 
-- ``session_lab``: one plain lab for the whole session (of each xdist worker).
-- ``lab``: the same lab, left without jobs and faults after each test.
+- ``session_labs``: keeps one plain lab for the session (of each xdist worker).
+- ``lab``: that lab, left without jobs and faults after each test, and made anew when a test ended a
+  controller: Slurm 22.05 may take nodes for used by a job that was completing at its restart.
   Cloud nodes that it booted may still be up: what needs them cold wants a lab of its own.
 - ``lab_env``: ``lab``, with the environment of one of its users and an empty ledger.
 - ``lab_factory``: ``lab_factory(nodes=2, fast=10)`` builds a lab for this test alone (0.5 s);
@@ -27,7 +28,7 @@ from hpcscale.lab.lab import Lab
 from hpcscale.lab.model import LabOptions
 from hpcscale.lab.process import tail, wait_until
 
-LAB_FIXTURES = frozenset({"session_lab", "lab", "lab_env", "lab_factory"})
+LAB_FIXTURES = frozenset({"session_labs", "lab", "lab_env", "lab_factory"})
 IDLE_TIMEOUT_S = 30
 MAY_SKIP = pytest.StashKey[bool]()
 LABS = pytest.StashKey[list[Lab]]()
@@ -99,21 +100,56 @@ def _remember(item: pytest.Item, lab: Lab) -> None:
     item.stash.setdefault(LABS, []).append(lab)
 
 
+class SessionLabs:
+    """One lab after the other, for the tests of a session."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._lab: Lab | None = None
+        self._controllers: list[int | None] = []
+
+    def get(self) -> Lab:
+        """The lab; it is started when there is none."""
+        if self._lab is None:
+            self._lab = start(self._config, LabOptions())
+            self._controllers = _controllers(self._lab)
+        return self._lab
+
+    def clean(self) -> None:
+        """Leave it as a new one is, or have a new one next time."""
+        lab = self.get()
+        faults.clear(lab)
+        if _controllers(lab) == self._controllers:
+            cancel_all(lab)
+        else:
+            self.down()
+
+    def down(self) -> None:
+        """Take it down, if there is one."""
+        lab, self._lab = self._lab, None
+        if lab is not None:
+            lab.down()
+
+
+def _controllers(lab: Lab) -> list[int | None]:
+    return [site.pid_of("slurmctld") for site in lab.sites.values()]
+
+
 @pytest.fixture(scope="session")
-def session_lab(pytestconfig: pytest.Config) -> Iterator[Lab]:
-    """One plain lab for the session."""
-    lab = start(pytestconfig, LabOptions())
-    yield lab
-    lab.down()
+def session_labs(pytestconfig: pytest.Config) -> Iterator[SessionLabs]:
+    """The session's plain lab, and its successors."""
+    labs = SessionLabs(pytestconfig)
+    yield labs
+    labs.down()
 
 
 @pytest.fixture
-def lab(session_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+def lab(session_labs: SessionLabs, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The session's lab; jobs and faults of a test end with it."""
-    _remember(request.node, session_lab)
-    yield session_lab
-    faults.clear(session_lab)
-    cancel_all(session_lab)
+    current = session_labs.get()
+    _remember(request.node, current)
+    yield current
+    session_labs.clean()
 
 
 @pytest.fixture

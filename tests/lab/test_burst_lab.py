@@ -258,8 +258,10 @@ def test_the_users_own_excluded_nodes_come_back_exactly(world):
     onprem.exec(
         ["scontrol", "update", f"JobId={job.ref.job_id}", "ExcNodeList=onprem3"], check=True
     )
-    world.tick(FENCE_FIRST)
-    assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem[1-4]"
+    world.ticks_until(
+        lambda: world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem[1-4]",
+        30, "the fence stands again", FENCE_FIRST,
+    )  # fmt: skip
     done = hpcscale("burst", "undo", job.run_id)
     assert done.returncode == 0, done.stderr
     assert world.step(job) is Step.FAILED

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_large_input_goes_on_where_it_was_cut(lab_env, tmp_path):
         f"start('lab-cloud', {work!r}, inputs={{'d': {str(source)!r}}}, name='sent')"
     )
     child = subprocess.Popen(
-        ["python", "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     part = until(
         lambda: site.exec(["find", str(store), "-name", ".data.*.part", "-size", "+15M"]).stdout,

@@ -251,7 +251,7 @@ def test_a_controller_killed_right_after_the_fence(world):
 
 
 KILL_AFTER_FENCE = """
-import os, signal
+import os, signal, time
 from hpcscale.burst.policy import Policy
 from hpcscale.burst.run import Connections, tick
 from hpcscale.ledger import Ledger
@@ -261,7 +261,9 @@ def fenced(self, job, fields):
     update(self, job, fields)
     os.kill(os.getpid(), signal.SIGKILL)
 CliClient.update = fenced
-tick(Ledger.open(), Policy(from_site="lab-onprem", to=("lab-cloud",)), Connections())
+while True:  # the fence comes once the gang is at its gate
+    tick(Ledger.open(), Policy(from_site="lab-onprem", to=("lab-cloud",)), Connections())
+    time.sleep(0.2)
 """
 
 

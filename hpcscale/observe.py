@@ -19,7 +19,6 @@ from hpcscale.ledger import Attempt, Ledger, SiteAnswer, utc_now
 from hpcscale.ledger_rows import money_text, read_time
 from hpcscale.reports import Report, read_reports
 from hpcscale.slurm.types import JobStatus
-from hpcscale.staging import remove_secrets
 from hpcscale.units import parse_array
 from hpcscale.verify import submission_of
 
@@ -189,6 +188,10 @@ def _all_there(attempt: Attempt, current: Sequence[JobStatus]) -> bool:
 def _forget_secrets(ledger: Ledger, connections: Connections, ended: Sequence[Attempt]) -> None:
     """Remove secrets of jobs that are over: one that never started could not do it itself."""
     with_secrets = {r.run_id for r in ledger.runs({a.run_id for a in ended}) if r.spec.secrets}
+    if not with_secrets:
+        return
+    from hpcscale.staging import remove_secrets  # heavy, and seldom needed
+
     for attempt in ended:
         if attempt.run_id in with_secrets:
             with contextlib.suppress(HpcscaleError):

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcscale.slurm.transport import Transport
-from hpcscale.staging import read_text_files
 
 _NAME = re.compile(r"(hs-[0-9a-f]{16})(?:\.task(\d+))?\.(\d+)\.(gated|started|ended)")
 
@@ -93,6 +92,8 @@ def read_reports(transport: Transport, run_dirs: Iterable[str]) -> dict[str, lis
     directories = sorted({f"{run_dir}/events" for run_dir in run_dirs})
     if not directories:
         return found
+    from hpcscale.staging import read_text_files  # heavy, and `status` asks for no reports
+
     for path, text in read_text_files(transport, directories, "hs-*ed").items():
         report = parse_report(path.rpartition("/")[2], text)
         if report is not None:

@@ -45,7 +45,7 @@ def log(run):
 
 
 def saving(run):
-    until(lambda: "checkpoint saved" in log(run), 90, "it saves")
+    until(lambda: "checkpoint saved" in log(run), 240, "it saves")
 
 
 def goes_on_to_the_end(run, restarts=1):

@@ -94,6 +94,7 @@ def candidates(
     targets: Mapping[str, Site],
     moves: Mapping[str, list[Move]],
     origin: Site,
+    others: Answer | None = None,
 ) -> list[Candidate]:
     """What ``decide`` reads of each waiting run.
 
@@ -104,9 +105,18 @@ def candidates(
         targets: the policy's target sites by name.
         moves: run id -> its moves so far.
         origin: the site that the jobs wait at.
+        others: all users' waiting jobs there, which may wait for these; None: not asked for.
     """
     return [
-        _candidate(w, answer=answer, policy=policy, targets=targets, moves=moves, origin=origin)
+        _candidate(
+            w,
+            answer=answer,
+            others=answer if others is None else others,
+            policy=policy,
+            targets=targets,
+            moves=moves,
+            origin=origin,
+        )
         for w in waiting
     ]
 
@@ -115,6 +125,7 @@ def _candidate(
     waiting: Waiting,
     *,
     answer: Answer,
+    others: Answer,
     policy: Policy,
     targets: Mapping[str, Site],
     moves: Mapping[str, list[Move]],
@@ -122,6 +133,7 @@ def _candidate(
 ) -> Candidate:
     run, attempt = waiting.run, waiting.attempt
     status = _status(attempt, answer)
+    waits = dependents(others, status) if status else []
     mine = moves.get(run.run_id, [])
     last = mine[-1] if mine else None
     limit_s = status.time_limit_s if status else attempt.time_limit_s
@@ -143,11 +155,14 @@ def _candidate(
             _option(run.spec, limit_s, targets[name], policy, policy.target.get(name))
             for name in policy.to
         ),
-        blockers=tuple(_stuck(waiting, status, answer, origin, policy)),
+        blockers=(
+            *_stuck(waiting, status, answer, origin),
+            *_behind(waiting, waits, origin, policy),
+        ),
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
-        notes=_notes(waiting, answer),
+        notes=_notes(waits),
         user=run.user,
         account=run.spec.account or "",
     )
@@ -199,9 +214,7 @@ def _requeues(spec: JobSpec) -> int:
     return spec.checkpoint.max_restarts if spec.checkpoint else 0
 
 
-def _stuck(
-    waiting: Waiting, status: JobStatus | None, answer: Answer, origin: Site, policy: Policy
-) -> list[str]:
+def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: Site) -> list[str]:
     """Why the job cannot leave its site, whatever the target."""
     spec, attempt = waiting.run.spec, waiting.attempt
     found: list[str] = []
@@ -230,30 +243,33 @@ def _stuck(
         found.append(f"it has run here before, and what it left stays on {origin.name}")
     if status.dependency not in {"", "(null)"}:
         found.append(f"it waits for other jobs ({status.dependency}), which are known here alone")
-    waits = dependents(answer, attempt.job_id.base, spec.name)
-    if waits and (policy.dependents is Dependents.REFUSE or STANDS_IN not in attempt.script):
-        found.append(
-            f"{_list(waits)} on {origin.name} depends on it, and cancelling it here would "
-            "start or strand that"
-        )
     return found
 
 
-def _notes(waiting: Waiting, answer: Answer) -> tuple[str, ...]:
-    if waiting.attempt.job_id is None:
-        return ()
-    waits = dependents(answer, waiting.attempt.job_id.base, waiting.run.name)
+def _behind(waiting: Waiting, waits: list[str], origin: Site, policy: Policy) -> list[str]:
+    """Why a job that others wait for cannot leave."""
+    if not waits or (
+        policy.dependents is not Dependents.REFUSE and STANDS_IN in waiting.attempt.script
+    ):
+        return []
+    text = f"{_list(waits)} on {origin.name} depends on it"
+    return [f"{text}, and cancelling it here would start or strand that"]
+
+
+def _notes(waits: list[str]) -> tuple[str, ...]:
     if not waits:
         return ()
     return (f"{_list(waits)} waits for it, so it stays in the queue until its cloud job has ended",)
 
 
-def dependents(answer: Answer, job: int, name: str) -> list[str]:
-    """Ids of this user's jobs that wait for a job, by its id or as its singletons."""
+def dependents(answer: Answer, job: JobStatus) -> list[str]:
+    """Ids of the jobs that wait for a job: anybody's by its id, its user's own as singletons."""
     return [
         str(other.job_id)
         for other in answer.jobs.values()
-        if other.job_id.base != job and not other.state.terminal and _depends(other, job, name)
+        if other.job_id.base != job.job_id.base
+        and not other.state.terminal
+        and _depends(other, job)
     ]
 
 
@@ -265,14 +281,15 @@ def _local_checkpoint(spec: JobSpec, origin: Site) -> bool:
     return any(path.startswith(root.rstrip("/") + "/") for root in origin.shared_dirs)
 
 
-def _depends(other: JobStatus, job: int, name: str) -> bool:
+def _depends(other: JobStatus, job: JobStatus) -> bool:
     for term in other.dependency.replace("?", ",").split(","):
         kind, _, ids = term.partition(":")
-        if kind.partition("(")[0] == "singleton" and other.name == name:
+        same = (other.name, other.user) == (job.name, job.user)
+        if kind.partition("(")[0] == "singleton" and same:
             return True
         numbers = [part.partition("(")[0].partition("+")[0].partition("_")[0]
                    for part in ids.split(":")]  # fmt: skip
-        if str(job) in numbers:
+        if str(job.job_id.base) in numbers:
             return True
     return False
 

@@ -17,7 +17,7 @@ from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, waiting_runs
 from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action, BurstPlan, Decision
-from hpcscale.burst.policy import Order, Policy
+from hpcscale.burst.policy import Dependents, Order, Policy
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Ledger
@@ -86,6 +86,7 @@ def make_plan(ledger: Ledger, policy: Policy, connections: Connections) -> Burst
         NotFoundError: the policy names an unknown site.
         UnreachableError: the origin gave no answer.
     """
+    everyone = policy.dependents is Dependents.REFUSE  # anybody's job may keep one here then
     targets = {name: connections.site(name) for name in policy.to}
     origin = connections(policy.from_site)
     waiting = waiting_runs(ledger, policy.from_site)
@@ -99,6 +100,7 @@ def make_plan(ledger: Ledger, policy: Policy, connections: Connections) -> Burst
         targets=targets,
         moves=Moves(ledger).latest(),
         origin=origin.site,
+        others=origin.client.jobs(everyone=True) if everyone else None,
     )
     return decide(found, policy, now, charges(ledger) if policy.budgets else ())
 

@@ -110,7 +110,7 @@ class LedgerReads(LedgerFile):
         return counts
 
     def any_moving(self) -> bool:
-        """Is a run on its way to another site? (`burst.moves` reads which.)"""
+        """Say whether a run is on its way to another site; `burst.moves` reads which."""
         return bool(self._all("SELECT 1 FROM moves WHERE settled = 0 LIMIT 1"))
 
     def site_answers(self) -> dict[str, SiteAnswer]:

@@ -13,9 +13,11 @@ from hpcscale.burst.back import Back
 from hpcscale.burst.claims import put_outcome
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.results import bring_home
-from hpcscale.burst.sight import end, look, words
+from hpcscale.burst.sight import end, look, reports_of, words
+from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, StateError, UnreachableError
-from hpcscale.ledger import utc_now
+from hpcscale.judge import by_report
+from hpcscale.ledger import Attempt, utc_now
 from hpcscale.slurm.types import JobState
 
 LOST_S = 600.0  # a job that nobody knows for this long will not come back
@@ -31,6 +33,8 @@ class Follow(Back):
             return None
         move = watched
         target, connection = self._target(move)
+        if target.state is JobState.PENDING and target.array_size is None:
+            target = self._ended_unseen(target, connection)
         if not target.ended:
             if target.state is not JobState.UNKNOWN:
                 return move if move.lost_at is None else self.moves.save(move, lost_at=None)
@@ -41,6 +45,7 @@ class Follow(Back):
                 return move
             message = f"{target.ref} is no longer known to Slurm; its end was not seen"
             return self._done(move, message)
+        end(connection, target)  # no act, unless its controller has put it back into the queue
         message = move.message
         try:
             message = bring_home(self.ledger, target, connection) or message
@@ -49,6 +54,20 @@ class Follow(Back):
         except HpcscaleError as exc:
             message = f"results could not be fetched: {words(exc)}"
         return self._done(move, message)
+
+    def _ended_unseen(self, target: Attempt, connection: Connection) -> Attempt:
+        """A job that waits again though its own report says that it is over.
+
+        A controller that died has forgotten its start, and on the nodes it meets the job's rest
+        ("Duplicate jobid", "launch failed requeued held"). The command must not begin again.
+        """
+        ended = by_report(target, reports_of(connection, target))
+        if ended is None:
+            return target
+        self.ledger.event(
+            target.run_id, "attempt.end_forgotten", {}, submission_id=target.submission_id
+        )
+        return self.ledger.record_status(target, ended)
 
     def _done(self, move: Move, message: str) -> Move | None:
         step = Step.RELEASING if move.stand_in else Step.DONE

@@ -23,6 +23,7 @@ class Place:
     run_id: str
     submission_id: str
     run_dir: str
+    task: int | None = None
 
 
 class Job:

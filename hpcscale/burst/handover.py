@@ -32,8 +32,8 @@ from hpcscale.errors import (
     UnreachableError,
 )
 from hpcscale.ledger import Attempt, Ledger
-from hpcscale.slurm.types import JobState
-from hpcscale.units import parse_array
+from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.units import JobId, parse_array
 
 FORWARD = frozenset(
     {Step.SUBMITTING, Step.SUBMITTED, Step.FENCING, Step.CLAIMING, Step.OPENING, Step.CANCELLING}
@@ -303,7 +303,7 @@ class Handover(Follow):
     def _pass_on_cancels(self, move: Move, target: Attempt, connection: Connection) -> None:
         """Elements that their user has cancelled on-prem begin nowhere."""
         array = self.ledger.run(move.run_id).spec.array
-        if array is None:
+        if array is None or move.task is not None:
             return
         origin, from_connection = self._origin(move)
         for task in cancelled_elements(from_connection, origin, parse_array(array)[0]):
@@ -362,8 +362,12 @@ class Handover(Follow):
             {"to": str(target.ref)},
             submission_id=origin.submission_id,
         )
-        if seen.status is not None:
-            told = msgspec.structs.replace(seen.status, reason=f"moved to {target.ref}")
+        known = seen.status
+        if known is None and origin.task is not None and origin.job_id is not None:
+            # Slurm keeps no record of an element that is cancelled while it waits
+            known = JobStatus(job_id=origin.job_id, state=JobState.CANCELLED, raw_state="CANCELLED")
+        if known is not None:
+            told = msgspec.structs.replace(known, reason=f"moved to {target.ref}")
             record(self.ledger, connection, origin, told)
         return self.moves.save(move, step=Step.MOVED, message=message, gate_idle_s=idle_s)
 
@@ -373,7 +377,8 @@ class Handover(Follow):
             return False
         name = self.ledger.run(move.run_id).name
         answer = connection.client.jobs()
-        if not answer.of(origin.job_id):  # an empty answer says nothing of those behind it
+        # an empty answer says nothing of those behind it
+        if not answer.of(JobId(origin.job_id.base)):
             raise UnreachableError(f"squeue does not list {origin.ref}", where=move.from_site)
         return bool(dependents(answer, origin.job_id.base, name))
 

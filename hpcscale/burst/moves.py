@@ -85,6 +85,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         after_number: the run's latest attempt when it began; its own come after that one.
         yielded: another handover has the job's claim; the fence is that one's too.
         lost_at: when the running cloud job was first no longer known to its Slurm.
+        task: the element of the origin's array that moves alone; ``run_id`` is its own run then.
     """
 
     move_id: int = 0
@@ -119,6 +120,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     retry_at: dt.datetime | None = None
     asked_at: dt.datetime | None = None
     lost_at: dt.datetime | None = None
+    task: int | None = None
     after_number: int | None = None
     yielded: bool = False
     created_at: dt.datetime | None = None
@@ -138,7 +140,8 @@ class Moves:
         """
         now = utc_now()
         latest = max((a.number for a in self._ledger.attempts(move.run_id)), default=0)
-        events = self._ledger.events(move.run_id)
+        runs = {move.run_id, self._ledger.attempt(move.origin).run_id}
+        events = [event for run_id in runs for event in self._ledger.events(run_id)]
         move = msgspec.structs.replace(
             move,
             created_at=now,
@@ -242,12 +245,18 @@ def _encode(move: Move) -> str:
     return msgspec.json.encode(move).decode()
 
 
+def origin_attempt(ledger: Ledger, move: Move) -> Attempt:
+    """The on-prem attempt that a move is of; of an element that moves alone that element."""
+    origin = ledger.attempt(move.origin)
+    return origin if move.task is None else origin.element(move.task)
+
+
 def target_attempt(ledger: Ledger, move: Move) -> Attempt | None:
     """The cloud attempt of a move, also when the move was interrupted before it noted its id."""
     if move.target:
         return ledger.attempt(move.target)
     # by number: a clock may have been set back between the two
-    after = ledger.attempt(move.origin).number if move.after_number is None else move.after_number
+    after = origin_attempt(ledger, move).number if move.after_number is None else move.after_number
     taken = {m.target for m in Moves(ledger).of_run(move.run_id) if m.move_id != move.move_id}
     for attempt in reversed(ledger.attempts(move.run_id)):
         mine = attempt.number > after and attempt.site == move.to_site

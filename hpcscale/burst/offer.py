@@ -3,10 +3,13 @@
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 
 import msgspec
 
 from hpcscale.burst.arrays import wholly_pending
+from hpcscale.burst.elements import element_run_id, limited
+from hpcscale.burst.elements import waiting as waiting_elements
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Candidate, Option
 from hpcscale.burst.policy import Dependents, Policy, TargetTerms
@@ -106,9 +109,55 @@ def candidates(
         origin: the site that the jobs wait at.
     """
     return [
-        _candidate(w, answer=answer, policy=policy, targets=targets, moves=moves, origin=origin)
+        _candidate(one, answer=answer, policy=policy, targets=targets, moves=moves, origin=origin)
         for w in waiting
+        for one in (_elements(w, answer, policy, moves) or [w])
     ]
+
+
+def _elements(
+    waiting: Waiting, answer: Answer, policy: Policy, moves: Mapping[str, list[Move]]
+) -> list[Waiting]:
+    """The waiting elements of an array that has begun, each as a job; empty: it is looked at whole.
+
+    Of very many elements those that may move next: the rest would only be held back.
+    """
+    run, attempt = waiting.run, waiting.attempt
+    array = run.spec.array
+    if array is None or attempt.job_id is None or STANDS_IN not in attempt.script:
+        return []
+    records = [s for s in answer.of(attempt.job_id) if mismatch(attempt, s) is None]
+    whole = moves.get(run.run_id, [])
+    under_way = bool(whole) and not whole[-1].step.settled
+    if under_way or not wholly_pending(records, parse_array(array)[0]) or limited(array):
+        return []
+    spent = _spent_on_elements(attempt, moves) if run.max_cost_usd is not None else None
+    # one at a time where a sum bounds them all: each is held against what the others left of it
+    room = policy.max_moves_per_run if spent is None else 1
+    found = []
+    for task in waiting_elements(records):
+        run_id = element_run_id(run.run_id, task)
+        mine = moves.get(run_id, [])
+        if not mine or (mine[-1].step.settled and mine[-1].step is not Step.FAILED):
+            room -= 1
+            if room < 0:
+                continue
+        spec = msgspec.structs.replace(run.spec, array=str(task))
+        left = None if spent is None or run.max_cost_usd is None else run.max_cost_usd - spent
+        alone = msgspec.structs.replace(run, run_id=run_id, spec=spec, max_cost_usd=left)
+        found.append(Waiting(alone, attempt.element(task)))
+    return found
+
+
+def _spent_on_elements(attempt: Attempt, moves: Mapping[str, list[Move]]) -> Decimal:
+    """Dollars that moves of an array's elements reserved: each at the most it can cost."""
+    sums = (
+        move.reserved_usd or move.estimate_usd or Decimal(0)
+        for each in moves.values()
+        for move in each
+        if move.task is not None and move.origin == attempt.submission_id
+    )
+    return sum(sums, Decimal(0))
 
 
 def _candidate(
@@ -222,10 +271,10 @@ def _stuck(
         found.append("it is a heterogeneous job, and these do not move")
     if attempt.job_id.base >= FEDERATED:
         found.append("it is a job of a federation, and its siblings may start elsewhere")
-    if spec.array is not None:
+    if spec.array is not None and attempt.task is None:
         records = [s for s in answer.of(attempt.job_id) if mismatch(attempt, s) is None]
         if why := wholly_pending(records, parse_array(spec.array)[0]):
-            found.append(why)
+            found.append(limited(spec.array) or why)
     if status.restarts and not _local_checkpoint(spec, origin):
         found.append(f"it has run here before, and what it left stays on {origin.name}")
     if status.dependency not in {"", "(null)"}:

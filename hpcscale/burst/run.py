@@ -12,6 +12,7 @@ import msgspec
 from hpcscale.burst.audit import AuditLog, audited, data_hash
 from hpcscale.burst.charges import charges
 from hpcscale.burst.decide import decide
+from hpcscale.burst.elements import make_run
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, waiting_runs
@@ -152,7 +153,9 @@ def begin(
 ) -> Move | None:
     """Record the decision and its move; None when the run is on its way already."""
     assert decision.to is not None
-    origin = ledger.find(decision.ref)
+    found = ledger.resolve(decision.ref)
+    if found.task is not None:
+        make_run(ledger, found.run, found.task)
     data = {
         "policy": msgspec.to_builtins(policy),
         "decision": msgspec.to_builtins(decision),
@@ -165,7 +168,8 @@ def begin(
             name=decision.name,
             from_site=policy.from_site,
             to_site=decision.to,
-            origin=origin.submission_id,
+            origin=found.attempt.submission_id,
+            task=found.task,
             rule=decision.rule.value if decision.rule else "",
             reason=decision.reason,
             order=policy.order,
@@ -186,12 +190,13 @@ def _note_refusals(ledger: Ledger, plan: BurstPlan) -> None:
     for decision in plan.decisions:
         if decision.action is not Action.REFUSE:
             continue
-        said = ledger.events(decision.run_id, "move.refused")
+        run_id = ledger.find(decision.ref).run_id  # an element's own run is made when it moves
+        said = ledger.events(run_id, "move.refused")
         if said and said[-1].data.get("reason") == decision.reason:
             continue
         data = {"decision": msgspec.to_builtins(decision), "now": plan.now.isoformat()}
         _audit("refuse", decision, data)
-        ledger.event(decision.run_id, "move.refused", {"reason": decision.reason})
+        ledger.event(run_id, "move.refused", {"reason": decision.reason})
 
 
 def _audit(act: str, decision: Decision, data: dict[str, object]) -> None:

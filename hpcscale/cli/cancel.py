@@ -54,14 +54,14 @@ def command(jobs: tuple[str, ...], yes: bool, forget: bool, as_json: bool) -> No
             click.confirm(f"Cancel {len(still)} job(s)?", abort=True, err=True)
         results: list[dict[str, Any]] = []
         first_error: HpcscaleError | None = None
-        moves_ended: set[str] = set()
+        moves_ended: set[tuple[str, int | None]] = set()
         for attempt, task in targets.values():
             if attempt.ended and len(targets) > 1 and still:
                 continue  # earlier attempts of a run are no news
-            if task is None and attempt.run_id not in moves_ended:
-                moves_ended.add(attempt.run_id)
+            if (attempt.run_id, task) not in moves_ended:
+                moves_ended.add((attempt.run_id, task))
                 try:
-                    _cancel_move(ledger, pool, attempt.run_id)
+                    _cancel_move(ledger, pool, attempt.run_id, task)
                 except HpcscaleError as exc:  # the next `burst run` goes on with it
                     first_error = first_error or exc
             try:
@@ -93,14 +93,14 @@ def _label(attempt: "Attempt", task: int | None) -> str:
     return f"{attempt.site}:{attempt.job_id}" + (f"_{task}" if task is not None else "")
 
 
-def _cancel_move(ledger: "Ledger", pool: "SitePool", run_id: str) -> None:
-    """End the run's move, wherever it stands: both its jobs go."""
+def _cancel_move(ledger: "Ledger", pool: "SitePool", run_id: str, task: int | None) -> None:
+    """End the run's moves, or those of one element, wherever they stand: both jobs go."""
+    from hpcscale.burst.elements import moves_with_elements
     from hpcscale.burst.handover import Handover
-    from hpcscale.burst.moves import Moves
     from hpcscale.burst.run import jobs_folder
 
-    for move in Moves(ledger).of_run(run_id):
-        if not move.step.settled:
+    for move in moves_with_elements(ledger, run_id):
+        if not move.step.settled and task in {None, move.task}:
             Handover(ledger, pool, jobs_folder(), notice).cancel(move)
 
 

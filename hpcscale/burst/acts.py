@@ -52,6 +52,7 @@ class Acts:
     def _submit(self, move: Move, connection: Connection) -> str:
         """Render for the target and submit through submitit; the submission id."""
         from hpcscale.executor import HpcscaleExecutor
+        from hpcscale.executor.probe import require_same_python
         from hpcscale.prepare import code_of, prepare
         from hpcscale.render import Gate
 
@@ -62,6 +63,8 @@ class Acts:
             spec_for(run.spec, origin.time_limit_s, connection.site, move.partition),
             move.lease_s + move.staging_s,
         )
+        if (function := spec.function) is not None:  # before a node of that site boots for it
+            require_same_python(connection, function.python, spec.software, function.pickled_by)
         rendered = prepare(
             spec,
             connection.site,

@@ -8,7 +8,10 @@ import click
 from hpcscale.cli._output import emit_json, json_option, notice, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hpcscale.cli._jobs import SitePool
+    from hpcscale.connect import Connection
     from hpcscale.ledger import Attempt, Ledger
     from hpcscale.slurm.types import JobState
 
@@ -101,7 +104,18 @@ def _cancel_move(ledger: "Ledger", pool: "SitePool", run_id: str, task: int | No
 
     for move in moves_with_elements(ledger, run_id):
         if not move.step.settled and task in {None, move.task}:
-            Handover(ledger, pool, jobs_folder(), notice).cancel(move)
+            connect = _audited(ledger, pool, move.run_id)
+            Handover(ledger, connect, jobs_folder(), notice).cancel(move)
+
+
+def _audited(ledger: "Ledger", pool: "SitePool", run_id: str) -> "Callable[[str], Connection]":
+    """The pool; what is done to a job that may move goes to the audit log, as burst's own acts."""
+    from hpcscale.burst.audit import AuditLog, audited
+    from hpcscale.spec import BurstMode
+
+    if ledger.run(run_id).burst_mode is BurstMode.NEVER:
+        return pool
+    return lambda name: audited(pool(name), AuditLog())
 
 
 def _cancel(
@@ -133,7 +147,7 @@ def _cancel(
                 where=f"site {attempt.site}",
                 hint=f"hpcscale status {attempt.run_id}, then cancel again",
             )
-    connection = pool(attempt.site)
+    connection = _audited(ledger, pool, attempt.run_id)(attempt.site)
     job_id = attempt.job_id
     assert job_id is not None
     named = JobId(job_id.base, task) if task is not None else job_id

@@ -12,6 +12,7 @@ from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action
+from hpcscale.cost import CostEstimate
 from hpcscale.ledger import Ledger
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.spec import BurstMode, BurstTerms
@@ -189,7 +190,7 @@ def test_one_element_after_the_other_within_the_limit_of_a_run(sites, job):
 
 def test_a_sum_bounds_all_elements_together(sites, monkeypatch):
     monkeypatch.setattr(
-        "hpcscale.burst.offer.estimate", lambda spec, site: Cost(Decimal(4), "as told")
+        "hpcscale.burst.shapes.estimate", lambda spec, site: CostEstimate(Decimal(4), "as told")
     )
     sites.policy = msgspec.structs.replace(sites.policy, max_moves_per_run=4)
     terms = BurstTerms(mode=BurstMode.ONLY, max_cost_usd=Decimal(10))
@@ -204,11 +205,6 @@ def test_a_sum_bounds_all_elements_together(sites, monkeypatch):
     (last,) = [d for d in plan.decisions if d.ref.endswith("_3")]
     assert last.action is Action.REFUSE
     assert "over its --max-cost $2" in last.reason
-
-
-class Cost(msgspec.Struct):
-    usd: Decimal
-    why: str
 
 
 def test_an_array_with_a_limit_that_has_begun_stays_and_the_plan_says_why(sites):

@@ -10,12 +10,13 @@ from hpcscale.burst.arrays import wholly_pending
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Candidate, Option
 from hpcscale.burst.policy import Dependents, Policy, TargetTerms
+from hpcscale.burst.within import as_it_waits, stays
 from hpcscale.cost import estimate
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.render import burst_blockers
-from hpcscale.site import Site
-from hpcscale.slurm.types import Answer, JobState, JobStatus
+from hpcscale.site import Site, split_target
+from hpcscale.slurm.types import Answer, JobState, JobStatus, SiteFacts
 from hpcscale.spec import BurstMode, JobSpec
 from hpcscale.units import parse_array
 from hpcscale.verify import mismatch
@@ -94,6 +95,7 @@ def candidates(
     targets: Mapping[str, Site],
     moves: Mapping[str, list[Move]],
     origin: Site,
+    facts: SiteFacts | None = None,
 ) -> list[Candidate]:
     """What ``decide`` reads of each waiting run.
 
@@ -101,30 +103,37 @@ def candidates(
         waiting: from ``waiting_runs``.
         answer: all of this user's jobs at the origin, from one squeue.
         policy: the rules.
-        targets: the policy's target sites by name.
+        targets: the policy's targets by name.
         moves: run id -> its moves so far.
         origin: the site that the jobs wait at.
+        facts: what its controller says of its partitions, where one of them is a target.
     """
-    return [
-        _candidate(w, answer=answer, policy=policy, targets=targets, moves=moves, origin=origin)
-        for w in waiting
-    ]
+    offer = _Offer(answer, policy, targets, moves, origin, facts)
+    return [_candidate(w, offer) for w in waiting]
 
 
-def _candidate(
-    waiting: Waiting,
-    *,
-    answer: Answer,
-    policy: Policy,
-    targets: Mapping[str, Site],
-    moves: Mapping[str, list[Move]],
-    origin: Site,
-) -> Candidate:
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What is the same for all candidates; see ``candidates``."""
+
+    answer: Answer
+    policy: Policy
+    targets: Mapping[str, Site]
+    moves: Mapping[str, list[Move]]
+    origin: Site
+    facts: SiteFacts | None
+
+
+def _candidate(waiting: Waiting, offer: _Offer) -> Candidate:
     run, attempt = waiting.run, waiting.attempt
+    policy, answer = offer.policy, offer.answer
     status = _status(attempt, answer)
-    mine = moves.get(run.run_id, [])
+    mine = offer.moves.get(run.run_id, [])
     last = mine[-1] if mine else None
     limit_s = status.time_limit_s if status else attempt.time_limit_s
+    stuck = tuple(_stuck(waiting, status, answer, offer.origin, policy))
+    # what keeps a job from another site need not keep it from another partition
+    within = any(split_target(name)[1] for name in policy.to)
     return Candidate(
         run_id=run.run_id,
         ref=str(attempt.ref),
@@ -140,10 +149,18 @@ def _candidate(
         deadline=run.deadline,
         max_cost_usd=run.max_cost_usd,
         options=tuple(
-            _option(run.spec, limit_s, targets[name], policy, policy.target.get(name))
+            _partition_option(waiting, status, offer, name)
+            if split_target(name)[1]
+            else _option(
+                run.spec,
+                limit_s,
+                offer.targets[name],
+                policy,
+                stuck if within else (),
+            )
             for name in policy.to
         ),
-        blockers=tuple(_stuck(waiting, status, answer, origin, policy)),
+        blockers=() if within else stuck,
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
@@ -166,14 +183,46 @@ def _since(status: JobStatus | None, attempt: Attempt) -> dt.datetime | None:
     return status.eligible_time or status.submit_time
 
 
-def _option(
-    spec: JobSpec, limit_s: int | None, site: Site, policy: Policy, terms: TargetTerms | None
+def _partition_option(
+    waiting: Waiting, status: JobStatus | None, offer: _Offer, name: str
 ) -> Option:
-    terms = terms or TargetTerms()
+    """A partition of the origin: the job itself would go there, as it stands in the queue."""
+    run, attempt = waiting.run, waiting.attempt
+    site = offer.targets[name]
+    terms = offer.policy.target.get(name) or TargetTerms()
+    asked = as_it_waits(run.spec, status, site.default_partition or "")
+    cost = estimate(asked, site)
+    blockers = [] if site.burst.target else ["it is no burst target (burst.target = false)"]
+    blockers += stays(run.spec, attempt, status, offer.facts, origin=offer.origin, target=site)
+    refused = [m for m in offer.moves.get(run.run_id, []) if m.to_site == name and m.refused]
+    if refused:
+        blockers.append(f"tried before: {refused[-1].message}")
+    boot_s, timeout_s = site.burst.boot_allowance_s, site.burst.boot_timeout_s
+    return Option(
+        site=name,
+        boot_s=boot_s if terms.boot_s is None else terms.boot_s,
+        boot_timeout_s=timeout_s if terms.boot_timeout_s is None else terms.boot_timeout_s,
+        cost_usd=cost.usd,
+        cost_why=cost.why,
+        blockers=tuple(blockers),
+        worst_usd=None if cost.usd is None else cost.usd * (1 + _requeues(run.spec)),
+        same_job=True,
+    )
+
+
+def _option(
+    spec: JobSpec,
+    limit_s: int | None,
+    site: Site,
+    policy: Policy,
+    stuck: tuple[str, ...],
+) -> Option:
+    terms = policy.target.get(site.name) or TargetTerms()
     staging_s = site.burst.staging_s if terms.staging_s is None else terms.staging_s
     asked = with_gate_time(spec_for(spec, limit_s, site), policy.lease_s + staging_s)
     cost = estimate(asked, site)
     blockers = [] if site.burst.target else ["it is no burst target (burst.target = false)"]
+    blockers += stuck
     try:
         blockers += burst_blockers(asked, site)
     except HpcscaleError as exc:

@@ -25,6 +25,7 @@ class Option(_Frozen, frozen=True, kw_only=True):
         cost_why: how the cost was computed, or why it is unknown.
         blockers: why the job cannot run there; empty when it can.
         worst_usd: the most that moving there can cost, requeues included; None when unknown.
+        same_job: it is a partition of the origin: the job itself moves, and nothing is copied.
     """
 
     site: str
@@ -35,6 +36,7 @@ class Option(_Frozen, frozen=True, kw_only=True):
     cost_why: str = ""
     blockers: tuple[str, ...] = ()
     worst_usd: Decimal | None = None
+    same_job: bool = False
 
 
 class Candidate(_Frozen, frozen=True, kw_only=True):

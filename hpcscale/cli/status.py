@@ -312,4 +312,7 @@ def _moves(ledger: "Ledger") -> dict[str, str]:
     """Run id -> where it is being moved, for moves under way."""
     from hpcscale.burst.moves import Moves
 
-    return {move.run_id: f"moving to {move.to_site}" for move in Moves(ledger).unsettled()}
+    return {
+        move.run_id: f"{'moved' if move.same_job and move.target else 'moving'} to {move.to_site}"
+        for move in Moves(ledger).unsettled()
+    }

@@ -109,7 +109,13 @@ def candidates(
         facts: what its controller says of its partitions, where one of them is a target.
     """
     offer = _Offer(answer, policy, targets, moves, origin, facts)
-    return [_candidate(w, offer) for w in waiting]
+    here = [w for w in waiting if not _moved_within(moves.get(w.run.run_id, []))]
+    return [_candidate(w, offer) for w in here]
+
+
+def _moved_within(mine: list[Move]) -> bool:
+    """Whether it is in another partition now, where it waits for nodes that boot, or runs."""
+    return bool(mine) and mine[-1].same_job and mine[-1].step is Step.MOVED
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from hpcscale.burst.acts import KEPT_S, age_s
 from hpcscale.burst.follow import Follow
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.sight import Sight, end, look
-from hpcscale.burst.within import NEVER
+from hpcscale.burst.within import never_starts
 from hpcscale.burst.words import show_s
 from hpcscale.connect import Connection
 from hpcscale.errors import BurstRefusedError
@@ -71,9 +71,9 @@ class Shift(Follow):
             return self._to_its_end(move, origin, connection)
         if not _there(move, seen):
             return self._taken_back(move, origin, seen)
-        if not seen.pending:
+        if not seen.pending or seen.reported is not None:
             return move
-        if seen.status.reason in NEVER:
+        if never_starts(seen.status.reason):
             message = (
                 f"Slurm does not start it in partition {_partition(move)} ({seen.status.reason})"
             )

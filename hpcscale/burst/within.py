@@ -1,8 +1,9 @@
 """A burst into a cloud partition of the same controller: may this job be moved there? Pure.
 
-Slurm takes an ``scontrol update Partition`` of a waiting job also where the job could never start
-(``EnforcePartLimits``, slurm.conf(5), is about submission), so what the partition has and allows is
-compared first: nodes, GPUs, CPUs, memory, time, account, QOS and features.
+Slurm takes an ``scontrol update Partition`` of a waiting job also where the job could never start:
+22.05 answers 0 to a wrong account, QOS, time or feature, and the job waits there for ever. So what
+the partition has and allows is compared first: nodes, GPUs, CPUs, memory, time, account, QOS and
+features; and a job that waits there for such a reason all the same is put back (``never_starts``).
 """
 
 import re
@@ -32,7 +33,14 @@ NEVER = frozenset(
         "QOSNotAllowed",
     }
 )
+# and those with more words: "Job's QOS not permitted to use this partition (cloud allows …)"
+_NEVER_BEGINS = ("Job's account ", "Job's QOS ", "Job's_account_", "Job's_QOS_")
 _GRES_OPTIONS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
+
+
+def never_starts(reason: str) -> bool:
+    """Whether a job that waits for this reason will never start in its partition."""
+    return reason in NEVER or reason.startswith(_NEVER_BEGINS)
 
 
 def as_it_waits(spec: JobSpec, status: JobStatus | None, partition: str) -> JobSpec:

@@ -32,7 +32,7 @@ def job_context(
         notices: gets what the user should know.
         code: which program it starts.
     """
-    others = further(spec, site, notices)
+    others = further(spec, site, notices, _blockers)
     site = own_site(spec, site)
     context = common_context(spec, site, notices, code)
     software = find_software(spec, site)
@@ -66,6 +66,12 @@ def job_context(
         given = " ".join(option.partition("=")[0] for option in options)
         context["header_notes"] += [f"hpcscale gives sbatch besides, exact: {given}"]
     return context
+
+
+def _blockers(spec: JobSpec, site: Site, other: Site) -> list[str]:
+    from hpcscale.render.burstable import partition_blockers  # most jobs need it not
+
+    return partition_blockers(spec, site, other)
 
 
 def _profiles(

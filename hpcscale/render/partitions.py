@@ -6,7 +6,7 @@ the directives, the command and the paths are the job's, and the same wherever i
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hpcscale.site import Site
 from hpcscale.spec import BurstMode, JobSpec
@@ -17,13 +17,17 @@ def own_site(spec: JobSpec, site: Site) -> Site:
     return site if "," in (spec.partition or "") else site.profile_of(spec.partition)
 
 
-def further(spec: JobSpec, site: Site, notices: list[str]) -> list[Site]:
+Blockers = Callable[[JobSpec, Site, Site], list[str]]
+
+
+def further(spec: JobSpec, site: Site, notices: list[str], blockers: Blockers) -> list[Site]:
     """Profiles of the other partitions that the job may start in.
 
     Args:
         spec: the job.
         site: the site itself.
         notices: gets why a partition that jobs may be moved into is left out.
+        blockers: why one script cannot serve both, of (job, site, other profile).
     """
     asked = (spec.partition or site.default_partition or "").split(",")
     several = [
@@ -34,10 +38,8 @@ def further(spec: JobSpec, site: Site, notices: list[str]) -> list[Site]:
         names += [name for name in site.burst_partitions if name not in asked]
     found = []
     for name in names:
-        from hpcscale.render.burstable import partition_blockers  # most jobs need it not
-
         other = site.in_partition(name)
-        why = partition_blockers(spec, site, other)
+        why = blockers(spec, site, other)
         if why:
             notices.append(f"its script has no profile for {other.name}: {why[0]}")
         else:

@@ -8,10 +8,10 @@ import msgspec
 
 from hpcscale.burst.arrays import wholly_pending
 from hpcscale.burst.moves import Move, Step
-from hpcscale.burst.plan import Candidate, Option
+from hpcscale.burst.plan import Candidate, Forecast, Option, Start
 from hpcscale.burst.policy import Dependents, Policy, TargetTerms
+from hpcscale.burst.shapes import Catalog, shapes
 from hpcscale.burst.within import as_it_waits, stays
-from hpcscale.cost import estimate
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.render import burst_blockers
@@ -23,6 +23,17 @@ from hpcscale.verify import mismatch
 
 STANDS_IN = ".outcome"  # in a script: a job that lost its claim looks how the owner ended
 FEDERATED = 1 << 26  # ids of a federation hold their origin's number above (slurm.conf, MaxJobId)
+_UNKNOWN = Forecast()
+_EMPTY: Catalog = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Rents:
+    """The targets, and what is known of their prices today."""
+
+    targets: Mapping[str, Site]
+    catalog: Catalog
+    today: dt.date
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,9 @@ def waiting_runs(ledger: Ledger, from_site: str) -> list[Waiting]:
     ]
 
 
-def spec_for(spec: JobSpec, time_limit_s: int | None, site: Site) -> JobSpec:
+def spec_for(
+    spec: JobSpec, time_limit_s: int | None, site: Site, partition: str | None = None
+) -> JobSpec:
     """The job as it would be asked of another site.
 
     Partition, account, QOS and constraint are the origin's words: the target's profile says its
@@ -60,7 +73,7 @@ def spec_for(spec: JobSpec, time_limit_s: int | None, site: Site) -> JobSpec:
     return msgspec.structs.replace(
         spec,
         site=site.name,
-        partition=None,
+        partition=partition,
         account=None,
         qos=None,
         constraint=None,
@@ -95,6 +108,10 @@ def candidates(
     targets: Mapping[str, Site],
     moves: Mapping[str, list[Move]],
     origin: Site,
+    forecast: Forecast = _UNKNOWN,
+    catalog: Catalog = _EMPTY,
+    now: dt.datetime | None = None,
+    others: Answer | None = None,
     facts: SiteFacts | None = None,
 ) -> list[Candidate]:
     """What ``decide`` reads of each waiting run.
@@ -106,11 +123,28 @@ def candidates(
         targets: the policy's targets by name.
         moves: run id -> its moves so far.
         origin: the site that the jobs wait at.
-        facts: what its controller says of its partitions, where one of them is a target.
+        forecast: of their starts there.
+        catalog: rows that the targets' partitions may name.
+        now: of the prices' age.
+        others: all users' waiting jobs there, which may wait for these; None: not asked for.
+        facts: what the origin says of its partitions, where one of them is a target.
     """
-    offer = _Offer(answer, policy, targets, moves, origin, facts)
-    here = [w for w in waiting if not _moved_within(moves.get(w.run.run_id, []))]
-    return [_candidate(w, offer) for w in here]
+    waiting = [w for w in waiting if not _moved_within(moves.get(w.run.run_id, []))]
+    rents = Rents(targets, catalog, (now or dt.datetime.now(dt.UTC)).date())
+    found = [
+        _candidate(
+            w,
+            answer=answer,
+            others=answer if others is None else others,
+            policy=policy,
+            rents=rents,
+            moves=moves,
+            origin=origin,
+            facts=facts,
+        )
+        for w in waiting
+    ]
+    return [_foreseen(c, w, forecast) for c, w in zip(found, waiting, strict=True)]
 
 
 def _moved_within(mine: list[Move]) -> bool:
@@ -118,28 +152,67 @@ def _moved_within(mine: list[Move]) -> bool:
     return bool(mine) and mine[-1].same_job and mine[-1].step is Step.MOVED
 
 
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    """What is the same for all candidates; see ``candidates``."""
-
-    answer: Answer
-    policy: Policy
-    targets: Mapping[str, Site]
-    moves: Mapping[str, list[Move]]
-    origin: Site
-    facts: SiteFacts | None
+def _foreseen(candidate: Candidate, waiting: Waiting, forecast: Forecast) -> Candidate:
+    start = forecast.starts.get(str(waiting.attempt.job_id), Start())
+    why = forecast.why
+    if start.p50 is None and not why:
+        why = "the forecast has no start for it"
+    return msgspec.structs.replace(
+        candidate, start_p50=start.p50, start_p90=start.p90, unforeseen=why
+    )
 
 
-def _candidate(waiting: Waiting, offer: _Offer) -> Candidate:
+def to_foresee(
+    waiting: list[Waiting], answer: Answer, moves: Mapping[str, list[Move]]
+) -> list[str]:
+    """Job ids that a decision may turn on the start of: waiting, and not moving yet."""
+    found = []
+    for one in waiting:
+        status = _status(one.attempt, answer)
+        mine = moves.get(one.run.run_id, [])
+        moving = bool(mine and not mine[-1].step.settled)
+        waits = status is not None and status.state is JobState.PENDING
+        if waits and one.run.burst_mode is BurstMode.AUTO and not moving:
+            found.append(str(one.attempt.job_id))
+    return found
+
+
+def _candidate(
+    waiting: Waiting,
+    *,
+    answer: Answer,
+    others: Answer,
+    policy: Policy,
+    rents: Rents,
+    moves: Mapping[str, list[Move]],
+    origin: Site,
+    facts: SiteFacts | None,
+) -> Candidate:
     run, attempt = waiting.run, waiting.attempt
-    policy, answer = offer.policy, offer.answer
     status = _status(attempt, answer)
-    mine = offer.moves.get(run.run_id, [])
+    waits = dependents(others, status) if status else []
+    mine = moves.get(run.run_id, [])
     last = mine[-1] if mine else None
     limit_s = status.time_limit_s if status else attempt.time_limit_s
-    stuck = tuple(_stuck(waiting, status, answer, offer.origin, policy))
-    # what keeps a job from another site need not keep it from another partition
-    within = any(split_target(name)[1] for name in policy.to)
+    stuck = (
+        *_stuck(waiting, status, answer, origin),
+        *_behind(waiting, waits, origin, policy),
+    )
+    # what keeps a job from another site need not keep it from another partition of its own
+    within = [name for name in policy.to if split_target(name)[1]]
+    options = []
+    for name in policy.to:
+        if name not in within:
+            other = option(run.spec, limit_s, name, policy, rents)
+            kept = (*stuck, *other.blockers) if within else other.blockers
+            options.append(msgspec.structs.replace(other, blockers=kept))
+            continue
+        target = rents.targets[name]
+        blockers = stays(run.spec, attempt, status, facts, origin=origin, target=target)
+        blockers += [f"tried before: {m.message}" for m in mine if m.to_site == name and m.refused]
+        asked = as_it_waits(run.spec, status, target.default_partition or "")
+        there = _rented(asked, blockers, name, policy, rents, staging_s=0)
+        options.append(msgspec.structs.replace(there, same_job=True, partition=None))
     return Candidate(
         run_id=run.run_id,
         ref=str(attempt.ref),
@@ -154,23 +227,12 @@ def _candidate(waiting: Waiting, offer: _Offer) -> Candidate:
         time_limit_s=limit_s,
         deadline=run.deadline,
         max_cost_usd=run.max_cost_usd,
-        options=tuple(
-            _partition_option(waiting, status, offer, name)
-            if split_target(name)[1]
-            else _option(
-                run.spec,
-                limit_s,
-                offer.targets[name],
-                policy,
-                stuck if within else (),
-            )
-            for name in policy.to
-        ),
+        options=tuple(options),
         blockers=() if within else stuck,
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
-        notes=_notes(waiting, answer),
+        notes=_notes(waits),
         user=run.user,
         account=run.spec.account or "",
     )
@@ -189,63 +251,52 @@ def _since(status: JobStatus | None, attempt: Attempt) -> dt.datetime | None:
     return status.eligible_time or status.submit_time
 
 
-def _partition_option(
-    waiting: Waiting, status: JobStatus | None, offer: _Offer, name: str
-) -> Option:
-    """A partition of the origin: the job itself would go there, as it stands in the queue."""
-    run, attempt = waiting.run, waiting.attempt
-    site = offer.targets[name]
-    terms = offer.policy.target.get(name) or TargetTerms()
-    asked = as_it_waits(run.spec, status, site.default_partition or "")
-    cost = estimate(asked, site)
-    blockers = [] if site.burst.target else ["it is no burst target (burst.target = false)"]
-    blockers += stays(run.spec, attempt, status, offer.facts, origin=offer.origin, target=site)
-    refused = [m for m in offer.moves.get(run.run_id, []) if m.to_site == name and m.refused]
-    if refused:
-        blockers.append(f"tried before: {refused[-1].message}")
-    boot_s, timeout_s = site.burst.boot_allowance_s, site.burst.boot_timeout_s
-    return Option(
-        site=name,
-        boot_s=boot_s if terms.boot_s is None else terms.boot_s,
-        boot_timeout_s=timeout_s if terms.boot_timeout_s is None else terms.boot_timeout_s,
-        cost_usd=cost.usd,
-        cost_why=cost.why,
-        blockers=tuple(blockers),
-        worst_usd=None if cost.usd is None else cost.usd * (1 + _requeues(run.spec)),
-        same_job=True,
-    )
-
-
-def _option(
-    spec: JobSpec,
-    limit_s: int | None,
-    site: Site,
-    policy: Policy,
-    stuck: tuple[str, ...],
-) -> Option:
-    terms = policy.target.get(site.name) or TargetTerms()
+def option(spec: JobSpec, limit_s: int | None, name: str, policy: Policy, rents: Rents) -> Option:
+    """One target as it would be for a job: the cheapest of its shapes that hold it."""
+    site = rents.targets[name]
+    terms = policy.target.get(name, TargetTerms())
     staging_s = site.burst.staging_s if terms.staging_s is None else terms.staging_s
     asked = with_gate_time(spec_for(spec, limit_s, site), policy.lease_s + staging_s)
-    cost = estimate(asked, site)
     blockers = [] if site.burst.target else ["it is no burst target (burst.target = false)"]
-    blockers += stuck
     try:
         blockers += burst_blockers(asked, site)
     except HpcscaleError as exc:
         blockers.append(str(exc))
+    return _rented(asked, blockers, name, policy, rents, staging_s=staging_s)
+
+
+def _rented(
+    asked: JobSpec, blockers: list[str], name: str, policy: Policy, rents: Rents, *, staging_s: int
+) -> Option:
+    """What the cheapest of a target's shapes that hold the job would cost."""
+    site = rents.targets[name]
+    terms = policy.target.get(name, TargetTerms())
+    found, too_small = shapes(asked, site, rents.catalog, rents.today)
+    if not found:
+        return Option(site=name, blockers=(*blockers, *too_small))
+    shape = found[0]
+    cost = shape.cost
+    why = "; ".join(part for part in (cost.why, shape.note) if part)
+    row = shape.offer
+    if row is not None:
+        why = f"{row.name}: {why}"
 
     def own(value: int | None, default: int) -> int:
         return default if value is None else value
 
     return Option(
-        site=site.name,
-        boot_s=own(terms.boot_s, site.burst.boot_allowance_s),
+        site=name,
+        boot_s=own(terms.boot_s, shape.boot_s),
         staging_s=staging_s,
         boot_timeout_s=own(terms.boot_timeout_s, site.burst.boot_timeout_s),
         cost_usd=cost.usd,
-        cost_why=cost.why,
+        cost_why=why,
         blockers=tuple(blockers),
-        worst_usd=None if cost.usd is None else cost.usd * (1 + _requeues(spec)),
+        worst_usd=None if cost.usd is None else cost.usd * (1 + _requeues(asked)),
+        partition=shape.partition,
+        offer="" if row is None else row.name,
+        unpromised=shape.unpromised,
+        interruption_per_hour=None if row is None else row.interruption_per_hour,
     )
 
 
@@ -254,9 +305,7 @@ def _requeues(spec: JobSpec) -> int:
     return spec.checkpoint.max_restarts if spec.checkpoint else 0
 
 
-def _stuck(
-    waiting: Waiting, status: JobStatus | None, answer: Answer, origin: Site, policy: Policy
-) -> list[str]:
+def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: Site) -> list[str]:
     """Why the job cannot leave its site, whatever the target."""
     spec, attempt = waiting.run.spec, waiting.attempt
     found: list[str] = []
@@ -285,30 +334,33 @@ def _stuck(
         found.append(f"it has run here before, and what it left stays on {origin.name}")
     if status.dependency not in {"", "(null)"}:
         found.append(f"it waits for other jobs ({status.dependency}), which are known here alone")
-    waits = dependents(answer, attempt.job_id.base, spec.name)
-    if waits and (policy.dependents is Dependents.REFUSE or STANDS_IN not in attempt.script):
-        found.append(
-            f"{_list(waits)} on {origin.name} depends on it, and cancelling it here would "
-            "start or strand that"
-        )
     return found
 
 
-def _notes(waiting: Waiting, answer: Answer) -> tuple[str, ...]:
-    if waiting.attempt.job_id is None:
-        return ()
-    waits = dependents(answer, waiting.attempt.job_id.base, waiting.run.name)
+def _behind(waiting: Waiting, waits: list[str], origin: Site, policy: Policy) -> list[str]:
+    """Why a job that others wait for cannot leave."""
+    if not waits or (
+        policy.dependents is not Dependents.REFUSE and STANDS_IN in waiting.attempt.script
+    ):
+        return []
+    text = f"{_list(waits)} on {origin.name} depends on it"
+    return [f"{text}, and cancelling it here would start or strand that"]
+
+
+def _notes(waits: list[str]) -> tuple[str, ...]:
     if not waits:
         return ()
     return (f"{_list(waits)} waits for it, so it stays in the queue until its cloud job has ended",)
 
 
-def dependents(answer: Answer, job: int, name: str) -> list[str]:
-    """Ids of this user's jobs that wait for a job, by its id or as its singletons."""
+def dependents(answer: Answer, job: JobStatus) -> list[str]:
+    """Ids of the jobs that wait for a job: anybody's by its id, its user's own as singletons."""
     return [
         str(other.job_id)
         for other in answer.jobs.values()
-        if other.job_id.base != job and not other.state.terminal and _depends(other, job, name)
+        if other.job_id.base != job.job_id.base
+        and not other.state.terminal
+        and _depends(other, job)
     ]
 
 
@@ -320,14 +372,15 @@ def _local_checkpoint(spec: JobSpec, origin: Site) -> bool:
     return any(path.startswith(root.rstrip("/") + "/") for root in origin.shared_dirs)
 
 
-def _depends(other: JobStatus, job: int, name: str) -> bool:
+def _depends(other: JobStatus, job: JobStatus) -> bool:
     for term in other.dependency.replace("?", ",").split(","):
         kind, _, ids = term.partition(":")
-        if kind.partition("(")[0] == "singleton" and other.name == name:
+        same = (other.name, other.user) == (job.name, job.user)
+        if kind.partition("(")[0] == "singleton" and same:
             return True
         numbers = [part.partition("(")[0].partition("+")[0].partition("_")[0]
                    for part in ids.split(":")]  # fmt: skip
-        if str(job) in numbers:
+        if str(job.job_id.base) in numbers:
             return True
     return False
 

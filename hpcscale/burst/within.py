@@ -83,7 +83,8 @@ def stays(
         target: ``origin.in_partition(...)``.
     """
     partition = target.default_partition or ""
-    found = partition_blockers(spec, origin, target)
+    found = [] if target.burst.target else ["it is no burst target (burst.target = false)"]
+    found += partition_blockers(spec, origin, target)
     if not found and not serves(attempt.script, target.name):
         found.append(
             f"its script has no profile for {target.name} (submitted before there was one?): "

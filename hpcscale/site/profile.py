@@ -203,6 +203,8 @@ class Partition(_Frozen, frozen=True, kw_only=True):
         preemptible: its jobs may be stopped for others.
         gpu_hour_usd: price of a GPU-hour here when it differs from the site's; of a burst target
             it must be said, else it is unknown.
+        offer: row of the catalog whose instances its nodes are, such as
+            ``aws/us-east-1/p5.48xlarge``; price, boot and interruption rate are the row's then.
         shared_dirs: when its nodes see fewer of the site's ``shared_dirs``. They must see the
             site's ``state_dir``.
         fabric: its own network; needed of a burst target.
@@ -225,6 +227,7 @@ class Partition(_Frozen, frozen=True, kw_only=True):
     default: bool = False
     preemptible: bool = False
     gpu_hour_usd: Decimal | None = None
+    offer: str | None = None
     shared_dirs: tuple[str, ...] | None = None
     fabric: Fabric | None = None
     env: dict[str, str] = msgspec.field(default_factory=dict)
@@ -327,7 +330,8 @@ class Site(_Frozen, frozen=True, kw_only=True):
     def in_partition(self, name: str) -> "Site":
         """The site as a job in this partition sees it, called ``SITE/PARTITION``."""
         own = self.partitions[name]
-        data = own.data or (DataRules() if own.burst.target else self.data)
+        rented = own.burst.target
+        data = own.data or (DataRules() if rented else self.data)
         changed: Site = msgspec.structs.replace(
             self,
             name=f"{self.name}/{name}",
@@ -340,7 +344,8 @@ class Site(_Frozen, frozen=True, kw_only=True):
             container=own.container or self.container,
             software=self.software | own.software,
             data=data,
-            burst=own.burst,
+            burst=own.burst if rented else self.burst,
+            price=None if rented else self.price,  # what the floor costs says nothing
         )
         return changed
 

@@ -498,7 +498,7 @@ def test_jobs_that_wait_for_it_are_no_obstacle_and_nothing_stands_in(sites):
     waiting = sites.submit()
     plan = make_plan(sites.ledger, BOTH, sites)
     assert plan.decisions[0].to == "lab-onprem/cloud"
-    assert "next best: lab-cloud" in plan.decisions[0].runner_up
+    assert "else to lab-cloud" in plan.decisions[0].runner_up
     assert "stays in the queue" not in plan.decisions[0].reason
     assert sites.partition(waiting) == "gpu"
 

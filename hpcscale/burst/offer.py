@@ -113,6 +113,7 @@ def candidates(
     forecast: Forecast = _UNKNOWN,
     catalog: Catalog = _EMPTY,
     now: dt.datetime | None = None,
+    others: Answer | None = None,
 ) -> list[Candidate]:
     """What ``decide`` reads of each waiting run.
 
@@ -126,10 +127,19 @@ def candidates(
         forecast: of their starts there.
         catalog: rows that the targets' partitions may name.
         now: of the prices' age.
+        others: all users' waiting jobs there, which may wait for these; None: not asked for.
     """
     rents = Rents(targets, catalog, (now or dt.datetime.now(dt.UTC)).date())
     found = [
-        _candidate(w, answer=answer, policy=policy, rents=rents, moves=moves, origin=origin)
+        _candidate(
+            w,
+            answer=answer,
+            others=answer if others is None else others,
+            policy=policy,
+            rents=rents,
+            moves=moves,
+            origin=origin,
+        )
         for w in waiting
     ]
     return [_foreseen(c, w, forecast) for c, w in zip(found, waiting, strict=True)]
@@ -164,6 +174,7 @@ def _candidate(
     waiting: Waiting,
     *,
     answer: Answer,
+    others: Answer,
     policy: Policy,
     rents: Rents,
     moves: Mapping[str, list[Move]],
@@ -171,6 +182,7 @@ def _candidate(
 ) -> Candidate:
     run, attempt = waiting.run, waiting.attempt
     status = _status(attempt, answer)
+    waits = dependents(others, status) if status else []
     mine = moves.get(run.run_id, [])
     last = mine[-1] if mine else None
     limit_s = status.time_limit_s if status else attempt.time_limit_s
@@ -189,11 +201,14 @@ def _candidate(
         deadline=run.deadline,
         max_cost_usd=run.max_cost_usd,
         options=tuple(option(run.spec, limit_s, name, policy, rents) for name in policy.to),
-        blockers=tuple(_stuck(waiting, status, answer, origin, policy)),
+        blockers=(
+            *_stuck(waiting, status, answer, origin),
+            *_behind(waiting, waits, origin, policy),
+        ),
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
-        notes=_notes(waiting, answer),
+        notes=_notes(waits),
         user=run.user,
         account=run.spec.account or "",
         project=run.spec.directives.get("wckey") or "",
@@ -285,9 +300,7 @@ def _requeues(spec: JobSpec) -> int:
     return spec.checkpoint.max_restarts if spec.checkpoint else 0
 
 
-def _stuck(
-    waiting: Waiting, status: JobStatus | None, answer: Answer, origin: Site, policy: Policy
-) -> list[str]:
+def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: Site) -> list[str]:
     """Why the job cannot leave its site, whatever the target."""
     spec, attempt = waiting.run.spec, waiting.attempt
     found: list[str] = []
@@ -316,30 +329,33 @@ def _stuck(
         found.append(f"it has run here before, and what it left stays on {origin.name}")
     if status.dependency not in {"", "(null)"}:
         found.append(f"it waits for other jobs ({status.dependency}), which are known here alone")
-    waits = dependents(answer, attempt.job_id.base, spec.name)
-    if waits and (policy.dependents is Dependents.REFUSE or STANDS_IN not in attempt.script):
-        found.append(
-            f"{_list(waits)} on {origin.name} depends on it, and cancelling it here would "
-            "start or strand that"
-        )
     return found
 
 
-def _notes(waiting: Waiting, answer: Answer) -> tuple[str, ...]:
-    if waiting.attempt.job_id is None:
-        return ()
-    waits = dependents(answer, waiting.attempt.job_id.base, waiting.run.name)
+def _behind(waiting: Waiting, waits: list[str], origin: Site, policy: Policy) -> list[str]:
+    """Why a job that others wait for cannot leave."""
+    if not waits or (
+        policy.dependents is not Dependents.REFUSE and STANDS_IN in waiting.attempt.script
+    ):
+        return []
+    text = f"{_list(waits)} on {origin.name} depends on it"
+    return [f"{text}, and cancelling it here would start or strand that"]
+
+
+def _notes(waits: list[str]) -> tuple[str, ...]:
     if not waits:
         return ()
     return (f"{_list(waits)} waits for it, so it stays in the queue until its cloud job has ended",)
 
 
-def dependents(answer: Answer, job: int, name: str) -> list[str]:
-    """Ids of this user's jobs that wait for a job, by its id or as its singletons."""
+def dependents(answer: Answer, job: JobStatus) -> list[str]:
+    """Ids of the jobs that wait for a job: anybody's by its id, its user's own as singletons."""
     return [
         str(other.job_id)
         for other in answer.jobs.values()
-        if other.job_id.base != job and not other.state.terminal and _depends(other, job, name)
+        if other.job_id.base != job.job_id.base
+        and not other.state.terminal
+        and _depends(other, job)
     ]
 
 
@@ -351,14 +367,15 @@ def _local_checkpoint(spec: JobSpec, origin: Site) -> bool:
     return any(path.startswith(root.rstrip("/") + "/") for root in origin.shared_dirs)
 
 
-def _depends(other: JobStatus, job: int, name: str) -> bool:
+def _depends(other: JobStatus, job: JobStatus) -> bool:
     for term in other.dependency.replace("?", ",").split(","):
         kind, _, ids = term.partition(":")
-        if kind.partition("(")[0] == "singleton" and other.name == name:
+        same = (other.name, other.user) == (job.name, job.user)
+        if kind.partition("(")[0] == "singleton" and same:
             return True
         numbers = [part.partition("(")[0].partition("+")[0].partition("_")[0]
                    for part in ids.split(":")]  # fmt: skip
-        if str(job) in numbers:
+        if str(job.job_id.base) in numbers:
             return True
     return False
 

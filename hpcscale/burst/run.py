@@ -20,7 +20,7 @@ from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, to_foresee, waiting_runs
 from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action, BurstPlan, Decision
-from hpcscale.burst.policy import Order, Policy
+from hpcscale.burst.policy import Dependents, Order, Policy
 from hpcscale.burst.shapes import with_catalog
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import HpcscaleError
@@ -93,6 +93,7 @@ def make_plan(
         NotFoundError: the policy names an unknown site.
         UnreachableError: the origin gave no answer.
     """
+    everyone = policy.dependents is Dependents.REFUSE  # anybody's job may keep one here then
     targets = {name: connections.site(name) for name in policy.to}
     origin = connections(policy.from_site)
     waiting = waiting_runs(ledger, policy.from_site)
@@ -108,6 +109,7 @@ def make_plan(
         targets=targets,
         moves=moves,
         origin=origin.site,
+        others=origin.client.jobs(everyone=True) if everyone else None,
         forecast=foresight.forecast,
         catalog=rows_for(targets.values()),
         now=now,

@@ -293,3 +293,54 @@ def test_a_controller_that_forgets_the_update_is_told_again(world):
     )  # fmt: skip
     onprem(world, "scancel", str(job.ref.job_id))
     assert world.settled(job, 60, WITHIN).step is Step.DONE
+
+
+@pytest.fixture
+def accounted(lab_factory, use_lab, tmp_path):
+    lab = lab_factory(accounting=True, cloud_partition=True)
+    use_lab(lab)
+    project = tmp_path / "project"
+    project.mkdir()
+    world = World(lab, project)
+    yield world
+    world.close()
+
+
+@pytest.mark.slow
+def test_account_and_qos_are_compared_and_what_slurm_refuses_later_goes_back(
+    accounted, monkeypatch
+):
+    world = accounted
+    world.fill()
+    job = world.submit(SAYS)
+    before = age(world, job)
+
+    def settings(**kw):
+        onprem(
+            world, "scontrol", "update", "PartitionName=cloud", *(f"{k}={v}" for k, v in kw.items())
+        )
+
+    def refusal():
+        (decision,) = make_plan(world.ledger, WITHIN, world.connections).decisions
+        assert decision.action is Action.REFUSE
+        return decision.reason
+
+    settings(AllowAccounts="teaching")
+    assert "--account: 'research' asked for; partition cloud takes teaching" in refusal()
+    settings(AllowAccounts="ALL", AllowQos="high")
+    assert "--qos: 'normal' asked for; partition cloud takes high" in refusal()
+
+    # had nobody compared: Slurm takes it, and would let it wait there for ever
+    monkeypatch.setattr("hpcscale.burst.offer.stays", lambda *_, **__: [])
+    world.tick(WITHIN)
+    move = world.settled(job, 60, WITHIN)
+    assert (move.step, move.refused) == (Step.FAILED, True)
+    assert "QOS" in move.message
+    assert partition(world, job) == "gpu"
+    after = age(world, job)
+    assert {**after, "Priority": ""} == {**before, "Priority": ""}
+    assert int(after["Priority"]) >= int(before["Priority"])
+    (decision,) = make_plan(world.ledger, WITHIN, world.connections).decisions
+    assert decision.action is Action.REFUSE
+    assert "tried before" in decision.reason
+    settings(AllowQos="ALL")

@@ -9,12 +9,14 @@ from fake_sites import Sites
 from render_cases import AUTO, CLOUD_PARTITION, job
 from render_cases import site as make_site
 
+from hpcscale.burst.catalog import Offer
 from hpcscale.burst.charges import charges
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Step
 from hpcscale.burst.plan import Action
 from hpcscale.burst.policy import Policy, policy_from
 from hpcscale.burst.run import make_plan
+from hpcscale.burst.shapes import shapes
 from hpcscale.burst.within import lacking, never_starts, stays
 from hpcscale.connect import Connection
 from hpcscale.errors import BurstRefusedError, InvalidFileError, NotFoundError
@@ -224,6 +226,34 @@ def test_what_no_script_can_serve_is_named():
     assert [text.split()[0] for text in found] == ["/lustre/a", "/lustre/b"]
 
 
+def test_submit_says_where_a_job_may_go():
+    from hpcscale.cli.submit import _burst_notes
+
+    notes = _burst_notes(job("x", gpus=4, burst=AUTO), CLOUD_PARTITION)
+    # 4 GPUs at $6.88, ten minutes and five of boot
+    assert "may burst to hpc/cloud, expected cost at most $6.88" in notes[0]
+    notes = _burst_notes(job("x", array="0-3", burst=AUTO), CLOUD_PARTITION)
+    assert notes[0].startswith("cannot burst to hpc/cloud: it is an array")
+
+
+def test_a_partition_may_be_rented_by_a_row_of_the_catalog():
+    rented = CLOUD_PARTITION.partitions["cloud"]
+    site = msgspec.structs.replace(
+        CLOUD_PARTITION,
+        partitions={"cloud": msgspec.structs.replace(rented, offer="aws/us-east-1/p5.48xlarge")},
+    )
+    offer = Offer(
+        provider="aws", region="us-east-1", instance="p5.48xlarge", gpus=8, gpu_type="h100",
+        on_demand_usd=Decimal(80), source="a page", as_of=NOW.date(),
+    )  # fmt: skip
+    catalog = {offer.name: offer}
+    target = site.in_partition("cloud")
+    found, why_not = shapes(job("x", gpus=1, partition="cloud"), target, catalog, NOW.date())
+    assert why_not == []
+    # the whole node of eight at ten dollars each, ten minutes and five of boot
+    assert found[0].cost.usd == Decimal("20.00")
+
+
 # --- may it be moved
 
 
@@ -317,7 +347,9 @@ def test_a_requeue_may_cost_once_more_and_a_long_run_does_not_hold_up_others(sit
     saved = str(sites.project / "ckpt")
     first = sites.submit(checkpoint=Checkpoint(dir=saved, max_restarts=2))
     done = sites.tick()
-    assert done.plan.decisions[0].worst_usd == 3 * done.plan.decisions[0].cost_usd
+    # each of three starts may take four minutes longer to boot than expected, of eight GPUs
+    cost = done.plan.decisions[0].cost_usd
+    assert done.plan.decisions[0].worst_usd == 3 * (cost + Decimal("3.67"))
     second = sites.submit()
     sites.tick()
     assert sites.partition(first) == sites.partition(second) == "cloud"

@@ -58,6 +58,7 @@ class Option(_Frozen, frozen=True, kw_only=True):
         cost_why: how the cost was computed, or why it is unknown.
         blockers: why the job cannot run there; empty when it can.
         worst_usd: the most that moving there can cost, requeues included; None when unknown.
+        same_job: it is a partition of the origin: the job itself moves, and nothing is copied.
         partition: of the site, the cheapest whose nodes hold the job; None: its default one.
         offer: row of the catalog that its nodes are rented by; empty: the profile's price.
         unpromised: why no budget or maximum cost can be kept at its price; empty: they can.
@@ -72,6 +73,7 @@ class Option(_Frozen, frozen=True, kw_only=True):
     cost_why: str = ""
     blockers: tuple[str, ...] = ()
     worst_usd: Decimal | None = None
+    same_job: bool = False
     partition: str | None = None
     offer: str = ""
     unpromised: str = ""
@@ -95,7 +97,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
         start_p90: by when it starts here in nine cases of ten.
         others_s: seconds that this user's other waiting jobs start sooner if it leaves, together.
         unforeseen: why there is no forecast, or what it lacks, half a sentence.
-        user: whose it is; so ``account``: for budgets.
+        user: whose it is; so ``account`` and ``project``: for budgets.
     """
 
     run_id: str
@@ -123,6 +125,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     unforeseen: str = ""
     user: str = ""
     account: str = ""
+    project: str = ""
 
 
 class Action(enum.StrEnum):

@@ -317,7 +317,8 @@ def _moves(ledger: "Ledger") -> dict[str, str]:
     found: dict[str, str] = {}
     alone: dict[str, list[str]] = {}
     for move in Moves(ledger).unsettled():
-        found[move.run_id] = f"moving to {move.to_site}"
+        word = "moved" if move.same_job and move.target else "moving"
+        found[move.run_id] = f"{word} to {move.to_site}"
         if move.task is not None:
             run_id = origin_attempt(ledger, move).run_id
             alone.setdefault(run_id, []).append(f"element {move.task} to {move.to_site}")

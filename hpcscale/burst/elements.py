@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hpcscale.burst.moves import Move, Moves
+from hpcscale.errors import StateError
 from hpcscale.judge import pending_tasks
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.slurm.types import JobState, JobStatus
@@ -58,7 +59,10 @@ def make_run(ledger: Ledger, run: Run, task: int) -> Run:
         return known[0]
     ledger.event(run.run_id, EVENT, {"task": task, "run": run_id})
     spec = msgspec.structs.replace(run.spec, array=str(task))
-    return ledger.new_run(spec, site=run.site, cwd=run.cwd, user=run.user, run_id=run_id)
+    try:
+        return ledger.new_run(spec, site=run.site, cwd=run.cwd, user=run.user, run_id=run_id)
+    except StateError:
+        return ledger.run(run_id)  # another process on this ledger was there first
 
 
 def runs_of(ledger: Ledger, run_id: str) -> dict[int, str]:

@@ -7,7 +7,7 @@ import pytest
 from fake_sites import FENCE_FIRST, NODES, POLICY, Sites, Waited
 
 from hpcscale.burst.claims import Word, decision, holder, take
-from hpcscale.burst.elements import element_run_id, runs_of, waiting
+from hpcscale.burst.elements import element_run_id, make_run, runs_of, waiting
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.orphans import orphans
@@ -282,3 +282,10 @@ def test_which_elements_wait():
 def test_its_run_is_the_same_for_every_ledger():
     assert element_run_id("rabc", 4) == element_run_id("rabc", 4) != element_run_id("rabc", 5)
     assert len(element_run_id("rabc", 4)) == 11
+
+
+def test_two_processes_that_make_its_run_make_one(sites, job, monkeypatch):
+    run = sites.ledger.run(job.run_id)
+    first = make_run(sites.ledger, run, 2)
+    monkeypatch.setattr(sites.ledger, "runs", lambda _: [])  # it was not there a moment ago
+    assert make_run(sites.ledger, run, 2) == first

@@ -69,7 +69,8 @@ def test_spot_is_preempted_by_urgent_and_requeued(lab):
     assert restarts == 1
 
 
-def test_cloud_nodes_boot_for_a_job_that_came_over_ssh(lab):
+def test_cloud_nodes_boot_for_a_job_that_came_over_ssh(lab_factory):
+    lab = lab_factory(nodes=2)
     cloud = lab.site("lab-cloud")
     script = "#!/bin/sh\n#SBATCH -N2 --gpus-per-node=4 -o boot-%j.out\nsrun hostname\n"
     job_id = ssh(lab, f"cd {cloud.paths.scratch} && sbatch --parsable", stdin=script).stdout.strip()

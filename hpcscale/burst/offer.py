@@ -3,14 +3,17 @@
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import ROUND_UP, Decimal
 
 import msgspec
 
 from hpcscale.burst.arrays import wholly_pending
+from hpcscale.burst.catalog import Offer
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Candidate, Forecast, Option, Start
 from hpcscale.burst.policy import Dependents, Policy, TargetTerms
 from hpcscale.burst.shapes import Catalog, shapes
+from hpcscale.cost import CENT
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.render import burst_blockers
@@ -208,6 +211,7 @@ def _candidate(
         notes=_notes(waits),
         user=run.user,
         account=run.spec.account or "",
+        project=run.spec.directives.get("wckey") or "",
     )
 
 
@@ -240,28 +244,55 @@ def option(spec: JobSpec, limit_s: int | None, name: str, policy: Policy, rents:
         return Option(site=name, blockers=(*blockers, *too_small))
     shape = found[0]
     cost = shape.cost
+
+    def own(value: int | None, default: int) -> int:
+        return default if value is None else value
+
     why = "; ".join(part for part in (cost.why, shape.note) if part)
     row = shape.offer
     if row is not None:
         why = f"{row.name}: {why}"
-
-    def own(value: int | None, default: int) -> int:
-        return default if value is None else value
+    boot_timeout_s = own(terms.boot_timeout_s, site.burst.boot_timeout_s)
+    usd, worst, unpromised = cost.usd, cost.usd, shape.unpromised
+    if usd is not None and cost.gpu_hour_usd is not None:
+        out, unsaid = egress(spec, row)
+        unpromised = unpromised or unsaid
+        slow_h = Decimal(max(0, boot_timeout_s - shape.boot_s)) / 3600
+        once = usd + (cost.gpus * slow_h * cost.gpu_hour_usd).quantize(CENT, ROUND_UP)
+        usd, worst = usd + out, once * (1 + _requeues(spec)) + out
+        if out:
+            why += f", and ${out} for {spec.burst.egress_gb:g} GB that come back"
 
     return Option(
         site=name,
         boot_s=own(terms.boot_s, shape.boot_s),
         staging_s=staging_s,
-        boot_timeout_s=own(terms.boot_timeout_s, site.burst.boot_timeout_s),
-        cost_usd=cost.usd,
+        boot_timeout_s=boot_timeout_s,
+        cost_usd=usd,
         cost_why=why,
         blockers=tuple(blockers),
-        worst_usd=None if cost.usd is None else cost.usd * (1 + _requeues(spec)),
+        worst_usd=worst,
         partition=shape.partition,
         offer="" if row is None else row.name,
-        unpromised=shape.unpromised,
+        unpromised=unpromised,
         interruption_per_hour=None if row is None else row.interruption_per_hour,
     )
+
+
+def egress(spec: JobSpec, row: Offer | None) -> tuple[Decimal, str]:
+    """Dollars for what comes back, and why they have no bound (empty: they have)."""
+    rate = None if row is None else row.egress_usd_per_gb
+    if not rate:
+        return Decimal(0), ""  # no row says that it costs
+    size = spec.burst.egress_gb
+    if size is None:
+        if not spec.outputs:
+            return Decimal(0), ""  # logs alone
+        return Decimal(0), (
+            f"its outputs cost ${rate} a GB to bring back and their size is not said: "
+            "egress_gb in [burst] of the job file"
+        )
+    return (Decimal(str(size)) * rate).quantize(CENT, ROUND_UP), ""
 
 
 def _requeues(spec: JobSpec) -> int:

@@ -15,6 +15,7 @@ from hpcscale.burst.charges import charges
 from hpcscale.burst.decide import decide
 from hpcscale.burst.expect import Foresee, expect
 from hpcscale.burst.handover import Handover
+from hpcscale.burst.meter import check
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, to_foresee, waiting_runs
 from hpcscale.burst.orphans import orphans
@@ -137,6 +138,7 @@ def tick(
     for site, why in observe(ledger, connections, moved).failed.items():
         done.problems.append(f"{site} gave no answer: {why}")
     for move in under_way:
+        _check_cost(ledger, move, policy, connections, done)
         _advance(handover, move, done)
     try:
         handover.watch()
@@ -196,6 +198,19 @@ def begin(
         ),
         data,
     )
+
+
+def _check_cost(
+    ledger: Ledger, move: Move, policy: Policy, connections: Connections, done: Tick
+) -> None:
+    if move.step is not Step.MOVED:
+        return
+    try:
+        said = check(ledger, move, connections(move.to_site), policy)
+    except HpcscaleError as exc:
+        said = f"{move.run_id}: its cost is not known: {exc}"
+    if said:
+        done.problems.append(said)
 
 
 def _note_refusals(ledger: Ledger, plan: BurstPlan) -> None:

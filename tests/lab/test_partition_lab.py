@@ -90,7 +90,7 @@ def log(world, job):
 
 def test_a_job_moves_into_the_cloud_partition_and_runs_with_its_profile(world, tmp_path):
     world.fill()
-    job = world.submit(SAYS)
+    job = world.submit(f"{SAYS}; sleep 2")
     before = age(world, job)
     policy = tmp_path / "P.toml"
     policy.write_text('from = "lab-onprem"\nto = ["lab-onprem/cloud", "lab-cloud"]\n')

@@ -312,7 +312,6 @@ def train(directory, checkpoints, steps, *, stop=False):
     return done.stdout
 
 
-@pytest.mark.begins_first
 def test_the_example_resumes_to_the_same_weights(tmp_path):
     digits(tmp_path / "digits.npz")
     train(tmp_path, tmp_path / "straight", 12)

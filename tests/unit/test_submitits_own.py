@@ -1,6 +1,5 @@
 """submitit's own tests that mock Slurm, with our executor and ``FakeSlurm`` in its place."""
 
-import pytest
 import submitit_own
 
 
@@ -11,7 +10,6 @@ def test_the_documented_list_is_of_tests_that_there_are():
     }  # fmt: skip
 
 
-@pytest.mark.begins_first
 def test_those_that_mock_slurm_pass(tmp_path):
     tests = submitit_own.chosen(submitit_own.ON_A_FAKE, "on a fake")
     assert len(tests) > 40

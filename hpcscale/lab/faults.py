@@ -36,7 +36,7 @@ CutMode = Literal["after", "before", "hang", "refuse", "normal"]
 
 def _site_of(lab: Lab, node: str) -> Site:
     for site in lab.sites.values():
-        if node in site.nodes:
+        if node in site.nodes or node in site.booting_nodes:
             return site
     known = ", ".join(f"{s.nodes[0]} … {s.nodes[-1]}" for s in lab.sites.values())
     raise LabError(f"no node is called {node!r}", hint=f"one of {known}")

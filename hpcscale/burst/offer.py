@@ -8,6 +8,7 @@ from decimal import ROUND_UP, Decimal
 import msgspec
 
 from hpcscale.burst.arrays import wholly_pending
+from hpcscale.burst.capacity import rested, short
 from hpcscale.burst.catalog import Offer
 from hpcscale.burst.elements import element_run_id, limited
 from hpcscale.burst.elements import waiting as waiting_elements
@@ -150,7 +151,8 @@ def candidates(
         )
         for w in each
     ]
-    return [_foreseen(c, w, forecast) for c, w in zip(found, each, strict=True)]
+    shortages = short(moves.values())
+    return [rested(_foreseen(c, w, forecast), shortages) for c, w in zip(found, each, strict=True)]
 
 
 def _moved_within(mine: list[Move]) -> bool:

@@ -77,6 +77,7 @@ class Faults:
         job = self.random.choice(live)
         if self.random.random() < 0.5:
             job.state, job.ends = "NODE_FAIL", self.sim[CLOUD].now()
+            self.sim[CLOUD].touched()
         else:  # Slurm requeues it
             self.sim[CLOUD].plain(["scontrol", "requeue", str(job.number)])
         self._sync()
@@ -114,6 +115,7 @@ class Faults:
         job = self._origin_job()
         if job is not None and job.state == "PENDING":
             job.exclude = ""
+            self.sim[ONPREM].touched()
 
     def _site_jump(self):
         sim = self.random.choice(list(self.sim.values()))

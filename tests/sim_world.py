@@ -18,7 +18,7 @@ from collections import Counter
 import greenlet
 from sim_faults import CLOUD, FAULTS, ONPREM, Faults
 from sim_judge import Judge, ViolationError
-from sim_patch import START, left_out, memory_ledger, patched, simulated
+from sim_patch import START, left_out, patched, simulated
 from sim_process import Killed, Process, SimSite
 from sim_script import Job
 from sim_site import ALIVE
@@ -207,7 +207,7 @@ class World(Faults, Judge):
     # ---- the job, and who moves it ----
 
     def _submit_job(self):
-        ledger = memory_ledger(self.base.folder / "ledger.sqlite3")
+        ledger = self.base.ledger("ledger.sqlite3")
         onprem = self.connections[ONPREM]
         self.filler = self.sim[ONPREM].run(
             ["sbatch", "--parsable", "-N4", "--exclusive", "--time=9999"], stdin="#!/bin/sh\nsleep 99999\n"
@@ -223,7 +223,7 @@ class World(Faults, Judge):
             hpcscale.render.render(spec, onprem.site), onprem.site, onprem, ledger
         )
         self.pass_time(6)  # its controller has saved it
-        other = memory_ledger(self.base.folder / "other.sqlite3", ledger)
+        other = self.base.ledger("other.sqlite3", ledger)
         self.ledgers = [ledger, other]
         count = self.random.choice([1, 1, 2, 2, 3])
         owners = [ledger, other, ledger][:count]
@@ -396,6 +396,7 @@ class World(Faults, Judge):
                 job.status = script.exit_code << 8
                 job.reason = "None" if script.exit_code == 0 else "NonZeroExitCode"
                 job.ends = self.sim[name].now()
+                self.sim[name].touched()
 
     # ---- the scheduler ----
 
@@ -405,7 +406,7 @@ class World(Faults, Judge):
             try:
                 for step in range(self.steps):
                     self._one()
-                    if step % 16 == 15 and self._quiet():
+                    if step % 8 == 7 and self._quiet():
                         break
                 self._settle()
                 self._judge()
@@ -427,7 +428,7 @@ class World(Faults, Judge):
         busy = [p for p in self.processes if p.busy and p.wake <= self.now_s]
         idle = [p for p in self.processes if not p.busy]
         # what is under way goes on; a call like cron's comes now and then
-        weights = [4 * bool(ready), 4 * bool(busy), 2 * bool(idle), 2]
+        weights = [4 * bool(ready), 4 * bool(busy), bool(idle), 2]
         match self.random.choices("srtp", weights)[0]:
             case "s":
                 self.step_script(self.random.choice(ready))
@@ -461,9 +462,9 @@ class World(Faults, Judge):
                 for script in [s for s in self.scripts if s.wake <= self.now_s]:
                     if script in self.scripts:
                         self.step_script(script)
-            if turn > 3 and self._quiet():
+            if turn > 1 and self._quiet():
                 return
-            for process in self.processes:
+            for process in {id(p.ledger): p for p in self.processes}.values():
                 self.start(process, self.tick)
             self.pass_time(3 if turn < 40 else 30 if turn < 100 else 600)
         # what is wrong is said by the judge
@@ -486,8 +487,6 @@ class World(Faults, Judge):
             while process.busy:
                 with contextlib.suppress(Killed):
                     process.task.switch()
-        for ledger in self.ledgers:
-            ledger.close()
 
 
 def one(base, seed, without=(), steps=160):

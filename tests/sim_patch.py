@@ -35,6 +35,7 @@ class Base:
         self.folder = Path(tempfile.mkdtemp(prefix="hpcscale-sim-", dir=_fast_folder()))
         os.environ["HPCSCALE_STATE_DIR"] = str(self.folder / "state")
         self._ledgers = {}
+        self.starts = {}  # by kind of work
         self.sites = {
             name: load_site(name, [f"state_dir=/site/{name}"]).site for name in (ONPREM, CLOUD)
         }
@@ -58,9 +59,13 @@ def _fast_folder():
 
 def memory_ledger(path):
     """A new ledger in memory."""
-    ledger = Ledger(path, sqlite3.connect(":memory:", isolation_level=None, factory=sim_speed.Counting))
+    ledger = Ledger(
+        path, sqlite3.connect(":memory:", isolation_level=None, factory=sim_speed.Counting)
+    )
     ledger._prepare()
-    triggers = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND sql LIKE '%BEFORE DELETE%'"
+    triggers = (
+        "SELECT name FROM sqlite_master WHERE type = 'trigger' AND sql LIKE '%BEFORE DELETE%'"
+    )
     for (name,) in ledger._db.execute(triggers).fetchall():
         ledger._db.execute(f"DROP TRIGGER {name}")  # we ourselves delete, between interleavings
     return ledger

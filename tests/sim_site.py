@@ -189,7 +189,7 @@ class MemoryFiles:
 _OF_A_JOB = operator.attrgetter(
     "number", "base", "task", "name", "user", "comment", "partition", "nodes_wanted",
     "gpus_per_node", "exclude", "limit_s", "submitted", "eligible", "throttle", "state", "reason",
-    "started", "ends", "status", "restarts", "held",
+    "started", "ends", "status", "restarts", "held", "dependency",
 )  # fmt: skip
 _MANY = 20_000
 
@@ -214,6 +214,25 @@ class MemorySlurm(FakeSlurm):
     @property
     def silent(self):
         return self.down or self.hanging
+
+    def as_it_stands(self):
+        """All of it, to be put back in another."""
+        when, number, jobs = self._saved
+        clock = self.clock.now()
+        return (
+            clock,
+            self._next,
+            self._copied(),
+            (when, number, self._copied(jobs)),
+            self.files.copy(),
+        )
+
+    def put_back(self, state):
+        now, self._next, jobs, (when, number, saved), files = state
+        self.clock._now = now
+        self.jobs, self._saved = self._copied(jobs), (when, number, self._copied(saved))
+        self.files = files.copy()
+        self.touched()
 
     def touched(self):
         """Jobs are no longer what they were: also to be called by who changes one himself."""
@@ -268,6 +287,10 @@ class MemorySlurm(FakeSlurm):
     def _schedule(self, now):
         if not self.frozen:
             super()._schedule(now)
+
+    def of(self, job):
+        """An id that names this record, to commands."""
+        return str(job.base) if job.task is None else f"{job.base}_{job.task}"
 
     def plain(self, argv):
         """A command as a script or a stranger gives it: no fault is in its way."""

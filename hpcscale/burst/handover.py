@@ -272,7 +272,8 @@ class Handover(Follow):
         move = kept
         if seen.over and left(move, seen):
             return self._origin_changed(move, seen)
-        restarts = seen.status.restarts if seen.status is not None else origin.restarts
+        # of a job that is gone no start is known to be over
+        restarts = seen.status.restarts if seen.status is not None else 0
         target, _ = self._target(move)
         self._note_fence(move, origin, connection)  # it names whom to ask, from now on
         claim = take(connection.transport, origin, target.submission_id, restarts)
@@ -330,7 +331,8 @@ class Handover(Follow):
         origin, connection = self._origin(move)
         seen = look(connection, origin, self.ledger)
         idle_s = note_gate_idle(self.ledger, target, there.gated_at, there.begun_at)
-        if seen.pending and not move.cancel_asked and self._stands_in(move, origin, connection):
+        # where it runs, its script finds its claim taken and asks for a requeue
+        if not (seen.over or move.cancel_asked) and self._stands_in(move, origin, connection):
             message = (
                 f"{origin.ref} waits, for jobs that depend on it, and ends as {target.ref} does"
             )

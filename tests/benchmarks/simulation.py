@@ -64,8 +64,9 @@ def missing(result, first, count, size, code):
         start = stop
 
 
-def add(result, first, count, counts, wrong, seconds, code):
-    """One part more; ranges that touch become one."""
+def add(result, part, code):
+    """One part more, as ``part_of`` gives it; ranges that touch become one."""
+    first, count, counts, wrong, seconds = part
     ranges = [*result["ranges"], {"first": first, "count": count, "commit": code}]
     ranges.sort(key=lambda r: (r["commit"], r["first"]))
     joined = ranges[:1]
@@ -77,7 +78,7 @@ def add(result, first, count, counts, wrong, seconds, code):
             joined.append(this)
     total = Counter(result["counts"])
     for key, value in counts.items():
-        total[key] += round(float(value), 2) if isinstance(value, Decimal) else value
+        total[key] += float(value) if isinstance(value, Decimal) else value
     return {
         "ranges": joined,
         "cpu_seconds": round(result["cpu_seconds"] + seconds, 1),
@@ -121,9 +122,9 @@ def run(path, first, count, *, size=200, processes=2, say=print):
     result = read(path)
     result = {key: result[key] for key in empty()}
     parts = list(missing(result, first, count, size, code))
-    with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=20) as pool:
+    with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=50) as pool:
         for done in pool.imap_unordered(functools.partial(_unpacked, part_of), parts):
-            result = add(result, *done, code)
+            result = add(result, done, code)
             write(path, result)
             for text in done[3]:
                 say(text)

@@ -109,6 +109,10 @@ class LedgerReads(LedgerFile):
             counts.setdefault(row["attempt_id"], {})[JobState(row["state"])] = row["n"]
         return counts
 
+    def any_moving(self) -> bool:
+        """Say whether a run is on its way to another site; `burst.moves` reads which."""
+        return bool(self._all("SELECT 1 FROM moves WHERE settled = 0 LIMIT 1"))
+
     def site_answers(self) -> dict[str, SiteAnswer]:
         """When each site was last asked and last answered."""
         return {

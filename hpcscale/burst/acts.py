@@ -57,7 +57,8 @@ class Acts:
         origin = self.ledger.attempt(move.origin)
         # what it waits at the gate, and what is copied meanwhile, is no part of the job's own time
         spec = with_gate_time(
-            spec_for(run.spec, origin.time_limit_s, connection.site), move.lease_s + move.staging_s
+            spec_for(run.spec, origin.time_limit_s, connection.site, move.partition),
+            move.lease_s + move.staging_s,
         )
         rendered = prepare(
             spec,

@@ -78,6 +78,11 @@ class Purse:
         self._charges.append(Charge(user=user, account=account, at=self._now, usd=worst_usd))
 
 
+def bounded(budgets: Iterable[Budget], user: str, account: str) -> bool:
+    """Whether a job of this user and account falls under any budget."""
+    return any(_covers(budget, user, account) for budget in budgets)
+
+
 def _covers(budget: Budget, user: str, account: str) -> bool:
     if budget.of is BudgetOf.ALL:
         return True

@@ -20,11 +20,12 @@ from decimal import Decimal
 
 import msgspec
 
-from hpcscale.burst.budget import Charge, Purse
+from hpcscale.burst.budget import Charge, Purse, bounded
 from hpcscale.burst.plan import Action, BurstPlan, Candidate, Decision, Option, Rule
 from hpcscale.burst.policy import Policy, PolicyKind
-from hpcscale.burst.triggers import waiting_rule
+from hpcscale.burst.triggers import last_safe, waited_enough, waiting_rule
 from hpcscale.burst.words import show_s, show_time, usd
+from hpcscale.burst.worth import Replan, slurm_id, weigh
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode
 
@@ -34,6 +35,9 @@ def decide(
     policy: Policy,
     now: dt.datetime,
     charges: Sequence[Charge] = (),
+    *,
+    replan: Replan | None = None,
+    pending: int = 0,
 ) -> BurstPlan:
     """Decide for all candidates at once.
 
@@ -42,7 +46,11 @@ def decide(
         policy: the rules.
         now: the origin site's clock, aware.
         charges: what earlier moves cost or reserved; for budgets.
+        replan: the forecast made anew as if some jobs had left; ``value`` asks it.
+        pending: jobs in the origin's queue: how long such a plan takes.
     """
+    if policy.kind is PolicyKind.VALUE and replan is not None:
+        candidates = _weighed(candidates, policy, now, replan, pending)
     depth = sum(c.state is JobState.PENDING for c in candidates)
     decisions = [_decide_one(c, policy, now, depth) for c in candidates]
     urgency = {c.run_id: _urgency(c, now) for c in candidates}
@@ -69,6 +77,34 @@ def decide(
         policy=policy.source,
         decisions=(*taken, *held_back, *rest),
     )
+
+
+def _weighed(
+    candidates: Sequence[Candidate],
+    policy: Policy,
+    now: dt.datetime,
+    replan: Replan,
+    pending: int,
+) -> list[Candidate]:
+    """The candidates with the starts on which ``value`` decides: those who leave are left out."""
+    depth = 0  # of no use to ``value``
+    gone: set[str] = set()
+    weighed: list[tuple[Candidate, Option]] = []
+    for job in candidates:
+        decision = _decide_one(job, policy, now, depth)
+        option, _ = _choose(job, policy)
+        certain = decision.action is Action.MOVE and decision.rule is not Rule.VALUE
+        if job.moving or certain:
+            gone.add(slurm_id(job))
+        elif _aside(job, policy, now) is None and job.start_p50 is not None:
+            if option is None or option.cost_usd is None:
+                continue
+            if now >= waited_enough(job, option, policy):
+                gone.add(slurm_id(job))
+            else:
+                weighed.append((job, option))
+    found = weigh(weighed, policy, now, gone=frozenset(gone), replan=replan, pending=pending)
+    return [found.get(job.run_id, job) for job in candidates]
 
 
 def _within_budgets(
@@ -98,73 +134,82 @@ def _urgency(job: Candidate, now: dt.datetime) -> tuple[int, float]:
     return (1, -waited)
 
 
-def _decide_one(job: Candidate, policy: Policy, now: dt.datetime, depth: int) -> Decision:
-    def stay(
-        reason: str, when: dt.datetime | None = None, option: Option | None = None
-    ) -> Decision:
-        return Decision(
-            run_id=job.run_id,
-            ref=job.ref,
-            name=job.name,
-            action=Action.STAY,
-            reason=reason,
-            when=when,
-            to=option.site if option else None,
-            cost_usd=option.cost_usd if option else None,
-            cost_why=option.cost_why if option else "",
-        )
+def _stay(
+    job: Candidate,
+    reason: str,
+    when: dt.datetime | None = None,
+    option: Option | None = None,
+    runner_up: str = "",
+) -> Decision:
+    return Decision(
+        run_id=job.run_id,
+        ref=job.ref,
+        name=job.name,
+        action=Action.STAY,
+        reason=reason,
+        when=when,
+        to=option.site if option else None,
+        cost_usd=option.cost_usd if option else None,
+        cost_why=option.cost_why if option else "",
+        runner_up=runner_up,
+        start_p50=job.start_p50,
+        start_p90=job.start_p90,
+    )
 
-    def refuse(
-        reason: str, blockers: tuple[str, ...] = (), option: Option | None = None
-    ) -> Decision:
-        return Decision(
-            run_id=job.run_id,
-            ref=job.ref,
-            name=job.name,
-            action=Action.REFUSE,
-            reason=reason,
-            blockers=blockers,
-            to=option.site if option else None,
-            cost_usd=option.cost_usd if option else None,
-            cost_why=option.cost_why if option else "",
-        )
 
+def _refuse(
+    job: Candidate, reason: str, blockers: tuple[str, ...] = (), option: Option | None = None
+) -> Decision:
+    return msgspec.structs.replace(
+        _stay(job, reason, option=option), action=Action.REFUSE, blockers=blockers
+    )
+
+
+def _aside(job: Candidate, policy: Policy, now: dt.datetime) -> Decision | None:
+    """What is said of a job that no rule is asked about; None: the rules decide."""
     if job.moving:
-        return stay("a move of it is under way")
+        return _stay(job, "a move of it is under way")
     if job.mode is BurstMode.NEVER:
-        return stay("it was submitted with burst=never")
+        return _stay(job, "it was submitted with burst=never")
     if job.state is JobState.UNKNOWN:
-        return stay(f"{policy.from_site} gave no word of it: nothing is done on a guess")
+        return _stay(job, f"{policy.from_site} gave no word of it: nothing is done on a guess")
     if job.state is not JobState.PENDING:
-        return stay(f"it is {job.state.value} on {policy.from_site}")
+        return _stay(job, f"it is {job.state.value} on {policy.from_site}")
     if "held" in job.reason.lower():  # JobHeldUser, launch failed requeued held, …
-        return stay(f"it is held ({job.reason}): release it first")
+        return _stay(job, f"it is held ({job.reason}): release it first")
     if (
         job.reason.startswith(("Dependency", "BeginTime"))
         or job.waiting_since is None
         or job.waiting_since > now
     ):
-        return stay(f"it is not yet allowed to start ({job.reason or 'BeginTime'})")
+        return _stay(job, f"it is not yet allowed to start ({job.reason or 'BeginTime'})")
     if job.blockers:
-        return refuse(f"it cannot leave {policy.from_site}: {job.blockers[0]}", job.blockers)
+        return _refuse(job, f"it cannot leave {policy.from_site}: {job.blockers[0]}", job.blockers)
     if job.resting_until is not None and job.resting_until > now:
-        return stay(
-            f"its last move failed ({job.resting_why}); "
-            f"it rests {show_s((job.resting_until - now).total_seconds())} more",
+        rest = show_s((job.resting_until - now).total_seconds())
+        return _stay(
+            job, f"its last move failed ({job.resting_why}); it rests {rest} more",
             job.resting_until,
-        )
-
+        )  # fmt: skip
     if policy.kind is PolicyKind.NEVER:
-        return stay("the policy moves nothing")
+        return _stay(job, "the policy moves nothing")
+    return None
+
+
+def _decide_one(job: Candidate, policy: Policy, now: dt.datetime, depth: int) -> Decision:
+    aside = _aside(job, policy, now)
+    if aside is not None:
+        return aside
     option, why_not = _choose(job, policy)
     if option is None:
         first = next((o for o in job.options), None)
-        return refuse(why_not[0] if why_not else "the policy names no target", why_not, first)
+        why = why_not[0] if why_not else "the policy names no target"
+        return _refuse(job, why, why_not, first)
 
     rule, reason, when, notes = _trigger(job, option, policy, now, depth)
     sentence = "; ".join([reason, *notes])
     if rule is None:
-        return stay(sentence, when, option)
+        return _stay(job, sentence, when, option, f"else to {option.site} now{_at(option)}")
     return Decision(
         run_id=job.run_id,
         ref=job.ref,
@@ -173,26 +218,35 @@ def _decide_one(job: Candidate, policy: Policy, now: dt.datetime, depth: int) ->
         reason="; ".join([sentence, *job.notes]),
         rule=rule,
         to=option.site,
+        partition=option.partition,
         when=now,
         cost_usd=option.cost_usd,
         cost_why=option.cost_why,
         boot_timeout_s=option.boot_timeout_s,
         staging_s=option.staging_s,
         worst_usd=option.worst_usd if option.worst_usd is not None else option.cost_usd,
-        runner_up=_runner_up(job, option),
+        runner_up=_runner_up(job, option, now),
+        start_p50=job.start_p50,
+        start_p90=job.start_p90,
     )
 
 
-def _runner_up(job: Candidate, chosen: Option) -> str:
+def _at(option: Option) -> str:
+    return " at an unknown cost" if option.cost_usd is None else f" for {usd(option.cost_usd)}"
+
+
+def _runner_up(job: Candidate, chosen: Option, now: dt.datetime) -> str:
     """What else could have been done, with its numbers."""
     others = [o for o in job.options if o is not chosen and not o.blockers]
     if others:
         other = min(others, key=_price)
-        cost = "an unknown cost" if other.cost_usd is None else usd(other.cost_usd)
-        return f"next best: {other.site} at {cost}"
-    if job.start_p50 is not None:
-        return f"else it would start here about {show_time(job.start_p50)}"
-    return "else it would wait on"
+        return f"else to {other.site}{_at(other)}"
+    if job.start_p50 is None:
+        return "else it would wait on"
+    if job.start_p50 <= now:
+        return "else it would start here about now"
+    wait = show_s((job.start_p50 - now).total_seconds())
+    return f"else it would start here in {wait} (p50)"
 
 
 def _price(option: Option) -> tuple[bool, Decimal]:
@@ -212,11 +266,18 @@ def _choose(job: Candidate, policy: Policy) -> tuple[Option | None, tuple[str, .
     for option in options:
         if option.blockers:
             why_not += [f"{option.site}: {blocker}" for blocker in option.blockers]
+        elif option.unpromised and _hard_money(job, policy):
+            why_not.append(f"{option.site}: {option.unpromised}")
         elif problem := _over_cost(job, option):
             why_not.append(f"{option.site}: {problem}")
         else:
             return option, ()
     return None, tuple(why_not)
+
+
+def _hard_money(job: Candidate, policy: Policy) -> bool:
+    """Whether a promise about money holds for it: a maximum cost or a budget."""
+    return job.max_cost_usd is not None or bounded(policy.budgets, job.user, job.account)
 
 
 def _over_cost(job: Candidate, option: Option) -> str | None:
@@ -257,6 +318,8 @@ def _trigger(
             later.append(when)
     if policy.kind is not PolicyKind.RULES:
         rule, text, when = waiting_rule(job, option, policy, now, depth)
+        if policy.kind is PolicyKind.VALUE and ", slack " in text:
+            notes.clear()  # it says the same
         if rule is not None:
             return rule, text, now, notes
         return None, text, min([*later, *([when] if when else [])], default=None), notes
@@ -288,7 +351,7 @@ def _deadline_rule(
     if job.time_limit_s is None:
         return None, "its deadline cannot be planned for, as it has no time limit", None
     need_s = start_s + job.time_limit_s
-    latest = job.deadline - dt.timedelta(seconds=need_s + policy.deadline_margin_s)
+    latest = last_safe(job.deadline, option, job.time_limit_s, policy)
     parts = (
         f"boot {show_s(option.boot_s)} + staging {show_s(option.staging_s)} + limit "
         f"{show_s(job.time_limit_s)}"
@@ -303,13 +366,17 @@ def _deadline_rule(
         if left_s < need_s:
             text += f", so it is met only if the job runs no longer than {show_s(left_s - start_s)}"
         return Rule.DEADLINE, text, now
-    if policy.use_start_estimate and job.start_estimate is not None:
-        start = max(job.start_estimate, now)
-        end = start + dt.timedelta(seconds=job.time_limit_s)
-        if end > job.deadline:
-            text = (
-                f"Slurm expects it to start at {show_time(start)}, which with its limit of "
-                f"{show_s(job.time_limit_s)} misses its deadline {show_time(job.deadline)}"
-            )
-            return Rule.START_ESTIMATE, text, now
+    if policy.use_start_estimate:
+        # learned runtimes are nearer the truth than limits; Slurm's own estimate knows limits alone
+        expected, who = job.start_p50, "the forecast's p50 is a start"
+        if expected is None:
+            expected, who = job.start_estimate, "Slurm expects it to start"
+        if expected is not None:
+            start = max(expected, now)
+            if start + dt.timedelta(seconds=job.time_limit_s) > job.deadline:
+                text = (
+                    f"{who} at {show_time(start)}, which with its limit of "
+                    f"{show_s(job.time_limit_s)} misses its deadline {show_time(job.deadline)}"
+                )
+                return Rule.START_ESTIMATE, text, now
     return None, f"its deadline allows {show_s((latest - now).total_seconds())} more", latest

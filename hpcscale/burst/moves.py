@@ -61,6 +61,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         revision: counts the saves; the compare-and-set is on it.
+        partition: of ``to_site``; None: its default one.
         origin: submission id of the on-prem attempt.
         target: submission id of the cloud attempt, once there is one.
         reason: why the policy moved it, as the plan said.
@@ -93,6 +94,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     from_site: str
     to_site: str
+    partition: str | None = None
     origin: str
     target: str | None = None
     step: Step = Step.SUBMITTING

@@ -8,9 +8,9 @@ import msgspec
 
 from hpcscale.burst.arrays import wholly_pending
 from hpcscale.burst.moves import Move, Step
-from hpcscale.burst.plan import Candidate, Option
+from hpcscale.burst.plan import Candidate, Forecast, Option, Start
 from hpcscale.burst.policy import Dependents, Policy, TargetTerms
-from hpcscale.cost import estimate
+from hpcscale.burst.shapes import Catalog, shapes
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.render import burst_blockers
@@ -22,6 +22,17 @@ from hpcscale.verify import mismatch
 
 STANDS_IN = ".outcome"  # in a script: a job that lost its claim looks how the owner ended
 FEDERATED = 1 << 26  # ids of a federation hold their origin's number above (slurm.conf, MaxJobId)
+_UNKNOWN = Forecast()
+_EMPTY: Catalog = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Rents:
+    """The targets, and what is known of their prices today."""
+
+    targets: Mapping[str, Site]
+    catalog: Catalog
+    today: dt.date
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,9 @@ def waiting_runs(ledger: Ledger, from_site: str) -> list[Waiting]:
     ]
 
 
-def spec_for(spec: JobSpec, time_limit_s: int | None, site: Site) -> JobSpec:
+def spec_for(
+    spec: JobSpec, time_limit_s: int | None, site: Site, partition: str | None = None
+) -> JobSpec:
     """The job as it would be asked of another site.
 
     Partition, account, QOS and constraint are the origin's words: the target's profile says its
@@ -59,7 +72,7 @@ def spec_for(spec: JobSpec, time_limit_s: int | None, site: Site) -> JobSpec:
     return msgspec.structs.replace(
         spec,
         site=site.name,
-        partition=None,
+        partition=partition,
         account=None,
         qos=None,
         constraint=None,
@@ -94,6 +107,9 @@ def candidates(
     targets: Mapping[str, Site],
     moves: Mapping[str, list[Move]],
     origin: Site,
+    forecast: Forecast = _UNKNOWN,
+    catalog: Catalog = _EMPTY,
+    now: dt.datetime | None = None,
 ) -> list[Candidate]:
     """What ``decide`` reads of each waiting run.
 
@@ -104,11 +120,41 @@ def candidates(
         targets: the policy's target sites by name.
         moves: run id -> its moves so far.
         origin: the site that the jobs wait at.
+        forecast: of their starts there.
+        catalog: rows that the targets' partitions may name.
+        now: of the prices' age.
     """
-    return [
-        _candidate(w, answer=answer, policy=policy, targets=targets, moves=moves, origin=origin)
+    rents = Rents(targets, catalog, (now or dt.datetime.now(dt.UTC)).date())
+    found = [
+        _candidate(w, answer=answer, policy=policy, rents=rents, moves=moves, origin=origin)
         for w in waiting
     ]
+    return [_foreseen(c, w, forecast) for c, w in zip(found, waiting, strict=True)]
+
+
+def _foreseen(candidate: Candidate, waiting: Waiting, forecast: Forecast) -> Candidate:
+    start = forecast.starts.get(str(waiting.attempt.job_id), Start())
+    why = forecast.why
+    if start.p50 is None and not why:
+        why = "the forecast has no start for it"
+    return msgspec.structs.replace(
+        candidate, start_p50=start.p50, start_p90=start.p90, unforeseen=why
+    )
+
+
+def to_foresee(
+    waiting: list[Waiting], answer: Answer, moves: Mapping[str, list[Move]]
+) -> list[str]:
+    """Job ids that a decision may turn on the start of: waiting, and not moving yet."""
+    found = []
+    for one in waiting:
+        status = _status(one.attempt, answer)
+        mine = moves.get(one.run.run_id, [])
+        moving = bool(mine and not mine[-1].step.settled)
+        waits = status is not None and status.state is JobState.PENDING
+        if waits and one.run.burst_mode is BurstMode.AUTO and not moving:
+            found.append(str(one.attempt.job_id))
+    return found
 
 
 def _candidate(
@@ -116,7 +162,7 @@ def _candidate(
     *,
     answer: Answer,
     policy: Policy,
-    targets: Mapping[str, Site],
+    rents: Rents,
     moves: Mapping[str, list[Move]],
     origin: Site,
 ) -> Candidate:
@@ -139,10 +185,7 @@ def _candidate(
         time_limit_s=limit_s,
         deadline=run.deadline,
         max_cost_usd=run.max_cost_usd,
-        options=tuple(
-            _option(run.spec, limit_s, targets[name], policy, policy.target.get(name))
-            for name in policy.to
-        ),
+        options=tuple(option(run.spec, limit_s, name, policy, rents) for name in policy.to),
         blockers=tuple(_stuck(waiting, status, answer, origin, policy)),
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
@@ -166,31 +209,43 @@ def _since(status: JobStatus | None, attempt: Attempt) -> dt.datetime | None:
     return status.eligible_time or status.submit_time
 
 
-def _option(
-    spec: JobSpec, limit_s: int | None, site: Site, policy: Policy, terms: TargetTerms | None
-) -> Option:
-    terms = terms or TargetTerms()
+def option(spec: JobSpec, limit_s: int | None, name: str, policy: Policy, rents: Rents) -> Option:
+    """One target as it would be for a job: the cheapest of its shapes that hold it."""
+    site = rents.targets[name]
+    terms = policy.target.get(name, TargetTerms())
     staging_s = site.burst.staging_s if terms.staging_s is None else terms.staging_s
     asked = with_gate_time(spec_for(spec, limit_s, site), policy.lease_s + staging_s)
-    cost = estimate(asked, site)
     blockers = [] if site.burst.target else ["it is no burst target (burst.target = false)"]
     try:
         blockers += burst_blockers(asked, site)
     except HpcscaleError as exc:
         blockers.append(str(exc))
+    found, too_small = shapes(asked, site, rents.catalog, rents.today)
+    if not found:
+        return Option(site=name, blockers=(*blockers, *too_small))
+    shape = found[0]
+    cost = shape.cost
+    why = "; ".join(part for part in (cost.why, shape.note) if part)
+    row = shape.offer
+    if row is not None:
+        why = f"{row.name}: {why}"
 
     def own(value: int | None, default: int) -> int:
         return default if value is None else value
 
     return Option(
-        site=site.name,
-        boot_s=own(terms.boot_s, site.burst.boot_allowance_s),
+        site=name,
+        boot_s=own(terms.boot_s, shape.boot_s),
         staging_s=staging_s,
         boot_timeout_s=own(terms.boot_timeout_s, site.burst.boot_timeout_s),
         cost_usd=cost.usd,
-        cost_why=cost.why,
+        cost_why=why,
         blockers=tuple(blockers),
         worst_usd=None if cost.usd is None else cost.usd * (1 + _requeues(spec)),
+        partition=shape.partition,
+        offer="" if row is None else row.name,
+        unpromised=shape.unpromised,
+        interruption_per_hour=None if row is None else row.interruption_per_hour,
     )
 
 

@@ -14,6 +14,39 @@ class _Frozen(msgspec.Struct, frozen=True, kw_only=True):
     pass
 
 
+class Level(enum.StrEnum):
+    """How much of the origin's queue a forecast saw."""
+
+    FULL = "full"
+    OWN = "own jobs only"  # PrivateData: other people's jobs are hidden
+    ABSENT = "absent"
+
+
+class Start(_Frozen, frozen=True, kw_only=True):
+    """When a job would start where it waits; None: not known."""
+
+    p50: dt.datetime | None = None
+    p90: dt.datetime | None = None
+
+
+class Forecast(_Frozen, frozen=True, kw_only=True):
+    """When waiting jobs would start if nothing moves.
+
+    Attributes:
+        level: FULL; else starts are unknown, or bounds alone.
+        why: what it lacks, half a sentence; empty when nothing.
+        learned_jobs: ended jobs behind the runtimes; 0: limits stand for runtimes.
+        pending: jobs of the queue that wait.
+        starts: by Slurm's job id.
+    """
+
+    level: Level = Level.ABSENT
+    why: str = ""
+    learned_jobs: int = 0
+    pending: int = 0
+    starts: dict[str, Start] = {}
+
+
 class Option(_Frozen, frozen=True, kw_only=True):
     """One target site, as it would be for one job.
 
@@ -25,6 +58,10 @@ class Option(_Frozen, frozen=True, kw_only=True):
         cost_why: how the cost was computed, or why it is unknown.
         blockers: why the job cannot run there; empty when it can.
         worst_usd: the most that moving there can cost, requeues included; None when unknown.
+        partition: of the site, the cheapest whose nodes hold the job; None: its default one.
+        offer: row of the catalog that its nodes are rented by; empty: the profile's price.
+        unpromised: why no budget or maximum cost can be kept at its price; empty: they can.
+        interruption_per_hour: chance that a spot node is taken back within an hour, if known.
     """
 
     site: str
@@ -35,6 +72,10 @@ class Option(_Frozen, frozen=True, kw_only=True):
     cost_why: str = ""
     blockers: tuple[str, ...] = ()
     worst_usd: Decimal | None = None
+    partition: str | None = None
+    offer: str = ""
+    unpromised: str = ""
+    interruption_per_hour: float | None = None
 
 
 class Candidate(_Frozen, frozen=True, kw_only=True):
@@ -52,6 +93,8 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
         notes: what else its move would mean, half a sentence each.
         start_p50: when a forecast expects it to start here; None: no forecast.
         start_p90: by when it starts here in nine cases of ten.
+        others_s: seconds that this user's other waiting jobs start sooner if it leaves, together.
+        unforeseen: why there is no forecast, or what it lacks, half a sentence.
         user: whose it is; so ``account``: for budgets.
     """
 
@@ -76,6 +119,8 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     start_p50: dt.datetime | None = None
     start_p90: dt.datetime | None = None
+    others_s: float = 0.0
+    unforeseen: str = ""
     user: str = ""
     account: str = ""
 
@@ -108,11 +153,13 @@ class Decision(_Frozen, frozen=True, kw_only=True):
 
     Attributes:
         to: target site of a move (for a stay: where it would go).
+        partition: there; None: its default one.
         when: for a move now; for a stay the earliest time a rule will ask for one.
         reason: one sentence with its numbers.
         cost_usd: expected dollars at ``to``; None when unknown.
         worst_usd: what is reserved for it; None when unknown.
         runner_up: what would have been done otherwise, in half a sentence.
+        start_p50: when the job is expected to start here; so ``start_p90``.
     """
 
     run_id: str
@@ -122,6 +169,7 @@ class Decision(_Frozen, frozen=True, kw_only=True):
     reason: str
     rule: Rule | None = None
     to: str | None = None
+    partition: str | None = None
     when: dt.datetime | None = None
     cost_usd: Decimal | None = None
     cost_why: str = ""
@@ -130,6 +178,8 @@ class Decision(_Frozen, frozen=True, kw_only=True):
     blockers: tuple[str, ...] = ()
     worst_usd: Decimal | None = None
     runner_up: str = ""
+    start_p50: dt.datetime | None = None
+    start_p90: dt.datetime | None = None
 
 
 class BurstPlan(_Frozen, frozen=True, kw_only=True):

@@ -10,14 +10,17 @@ from pathlib import Path
 import msgspec
 
 from hpcscale.burst.audit import AuditLog, audited, data_hash
+from hpcscale.burst.catalog_load import rows_for
 from hpcscale.burst.charges import charges
 from hpcscale.burst.decide import decide
+from hpcscale.burst.expect import Foresee, expect
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
-from hpcscale.burst.offer import candidates, waiting_runs
+from hpcscale.burst.offer import candidates, to_foresee, waiting_runs
 from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action, BurstPlan, Decision
 from hpcscale.burst.policy import Order, Policy
+from hpcscale.burst.shapes import with_catalog
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Ledger
@@ -34,9 +37,10 @@ class Connections:
         self._sites: dict[str, Site] = {}
 
     def site(self, name: str) -> Site:
-        """The site's profile."""
+        """The site's profile, with the catalog's prices where it names rows."""
         if name not in self._sites:
-            self._sites[name] = load_site(name).site
+            site = load_site(name).site
+            self._sites[name] = with_catalog(site, rows_for([site]))
         return self._sites[name]
 
     def __call__(self, name: str) -> Connection:
@@ -79,7 +83,9 @@ def jobs_folder() -> Path:
     return state_dir() / "burst" / "jobs"
 
 
-def make_plan(ledger: Ledger, policy: Policy, connections: Connections) -> BurstPlan:
+def make_plan(
+    ledger: Ledger, policy: Policy, connections: Connections, foresee: Foresee = expect
+) -> BurstPlan:
     """Decide on fresh facts; acts on nothing.
 
     Raises:
@@ -92,15 +98,22 @@ def make_plan(ledger: Ledger, policy: Policy, connections: Connections) -> Burst
     now = origin.clock.now()
     if not waiting:
         return BurstPlan(now=now, from_site=policy.from_site, policy=policy.source)
+    answer, moves = origin.client.jobs(), Moves(ledger).latest()
+    foresight = foresee(origin, policy, to_foresee(waiting, answer, moves))
     found = candidates(
         waiting,
-        answer=origin.client.jobs(),
+        answer=answer,
         policy=policy,
         targets=targets,
-        moves=Moves(ledger).latest(),
+        moves=moves,
         origin=origin.site,
+        forecast=foresight.forecast,
+        catalog=rows_for(targets.values()),
+        now=now,
     )
-    return decide(found, policy, now, charges(ledger) if policy.budgets else ())
+    spent = charges(ledger) if policy.budgets else ()
+    pending = foresight.forecast.pending
+    return decide(found, policy, now, spent, replan=foresight.replan, pending=pending)
 
 
 def tick(
@@ -108,6 +121,7 @@ def tick(
     policy: Policy,
     connections: Connections,
     say: Callable[[str], None] = lambda _: None,
+    foresee: Foresee = expect,
 ) -> Tick:
     """Take every move under way further, then begin what the policy asks for.
 
@@ -131,7 +145,7 @@ def tick(
     except HpcscaleError as exc:
         done.problems.append(f"fences left behind: {exc}")
     try:
-        done.plan = make_plan(ledger, policy, connections)
+        done.plan = make_plan(ledger, policy, connections, foresee)
     except HpcscaleError as exc:
         if not exc.transient:
             raise
@@ -165,6 +179,7 @@ def begin(
             name=decision.name,
             from_site=policy.from_site,
             to_site=decision.to,
+            partition=decision.partition,
             origin=origin.submission_id,
             rule=decision.rule.value if decision.rule else "",
             reason=decision.reason,

@@ -11,6 +11,9 @@ from decimal import Decimal
 from hpcscale.burst.plan import Candidate, Option, Rule
 from hpcscale.burst.policy import Policy, PolicyKind
 from hpcscale.burst.words import show_s, usd
+from hpcscale.burst.worth import even_s, gains, left_s, worth_usd
+
+_LONG_S = 3e9  # a century: what a date still holds
 
 Verdict = tuple[Rule | None, str, dt.datetime | None]
 
@@ -37,8 +40,11 @@ def waiting_rule(
         case PolicyKind.ALWAYS:
             return Rule.ALWAYS, "the policy moves every job that may leave", now
         case PolicyKind.NO_WAIT:
-            if job.start_p50 is not None and job.start_p50 <= now:
-                return None, "it is expected to start now", None
+            # a plan that says "now" is believed until the next look, not for ever
+            soon = waited_s <= policy.cron_interval_s
+            if job.start_p50 is not None and job.start_p50 <= now and soon:
+                until = job.waiting_since + dt.timedelta(seconds=policy.cron_interval_s)
+                return None, "it fits now, and is expected to start", until
             return (
                 Rule.NO_WAIT,
                 f"it did not start at once ({job.reason or 'no reason given'})",
@@ -88,27 +94,52 @@ def _value(job: Candidate, option: Option, policy: Policy, now: dt.datetime) -> 
     assert job.waiting_since is not None
     if option.cost_usd is None:
         return None, f"what moving costs is unknown ({option.cost_why or 'no price'})", None
-    waited_s = (now - job.waiting_since).total_seconds()
-    even_s = float(option.cost_usd / policy.hour_usd) * 3600
-    expected, source = job.start_p50, "start p50"
-    if expected is None and policy.use_start_estimate:
-        expected, source = job.start_estimate, "Slurm's start"
-    if expected is None:
-        if policy.max_wait_s is None:
-            return None, "when it starts here is unknown, and the policy sets no max_wait", None
-        rule, text, when = _after(Rule.MAX_WAIT, job, policy.max_wait_s, now, "max_wait")
-        return rule, f"when it starts here is unknown; {text}", when
-    left_s = max(0.0, (expected - now).total_seconds())
-    saved_s = left_s - option.boot_s - option.staging_s
-    worth = Decimal(max(0.0, saved_s)) / 3600 * policy.hour_usd
-    text = f"{source} {show_s(left_s)}"
-    if job.start_p90 is not None:
+    left, source = left_s(job, now), "start p50"
+    if left is None:
+        unknown = "when it starts here is unknown"
+        if job.unforeseen:
+            unknown += f" ({job.unforeseen})"
+        if policy.max_wait_s is not None:
+            rule, text, when = _after(Rule.MAX_WAIT, job, policy.max_wait_s, now, "max_wait")
+            return rule, f"{unknown}; {text}", when
+        if not policy.use_start_estimate or job.start_estimate is None:
+            return None, f"{unknown}, and the policy sets no max_wait", None
+        left, source = max(0.0, (job.start_estimate - now).total_seconds()), "Slurm's start"
+    worth, saved = worth_usd(job, option, policy, left)
+    text = f"{source} {show_s(left)}"
+    if job.start_p90 is not None and source == "start p50":
         text += f", p90 {show_s((job.start_p90 - now).total_seconds())}"
-    text += f"; moving now costs {usd(option.cost_usd)} to save {show_s(saved_s)}, worth "
-    text += f"{usd(worth.quantize(Decimal('0.01')))} at {usd(policy.hour_usd)} an hour"
-    if worth >= option.cost_usd * Decimal(policy.margin):
+    if (slack := slack_s(job, option, policy, now)) is not None:
+        text += f", slack {show_s(slack)}"
+    text += f"; moving now costs {usd(option.cost_usd)} to save {show_s(saved)}"
+    if job.others_s >= 1:
+        text += f", {show_s(job.others_s)} of it for your other jobs"
+    text += f", worth {usd(worth.quantize(Decimal('0.01')))} at {usd(policy.hour_usd)} an hour"
+    if gains(job, option, policy, left) >= 0:
         return Rule.VALUE, text, now
-    if waited_s >= policy.cap * even_s:
-        text += f"; it has waited {show_s(waited_s)}, {policy.cap:g} times what the cost is worth"
+    until = waited_enough(job, option, policy)
+    if now >= until:
+        waited = (now - job.waiting_since).total_seconds()
+        text += f"; it has waited {show_s(waited)}, {policy.cap:g} times what the cost is worth"
         return Rule.VALUE, text, now
-    return None, text, job.waiting_since + dt.timedelta(seconds=policy.cap * even_s)
+    return None, text, until
+
+
+def waited_enough(job: Candidate, option: Option, policy: Policy) -> dt.datetime:
+    """From when on no forecast is believed any more."""
+    assert job.waiting_since is not None
+    seconds = min(policy.cap * even_s(option, policy), _LONG_S)
+    return job.waiting_since + dt.timedelta(seconds=seconds)
+
+
+def slack_s(job: Candidate, option: Option, policy: Policy, now: dt.datetime) -> float | None:
+    """Seconds until the last safe moment of its deadline; None: no deadline to keep."""
+    if not policy.deadline or job.deadline is None or job.time_limit_s is None:
+        return None
+    return (last_safe(job.deadline, option, job.time_limit_s, policy) - now).total_seconds()
+
+
+def last_safe(deadline: dt.datetime, option: Option, limit_s: int, policy: Policy) -> dt.datetime:
+    """The last moment at which a move surely meets a deadline: less boot, staging and limit."""
+    needs = option.boot_s + option.staging_s + limit_s + policy.deadline_margin_s
+    return deadline - dt.timedelta(seconds=needs)

@@ -142,6 +142,7 @@ def run(
     import time
     from pathlib import Path
 
+    from hpcscale.burst.expect import Fresh
     from hpcscale.burst.lock import LockHeldError, RunLock
     from hpcscale.burst.moves import Moves
     from hpcscale.burst.policy import load_policy
@@ -164,14 +165,14 @@ def run(
     stop_at = time.monotonic() + for_s
     policy = load_policy(Path(policy_file))
     _require_sites({"from": [policy.from_site], "to": policy.to}, policy_file)
-    connections = Connections()
+    connections, foresee = Connections(), Fresh()
     done = Tick()
     seen: set[int] = set()
     problems: list[str] = []
     try:
         with RunLock(lock_path()) as lock, Ledger.open() as ledger:
             while True:
-                done = tick(ledger, policy, connections, notice)
+                done = tick(ledger, policy, connections, notice, foresee)
                 seen.update(move.move_id for move in done.advanced)
                 for problem in done.problems:
                     if problem not in problems:
@@ -477,7 +478,7 @@ def _print_plan(made: "BurstPlan") -> None:
                 decision.to or "-",
                 when or "-",
                 "unknown" if decision.cost_usd is None else usd(decision.cost_usd),
-                decision.reason,
+                "; ".join(part for part in (decision.reason, decision.runner_up) if part),
             ]
         )
     emit_table(("RUN", "JOB", "NAME", "ACTION", "TO", "WHEN", "COST", "WHY"), rows)

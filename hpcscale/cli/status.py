@@ -310,6 +310,8 @@ def _start(attempt: "Attempt") -> str:
 
 def _moves(ledger: "Ledger") -> dict[str, str]:
     """Run id -> where it is being moved, for moves under way."""
+    if not ledger.any_moving():
+        return {}
     from hpcscale.burst.moves import Moves
 
     return {move.run_id: f"moving to {move.to_site}" for move in Moves(ledger).unsettled()}

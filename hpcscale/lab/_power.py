@@ -6,12 +6,15 @@ programs an empty environment, no stdin and a set of blocked signals (hence ``no
 ``faults.json`` beside this file holds what ``hpcscale lab fault`` asked for.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +58,21 @@ def never_boots(nodes: list[str], faults: Any) -> set[str]:
     return set(nodes) & set(wanted)
 
 
-def resume(config: Any, nodes: list[str]) -> None:
-    """Boot the nodes of one request."""
-    faults = read("faults.json")
-    dead = never_boots(nodes, faults)
-    slow = float(faults.get("slow_boot_s", 0))
-    slow_nodes = set(faults.get("slow_boot_nodes") or nodes)
-    started = time.monotonic()
-    delay = {n: config["boot_delay_s"] + (slow if n in slow_nodes else 0) for n in nodes}
-    for node in sorted(nodes, key=lambda n: delay[n]):
-        if node in dead:
-            say(f"{node} does not boot (lab fault no-boot)")
-            continue
-        time.sleep(max(0.0, started + delay[node] - time.monotonic()))
+@contextlib.contextmanager
+def switch(config: Any, node: str) -> Iterator[Path]:
+    """The node's power switch, held: its file says when it was last switched off (monotonic)."""
+    file = Path(config["run"]) / f"power.{node}"
+    with file.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield file
+
+
+def boot(config: Any, node: str, asked: float) -> None:
+    """Start a slurmd, unless the node was switched off again while it booted."""
+    with switch(config, node) as file:
+        if float(file.read_text() or 0) > asked:
+            say(f"{node} was powered off before it had booted")
+            return
         subprocess.run(
             [*config["node"][node], config["slurmd"], "-b", "-N", node, "-f", config["slurm_conf"]],
             env=config["env"],
@@ -77,34 +82,56 @@ def resume(config: Any, nodes: list[str]) -> None:
             check=False,
             timeout=60,
         )
-        say(f"{node} booted")
+    say(f"{node} booted")
+
+
+def resume(config: Any, nodes: list[str], asked: float) -> None:
+    """Boot the nodes of one request, which came at ``asked`` (monotonic)."""
+    faults = read("faults.json")
+    dead = never_boots(nodes, faults)
+    slow = float(faults.get("slow_boot_s", 0))
+    slow_nodes = set(faults.get("slow_boot_nodes") or nodes)
+    delay = {n: config["boot_delay_s"] + (slow if n in slow_nodes else 0) for n in nodes}
+    for node in sorted(nodes, key=lambda n: delay[n]):
+        if node in dead:
+            say(f"{node} does not boot (lab fault no-boot)")
+            continue
+        time.sleep(max(0.0, asked + delay[node] - time.monotonic()))
+        boot(config, node, asked)
 
 
 def suspend(config: Any, nodes: list[str]) -> None:
     """Switch nodes off."""
     for node in nodes:
-        file = Path(config["run"]) / f"slurmd.{node}.pid"
-        try:
-            pid = int(file.read_text())
-            os.kill(pid, signal.SIGTERM)
-            for _ in range(20):
-                time.sleep(0.05)
-                os.kill(pid, 0)
-            os.kill(pid, signal.SIGKILL)
-        except (OSError, ValueError):
-            pass  # no pid file, or it has ended
-        file.unlink(missing_ok=True)
+        with switch(config, node) as off:
+            off.write_text(str(time.monotonic()))
+            stop(Path(config["run"]) / f"slurmd.{node}.pid")
         say(f"{node} powered off")
+
+
+def stop(file: Path) -> None:
+    """End the slurmd of a pid file, if there is one."""
+    try:
+        pid = int(file.read_text())
+        os.kill(pid, signal.SIGTERM)
+        for _ in range(20):
+            time.sleep(0.05)
+            os.kill(pid, 0)
+        os.kill(pid, signal.SIGKILL)
+    except (OSError, ValueError):
+        pass  # no pid file, or it has ended
+    file.unlink(missing_ok=True)
 
 
 def main(verb: str, hostlist: str) -> None:
     """Carry out one request of slurmctld."""
+    asked = time.monotonic()
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     config = read("power.json")
     say(f"{verb} {hostlist}")
     nodes = expand(config, hostlist)
     if verb == "resume":
-        resume(config, nodes)
+        resume(config, nodes, asked)
     elif verb == "suspend":
         suspend(config, nodes)
 

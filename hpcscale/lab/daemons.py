@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hpcscale.errors import LabError
 from hpcscale.lab import namespace, sshdir
+from hpcscale.lab.faketime import with_faketime
 from hpcscale.lab.model import CLOUD, LabOptions, LabState, SitePaths, SiteState, node_names
 from hpcscale.lab.process import SYSTEM_PATH, find, kill, run, start_time, tail, wait_until
 
@@ -292,7 +293,7 @@ class Site:
         )
 
     def controller_env(self) -> dict[str, str]:
-        """Settings of libfaketime settings for slurmctld; empty when its clock is the machine's."""
+        """Settings of libfaketime for slurmctld; empty when its clock is the machine's."""
         fast = int(self.lab.options["fast"])
         if fast == 1 and not self.state.clock_skew_s:
             return {}
@@ -305,8 +306,8 @@ class Site:
         argv = [_program("slurmctld"), "-f", str(self.paths.slurm_conf)]
         env = self.controller_env()
         if env:
-            # only the daemon gets libfaketime, not nsenter on the way to it
-            argv = ["env", *(f"{k}={v}" for k, v in env.items()), *argv]
+            own_shm = self.state.keeper_pid is not None
+            argv = with_faketime(argv, env, self.paths, own_shm=own_shm)
         self.start("slurmctld", argv)
         self.wait_controller()
 

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from hpcscale.errors import HpcscaleError, LabError
-from hpcscale.lab import clientconfig, namespace, sshdir
+from hpcscale.lab import clientconfig, faketime, namespace, sshdir
 from hpcscale.lab.model import MAX_DIR_BYTES, ONPREM, SITES, LabState, SiteState
 from hpcscale.lab.process import locked_now, wait_until
 
@@ -148,7 +148,9 @@ def _end(directory: Path, sites: Mapping[str, SiteState]) -> None:
     errors: list[HpcscaleError] = []
     for name, site in sites.items():
         try:
-            namespace.end_site(site, LabState.site_paths(directory, name))
+            paths = LabState.site_paths(directory, name)
+            namespace.end_site(site, paths)
+            faketime.forget(paths)
         except HpcscaleError as exc:
             errors.append(exc)
     if errors:

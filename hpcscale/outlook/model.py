@@ -9,6 +9,7 @@ or admin, a dependency that never comes) are not in the plan.
 import math
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,17 +152,30 @@ class SiteModel:
             return float(job.limit_s or _WITHOUT_LIMIT_S)
         return believed
 
-    def times(self, *, changed: QueuedJob | None = None, added: QueuedJob | None = None) -> Times:
+    def times(
+        self,
+        *,
+        changed: QueuedJob | None = None,
+        added: QueuedJob | None = None,
+        of: Collection[str] | None = None,
+        without: Collection[str] = (),
+    ) -> Times:
         """Start times of all pending jobs.
 
         Args:
             changed: takes the place of the pending job of the same id.
             added: a job that is not in the queue yet; it comes last.
+            of: only these are asked about, so jobs behind the last of them are left out.
+            without: jobs as if they were not in the queue.
         """
         pending = [
             changed if changed is not None and job.job_id == changed.job_id else job
             for job in self._pending
+            if job.job_id not in without
         ]
+        if of is not None:
+            last = max((at for at, job in enumerate(pending) if job.job_id in of), default=-1)
+            del pending[last + 1 :]
         if added is not None:
             pending.append(added)
         own = changed or added

@@ -1,6 +1,7 @@
 """Everything a forecast knows of a site at one moment, and how much of it the site shows."""
 
 import enum
+from typing import cast
 
 import msgspec
 
@@ -46,13 +47,13 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 def asker_of(connection: Connection) -> CliClient:
-    """The client, where it can ask for the whole queue.
+    """The client (also one whose acts are written down), where it can ask for the whole queue.
 
     Raises:
         HpcscaleError: it cannot.
     """
-    if isinstance(connection.client, CliClient):
-        return connection.client
+    if callable(getattr(connection.client, "question", None)):
+        return cast("CliClient", connection.client)
     raise HpcscaleError("this Slurm client cannot list a whole queue", where=connection.site.name)
 
 

@@ -73,6 +73,8 @@ class Partition(_Frozen, frozen=True, kw_only=True):
         default: the controller's own default partition.
         preemptible: its jobs may be stopped for others.
         gpu_hour_usd: price of a GPU-hour here when it differs from the site's.
+        offer: row of the catalog whose instances its nodes are, such as
+            ``aws/us-east-1/p5.48xlarge``; price, boot and interruption rate are the row's then.
         note: for people.
     """
 
@@ -87,6 +89,7 @@ class Partition(_Frozen, frozen=True, kw_only=True):
     default: bool = False
     preemptible: bool = False
     gpu_hour_usd: Decimal | None = None
+    offer: str | None = None
     note: str | None = None
 
 

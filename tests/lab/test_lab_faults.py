@@ -137,6 +137,21 @@ def test_slow_boot(lab_factory):
     until(lambda: job_state(cloud, other) == "RUNNING", 30, "cloud3 boots")
 
 
+def test_a_node_that_is_switched_off_while_it_boots_stays_off(lab_factory):
+    lab = lab_factory(nodes=1, boot_delay_s=0.1, suspend_time_s=6000)
+    cloud = lab.site(CLOUD)
+    log = cloud.paths.log / "power.log"
+    faults.slow_boot(lab, 4)
+    job_id = sbatch(cloud, "-o", "/dev/null")
+    until(lambda: log.exists() and "resume cloud1" in log.read_text(), 20, "it begins to boot")
+    cloud.exec(["scancel", job_id], check=True)
+    off = ["scontrol", "update", "NodeName=cloud1", "State=POWER_DOWN_FORCE"]
+    until(lambda: cloud.exec(off).returncode == 0, 20, "switched off")
+    until(lambda: "was powered off before it had booted" in log.read_text(), 30, "the boot ends")
+    assert "cloud1 booted" not in log.read_text()
+    assert cloud.pid_of("slurmd.cloud1") is None
+
+
 def test_boot_faults_refuse_nonsense(lab):
     with pytest.raises(UsageError):
         faults.no_boot(lab, 5)

@@ -12,7 +12,7 @@ import pytest
 from lab_helpers import ROOT
 from nothing_left import SCENARIOS
 
-from hpcscale.lab import Lab, sshdir
+from hpcscale.lab import Lab, LabOptions, faults, sshdir
 
 PROGRAM = ROOT / "tests" / "nothing_left.py"
 WITHOUT = Path(__file__).parent / "without.py"
@@ -45,6 +45,27 @@ def test_nothing_is_left(ordinary, what, mode, user):
         )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"alive": {}, "directory": False}
+
+
+# ---- what libfaketime keeps in /dev/shm
+
+
+def test_the_clocks_of_a_lab_without_namespaces_leave_nothing():
+    directory = Path(tempfile.mkdtemp(prefix="hpcscale-lab-", dir="/tmp"))
+    options = LabOptions(nodes=1, isolate=False, fast=10)
+    with Lab.up(directory, options) as lab:
+        faults.controller(lab, "lab-onprem", "kill")
+        faults.controller(lab, "lab-onprem", "restart")
+        records = [site.paths.etc / "faketime.pids" for site in lab.sites.values()]
+        pids = [pid for record in records for pid in record.read_text().split()]
+        files = [
+            Path("/dev/shm", name)
+            for pid in pids
+            for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}")
+        ]
+        assert len(pids) == 3
+        assert any(file.exists() for file in files)
+    assert not [file for file in files if file.exists()]
 
 
 # ---- /run/sshd, which root's sshd wants

@@ -50,7 +50,7 @@ VALUE = policy(PolicyKind.VALUE, hour_usd=Decimal(10))
         (policy(PolicyKind.NEVER), {"deadline": NOW + h(1)}, None),
         (policy(PolicyKind.ALWAYS), {"waiting_since": NOW}, Rule.ALWAYS),
         (policy(PolicyKind.NO_WAIT), {}, Rule.NO_WAIT),
-        (policy(PolicyKind.NO_WAIT), {"start_p50": NOW}, None),
+        (policy(PolicyKind.NO_WAIT), {"start_p50": NOW, "waiting_since": NOW}, None),
         (policy(PolicyKind.CONSTANT_WAIT, wait_s=1800), {}, Rule.CONSTANT_WAIT),
         (policy(PolicyKind.CONSTANT_WAIT, wait_s=1801), {}, None),
         # 8 GPU-hours x 225 s = 30 min
@@ -81,7 +81,7 @@ def test_value_weighs_the_wait_that_is_left_not_the_wait_that_was():
     )
     (decision,) = verdict(VALUE, job(start_p50=NOW + h(2.3)))
     assert (decision.rule, decision.to) == (Rule.VALUE, "cloud")
-    assert decision.runner_up == "else it would start here about 2026-05-01 14:18:00Z"
+    assert decision.runner_up == "else it would start here in 2h18m (p50)"
     # what it has waited already changes nothing
     waited = job(start_p50=NOW + h(2.2), waiting_since=NOW - h(3.9))
     assert verdict(VALUE, waited)[0].action is Action.STAY
@@ -100,7 +100,7 @@ def test_value_takes_the_cheapest_and_names_the_next():
     unknown = msgspec.structs.replace(CLOUD, site="unknown", cost_usd=None)
     (decision,) = verdict(VALUE, job(start_p50=NOW + h(9), options=(unknown, dear, CLOUD)))
     assert decision.to == "cloud"
-    assert decision.runner_up == "next best: dear at $30.00"
+    assert decision.runner_up == "else to dear for $30.00"
 
 
 def test_without_a_forecast_value_falls_back_to_the_threshold_rule():

@@ -85,20 +85,23 @@ ALLOWED: dict[str, set[str]] = {
     "hydra": {"errors", "executor"},
     # deciding is pure: data in, data out
     "burst.catalog": _DECIDING | {"assets", "tomlfile"},
-    "burst.catalog_load": {"errors", "assets", "settings", "tomlfile", "burst.catalog"},
+    "burst.catalog_load": {"errors", "assets", "settings", "tomlfile", "site", "burst.catalog"},
+    "burst.shapes": _DECIDING | {"burst.catalog"},
     "burst.words": set(),
     "burst.policy": _DECIDING | {"tomlfile"},
     "burst.budget": _DECIDING | {"burst.policy"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
     "burst.feasible": {"errors", "burst.words"},
-    "burst.triggers": _DECIDING | {"burst.words", "burst.policy", "burst.plan"},
+    "burst.worth": {"burst.policy", "burst.plan"},
+    "burst.triggers": _DECIDING | {"burst.words", "burst.policy", "burst.plan", "burst.worth"},
     "burst.decide": _DECIDING
     | {"burst.catalog", "forecast", "burst.policy", "burst.plan", "burst.words"}
-    | {"burst.budget", "burst.triggers"},
+    | {"burst.budget", "burst.triggers", "burst.worth"},
     "burst": _OWNING
     | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
     | {"outlook"}
-    | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"},
+    | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"}
+    | {"burst.catalog_load", "burst.shapes"},
     # what runs inside a job: works where hpcscale is not installed
     "train": set(),
     # a Slurm of its own; it serves the product and the tests, the product never needs it
@@ -113,7 +116,7 @@ ALLOWED: dict[str, set[str]] = {
 # no randomness and no input or output.
 PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "forecast", "burst.policy",
         "burst.plan", "burst.decide", "burst.value", "burst.words", "burst.budget",
-        "burst.triggers", "burst.feasible", "burst.spot")  # fmt: skip
+        "burst.triggers", "burst.worth", "burst.shapes", "burst.feasible", "burst.spot")  # fmt: skip
 IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
 
 

@@ -181,7 +181,7 @@ def remember(put, folder):
     put(LedgerReads, "_with_scripts", _with_scripts)
     # one text, one spec: what follows is then remembered by identity
     put(hpcscale.ledger_rows, "from_json", of_a_bytes(hpcscale.ledger_rows.from_json))
-    put(hpcscale.burst.offer, "_option", _option(hpcscale.burst.offer._option))
+    put(hpcscale.burst.offer, "option", _option(hpcscale.burst.offer.option))
     put(hpcscale.render, "render", _render)
     put(hpcscale.prepare, "render", _render)
     words = _squeue.Separators.new()
@@ -214,12 +214,13 @@ def of_a_bytes(function):
 
 
 def _option(function):
+    """What a target offers; the sites and the empty catalog stay."""
     known = Known()
 
-    def call(spec, limit_s, site, policy, terms):
-        key = (id(spec), limit_s, site.name, id(policy), terms)
+    def call(spec, limit_s, name, policy, rents):
+        key = (id(spec), limit_s, name, id(policy), rents.today)
         if key not in known:
-            found = function(spec, limit_s, site, policy, terms)
+            found = function(spec, limit_s, name, policy, rents)
             known.put(key, (found, spec, policy))  # kept, so that no other has its id
         return known[key][0]
 

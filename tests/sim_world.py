@@ -165,7 +165,7 @@ class World(Kinds, Faults, Judge):
         if site.site_name == ONPREM:
             if command == "scontrol" and any(w.startswith("ExcNodeList=") for w in argv):
                 process.fenced_at = process.acts
-            if command == "squeue" and any(w.startswith("--format=%i") for w in argv):
+            if command == "squeue" and any(w.startswith("--jobs=") for w in argv):
                 process.read_at = process.acts
 
     def around_save(self, process):
@@ -344,7 +344,9 @@ class World(Kinds, Faults, Judge):
             wait = script.steps.send(self.sim[script.site].now())
         except StopIteration:
             self.scripts.remove(script)
-            if was and script.exit_code == 0:
+            if script.killed_at is not None:
+                pass  # too late for Slurm, which has ended it
+            elif was and script.exit_code == 0:
                 self.done.append((script.site, script.submission, script.task, script.restart))
             elif was:
                 self.failed.add(script.task)

@@ -69,6 +69,7 @@ class BurstTerms(_Frozen, frozen=True, kw_only=True):
     deadline: dt.datetime | None = None  # aware, UTC
     max_cost_usd: Decimal | None = None
     data: tuple[str, ...] = ()  # tags of its data: where it may not go
+    egress_gb: float | None = None  # most that comes back: outputs, logs; None: not said
 
 
 class SecretSource(_Frozen, frozen=True, kw_only=True):

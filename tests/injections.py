@@ -4,17 +4,15 @@ User code alone appends to a witness file at its site; nothing of ours does. A b
 command line's own ``burst run``, in a forked child, so that SIGKILL is SIGKILL.
 """
 
-import itertools
 import os
-import random
 import shutil
 import signal
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hpcscale import judge
+from injection_set import Injection, Outcome, pairs, summary
+
+import hpcscale.cli.burst as burst_cli
 from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.policy import load_policy
 from hpcscale.burst.reap import burst_sites, reap
@@ -22,6 +20,8 @@ from hpcscale.burst.run import Connections, tick
 from hpcscale.connect import connect
 from hpcscale.errors import HpcscaleError
 from hpcscale.lab import faults
+from hpcscale.lab.model import LabOptions
+from hpcscale.lab.process import patience
 from hpcscale.ledger import Ledger
 from hpcscale.render import render
 from hpcscale.site import load_site
@@ -29,106 +29,22 @@ from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
 from hpcscale.submit import submit
 from hpcscale.verify import submission_of
 
+__all__ = ["Injection", "Outcome", "Site", "pairs", "summary"]
 ONPREM, CLOUD = "lab-onprem", "lab-cloud"
 POLICY = f'from = "{ONPREM}"\nto = ["{CLOUD}"]\ncron_interval = "5s"\nretry_after = "1h"\n'
-ACTS = ("fence", "sbatch", "claim", "decide", "cancel")
-STEPS = ("submitting", "submitted", "claiming", "opening", "cancelling", "moved")
-KILLS = (
-    "",
-    *(f"{act}.{when}" for act in ACTS for when in ("before", "after")),
-    *(f"save {step}.{when}" for step in STEPS for when in ("before", "after")),
-)
-FAULTS = (
-    "",
-    "onprem ctld killed",
-    "cloud ctld killed",
-    "onprem ctld stopped",
-    "cloud ctld stopped",
-    "ssh cut after sbatch",
-    "ssh cut after ln",
-    "ssh cut before ln",
-    "ssh cut after squeue",
-    "ssh refused",
-    "cloud node crash",
-    "never boot",
-    "cloud disk full",
-    "onprem clock +120 s",
-    "cloud clock -120 s",
-    "onprem fence lost, nodes free",
-    "user cancels on-prem",
-    "user cancels in the cloud",
-)
-PHASES = ("submitted", "gated", "opened")
-SETTLE_S = 200.0  # Slurm itself delays what it requeues by 121 s
+OPTIONS = LabOptions(boot_delay_s=0.3, suspend_time_s=3600, resume_timeout_s=12)
+SETTLE_S = 200.0
 # a client that was killed is certainly dead here: no need to wait until its credential expires
-NEVER_REACHED_S = 15.0
-
-
-@dataclass(frozen=True)
-class Injection:
-    """What happens to one handover.
-
-    Attributes:
-        kill: where `burst run` is killed with SIGKILL: ``act.before`` or ``act.after``.
-        fault: of the sites.
-        phase: how far the handover is when the fault strikes.
-        ledgers: 2: a second `burst run` on another login node, with a ledger of its own.
-    """
-
-    kill: str = ""
-    fault: str = ""
-    phase: str = "gated"
-    ledgers: int = 1
-
-
-@dataclass
-class Outcome:
-    """What came of one."""
-
-    injection: Injection
-    seconds: float = 0.0
-    starts: list = field(default_factory=list)
-    struck: bool = False
-    killed: bool = False
-    lost: bool = False
-    orphans: int = 0
-    step: str = ""
-    gate_idle_s: float | None = None
-    gang_to_user_code_s: float | None = None
-    cancelled: bool = False
-    unsettled: bool = False
-    note: str = ""
-
-    @property
-    def clean(self):
-        """Nothing of what must not happen."""
-        return not (self.double or self.lost or self.orphans or self.unsettled)
-
-    @property
-    def double(self):
-        """Begun in two attempts, or twice at one restart count: a requeue by Slurm is neither."""
-        who = [(submission, restart) for _, _, submission, restart in self.starts]
-        return len(set(who)) < len(who) or len({submission for submission, _ in who}) > 1
-
-    def data(self):
-        return {**asdict(self), "injection": asdict(self.injection), "double_start": self.double}
-
-    @classmethod
-    def of(cls, data):
-        """From ``data`` of an earlier run."""
-        fields = {k: v for k, v in data.items() if k not in {"injection", "double_start"}}
-        return cls(Injection(**data["injection"]), **fields)
-
-
-def pairs(seed=1):
-    """Injections in which each kill meets each fault; phases and ledgers in turn, shuffled."""
-    turn = itertools.cycle(itertools.product(PHASES, (1, 2)))
-    chosen = [
-        Injection(kill, fault, *phase)
-        for (kill, fault), phase in zip(itertools.product(KILLS, FAULTS), turn, strict=False)
-    ]
-    random.Random(seed).shuffle(chosen)
-    return chosen
+NEVER_REACHED_S = 10.0
+BEHIND = ("afterok", "afternotok")
+ALIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
+# what begins is counted, also where the disk is full for a while
+COMMAND = """
+cd "$HPCSCALE_RUN_DIR" || exit 9
+start="$HPCSCALE_SITE $(date +%s.%N) $HPCSCALE_SUBMISSION_ID $HPCSCALE_RESTART_COUNT"
+until echo "$start ${SLURM_ARRAY_TASK_ID:--}" >> witness; do sleep 0.1; done
+sleep 0.5
+until echo end >> ended; do sleep 0.1; done"""
 
 
 class Site:
@@ -138,8 +54,6 @@ class Site:
         self.lab = lab
         self.folder = Path(folder)
         self.policy = self.folder / "P.toml"
-        self.policy.write_text(POLICY)
-        judge.NEVER_REACHED_S = NEVER_REACHED_S  # and of the children, which are forked
         self.filler = None
         self.count = 0
         self.children = []
@@ -151,6 +65,14 @@ class Site:
 
     def cloud(self, *argv, check=False):
         return self.lab.site(CLOUD).exec(list(argv), check=check).stdout.strip()
+
+    def jobs(self, job_id):
+        """State, name and reason of each record on-prem; None: no answer."""
+        argv = ["squeue", "-h", "-t", "all", "-j", str(job_id), "-o", "%T %j %r"]
+        done = self.lab.site(ONPREM).exec(argv)
+        if done.returncode and "Invalid job id" not in done.stderr:
+            return None
+        return [line.split(" ", 2) for line in done.stdout.splitlines()]
 
     def until(self, condition, timeout_s, poll_s=0.05):
         deadline = time.monotonic() + timeout_s
@@ -181,31 +103,54 @@ class Site:
 
     # ---- the job ----
 
-    def submit(self, state):
+    def submit(self, state, injection):
         os.environ["HPCSCALE_STATE_DIR"] = str(state)
         site = load_site(ONPREM).site
-        line = "$HPCSCALE_SITE $(date +%s.%N) $HPCSCALE_SUBMISSION_ID $HPCSCALE_RESTART_COUNT"
-        witness = f'echo "{line}" >> witness'
+        array = injection.work == "array"
         spec = JobSpec(
             name="injected",
-            command=("sh", "-c", f'cd "$HPCSCALE_RUN_DIR" && {witness} && sleep 0.5'),
-            resources=Resources(nodes=2, gpus_per_node=1, time_limit_s=600),
+            command=("sh", "-c", f"{COMMAND}\nexit {injection.exit_code}"),
+            array=f"{injection.tasks[0]}-{injection.tasks[-1]}%2" if array else None,
+            resources=Resources(nodes=1 if array else 2, gpus_per_node=1, time_limit_s=600),
             burst=BurstTerms(mode=BurstMode.ONLY),
         )
         with connect(site) as connection, Ledger.open() as ledger:
             return submit(render(spec, site), site, connection, ledger)
+
+    def submit_behind(self, job):
+        """Jobs that wait for a good and for a bad end; kind -> id."""
+        found = {}
+        for kind in BEHIND:
+            done = self.lab.site(ONPREM).exec(
+                ["sbatch", "--parsable", "--job-name=behind", "--time=5", "--output=/dev/null",
+                 f"--dependency={kind}:{job.ref.job_id}"],
+                stdin=f"#!/bin/sh\n: > {self.behind_ran(job, kind)}\n", check=True,
+            )  # fmt: skip
+            found[kind] = done.stdout.strip()
+        return found
+
+    def behind_ran(self, job, kind):
+        return self.lab.site(ONPREM).paths.scratch / f"{job.run_id}.{kind}"
 
     def run_dir(self, site_name, job):
         return self.lab.site(site_name).paths.scratch / "hpcscale-state" / "runs" / job.run_id
 
     def starts(self, job):
         """What user code wrote; read inside the sites, where a full disk is mounted over it."""
+        return self.written(job, "witness")
+
+    def written(self, job, name):
+        """Lines of a file that user code writes, of both sites, as words."""
         found = []
-        for name in (ONPREM, CLOUD):
-            path = self.run_dir(name, job) / "witness"
-            text = self.lab.site(name).exec(["cat", str(path)]).stdout
+        for site_name in (ONPREM, CLOUD):
+            path = self.run_dir(site_name, job) / name
+            text = self.lab.site(site_name).exec(["cat", str(path)]).stdout
             found += [line.split() for line in text.splitlines()]
         return found
+
+    def begun(self, injection, job):
+        """Whether all of it has begun."""
+        return {start[4] for start in self.starts(job)} >= set(injection.tasks)
 
     # ---- burst processes ----
 
@@ -223,10 +168,8 @@ class Site:
             os.environ["HPCSCALE_STATE_DIR"] = str(state)
             if kill:
                 arm(kill)
-            import hpcscale.cli.burst as cli
-
-            cli.POLL_S = 0.5
-            cli.run.main(["--policy", str(self.policy), "--wait"], standalone_mode=False)
+            burst_cli.POLL_S = 0.5
+            burst_cli.run.main(["--policy", str(self.policy), "--wait"], standalone_mode=False)
         except BaseException as exc:  # noqa: BLE001 # a child never goes back into the parent's code
             os.write(2, f"{type(exc).__name__}: {exc}\n".encode())
         os._exit(0)
@@ -252,8 +195,8 @@ class Site:
 
     def reached(self, phase, job, state):
         there = self.run_dir(CLOUD, job)
-        if phase == "gated":
-            return any((there / "events").glob("*.gated"))
+        if phase == "gated":  # fence-first, its command may begin without a wait
+            return any((there / "events").glob("*.*ed"))
         if phase == "opened":
             return any(there.glob("decision.*[0-9a-f]"))
         return any(m.step is not Step.FENCING for m in self.moves(state, job))
@@ -336,7 +279,9 @@ class Site:
     def inject(self, injection):
         begin = time.monotonic()
         self.count += 1
-        out = Outcome(injection)
+        out = Outcome(injection, cancelled=injection.fault.startswith("user cancels"))
+        order = "fence-first" if injection.work == "fence-first" else "gate-first"
+        self.policy.write_text(f'{POLICY}order = "{order}"\n')
         states = [self.folder / f"state{self.count}.{n}" for n in range(injection.ledgers)]
         for state in states:
             state.mkdir()
@@ -345,13 +290,15 @@ class Site:
             self.cold()
             faults.no_boot(self.lab, 4)
             out.struck = True
-        job = self.submit(states[0])
+        job = self.submit(states[0], injection)
+        behind = self.submit_behind(job) if injection.work == "dependent" else {}
         for state in states[1:]:
             shutil.copy(states[0] / "ledger.sqlite3", state)
         out.struck |= self.arm_ssh(injection.fault)
         try:
             self._run(injection, out, job, states)
             self._settle(out, job, states)
+            self._settle_behind(out, job, behind)
         finally:
             self.end_children()
             self.heal()
@@ -394,41 +341,78 @@ class Site:
         """No more faults: cron comes again, at both login nodes."""
         self.end_children()
         self.heal()
-        freed = False
         deadline = time.monotonic() + SETTLE_S
         policy = load_policy(self.policy)
-        while time.monotonic() < deadline:
-            busy = False
-            for state in states:
-                os.environ["HPCSCALE_STATE_DIR"] = str(state)
-                connections = Connections()
-                try:
-                    with Ledger.open() as ledger:
-                        tick(ledger, policy, connections)
-                        mine = Moves(ledger).of_run(job.run_id)
-                        busy |= any(not m.step.settled for m in mine)
-                except HpcscaleError as exc:
-                    out.note = str(exc)
-                    busy = True
-                finally:
-                    connections.close()
-            if not busy:
-                if self.starts(job):
-                    break
-                word = self.onprem(
-                    "squeue", "-h", "-t", "all", "-j", str(job.ref.job_id), "-o", "%T"
-                )
-                if word not in {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}:
-                    break
-                if not freed:  # it came back to its place: now it may run there
-                    self.free()
-                    freed = True
-            time.sleep(0.3)
-        else:
+        connections = {state: Connections() for state in states}
+        try:
+            while time.monotonic() < deadline:
+                moves = []
+                for state in states:
+                    os.environ["HPCSCALE_STATE_DIR"] = str(state)
+                    try:
+                        with Ledger.open() as ledger:
+                            done = tick(ledger, policy, connections[state])
+                            moves += Moves(ledger).of_run(job.run_id)
+                        out.note = "; ".join(done.problems)
+                    except HpcscaleError as exc:
+                        out.note = str(exc)
+                        moves.append(None)
+                    if out.note:  # what is broken is connected anew
+                        connections[state].close()
+                if any(m is not None and m.step is Step.RELEASING for m in moves):
+                    self.free()  # a stand-in needs a node for a moment
+                if not any(m is None or not m.step.settled for m in moves):
+                    if self.begun(out.injection, job):
+                        return
+                    records = self.jobs(job.ref.job_id)
+                    if records is not None and not ALIVE.intersection(r[0] for r in records):
+                        return
+                    self.free()  # it came back to its place: now it may run there
+                time.sleep(0.2)
             out.unsettled = True
+        finally:
+            for each in connections.values():
+                each.close()
+
+    def _settle_behind(self, out, job, behind):
+        """Until each of the jobs behind it has run, or never will."""
+        if not behind:
+            return
+        self.free()
+
+        def ends():
+            found = {}
+            for kind, job_id in behind.items():
+                records = self.jobs(job_id)
+                if records is None:
+                    return False
+                state, name, reason = records[0] if records else ("", "", "")
+                if self.behind_ran(job, kind).exists():
+                    found[kind] = "ran"
+                elif name != "behind":
+                    found[kind] = "forgotten"  # its controller died soon after its submission
+                elif reason == "DependencyNeverSatisfied":
+                    found[kind] = "never"
+                elif state not in ALIVE:
+                    found[kind] = state
+            return len(found) == len(behind) and found
+
+        if not (found := self.until(ends, patience(60), 0.3)):
+            out.wrong_behind = "within the time they did not come to an end"
+            return
+        out.behind = ", ".join(f"{kind} {end}" for kind, end in found.items())
+        ended = [line for line in self.written(job, "ended") if line]
+        good = bool(ended) and out.injection.exit_code == 0
+        if found["afterok"] == "ran" and not good:
+            out.wrong_behind = "afterok ran behind a command that did not end well"
+        if out.cancelled:
+            return  # by then the command may have ended
+        if found["afterok"] == "never" and good:
+            out.wrong_behind = "afterok never runs behind a command that ended well"
+        if found["afternotok"] == "ran" and good:
+            out.wrong_behind = "afternotok ran behind a command that ended well"
 
     def _judge(self, injection, out, job, states):
-        out.cancelled = injection.fault.startswith("user cancels")
         for state in states:
             os.environ["HPCSCALE_STATE_DIR"] = str(state)
             connections = Connections()
@@ -454,15 +438,17 @@ class Site:
         self.until(lambda: not live(), 15, 0.2)
         out.orphans = live()
         out.starts = self.starts(job)
-        out.lost = not out.starts and not out.cancelled
+        begun = {start[4] for start in out.starts}
+        out.lost = not begun >= set(injection.tasks) and not out.cancelled
         self._measure(out, job)
         self.onprem("scancel", "--name=injected")
+        self.onprem("scancel", "--name=behind")
         self.cloud("scancel", "--user", self.lab.state.user)  # the next one begins on free nodes
 
     def _measure(self, out, job):
         """From the gang at its gate to user code, both by the node's clock."""
         gated = sorted((self.run_dir(CLOUD, job) / "events").glob("*.gated"))
-        if gated and out.starts and out.starts[0][0] == CLOUD:
+        if len(gated) == len(out.starts) == 1 and out.starts[0][0] == CLOUD:
             seconds = float(out.starts[0][1]) - gated[-1].stat().st_mtime
             out.gang_to_user_code_s = round(seconds, 2)
 
@@ -505,48 +491,3 @@ def arm(kill):
         case _:
             step = act.removeprefix("save ")
             put(Moves, "save", lambda _, kw: kw.get("step") == step)
-
-
-def summary(outcomes):
-    """Counts, and the bound that they support."""
-    kinds = Counter()
-    for out in outcomes:
-        kinds[f"kill: {out.injection.kill or 'none'}"] += 1
-        kinds[f"fault: {out.injection.fault or 'none'}"] += 1
-        kinds[f"ledgers: {out.injection.ledgers}"] += 1
-    gangs = sorted(o.gang_to_user_code_s for o in outcomes if o.gang_to_user_code_s is not None)
-    clean = sorted(
-        o.gang_to_user_code_s
-        for o in outcomes
-        if o.gang_to_user_code_s is not None and not o.injection.fault and not o.injection.kill
-    )
-    idle = sorted(o.gate_idle_s for o in outcomes if o.gate_idle_s is not None)
-    count = len(outcomes)
-    return {
-        "injections": count,
-        "double_starts": sum(o.double for o in outcomes),
-        "lost": sum(o.lost for o in outcomes),
-        "orphans": sum(o.orphans for o in outcomes),
-        "unsettled": sum(o.unsettled for o in outcomes),
-        "killed": sum(o.killed for o in outcomes),
-        "struck": sum(o.struck for o in outcomes),
-        "rate_below_at_95_percent": round(3 / count, 5) if count else None,
-        "gang_to_user_code_s": quantiles(gangs),
-        "gang_to_user_code_undisturbed_s": quantiles(clean),
-        "gate_idle_s": quantiles(idle),
-        "ends": dict(Counter(o.step for o in outcomes)),
-        "begun_at": dict(Counter(o.starts[0][0] if o.starts else "nowhere" for o in outcomes)),
-        "kinds": dict(sorted(kinds.items())),
-    }
-
-
-def quantiles(values):
-    """Median and extremes of sorted numbers."""
-    if not values:
-        return None
-    return {
-        "count": len(values),
-        "median": values[len(values) // 2],
-        "p95": values[min(len(values) - 1, int(len(values) * 0.95))],
-        "max": values[-1],
-    }

@@ -20,7 +20,7 @@ from decimal import Decimal
 
 import msgspec
 
-from hpcscale.burst.budget import Charge, Purse, bounded
+from hpcscale.burst.budget import Charge, Payer, Purse, bounded
 from hpcscale.burst.plan import Action, BurstPlan, Candidate, Decision, Option, Rule
 from hpcscale.burst.policy import Policy, PolicyKind
 from hpcscale.burst.triggers import last_safe, waited_enough, waiting_rule
@@ -116,14 +116,18 @@ def _within_budgets(
     stay: list[Decision] = []
     for move in moves:
         job = jobs[move.run_id]
-        why = purse.refusal(job.user, job.account, move.worst_usd)
+        why = purse.refusal(_payer(job), move.worst_usd)
         if why is None:
-            purse.reserve(job.user, job.account, move.worst_usd)
+            purse.reserve(_payer(job), move.worst_usd)
             kept.append(move)
         else:
             text = f"{move.reason}; but {why}"
             stay.append(msgspec.structs.replace(move, action=Action.STAY, reason=text, when=None))
     return [*kept, *stay]
+
+
+def _payer(job: Candidate) -> Payer:
+    return Payer(user=job.user, account=job.account, project=job.project)
 
 
 def _urgency(job: Candidate, now: dt.datetime) -> tuple[int, float]:
@@ -277,7 +281,7 @@ def _choose(job: Candidate, policy: Policy) -> tuple[Option | None, tuple[str, .
 
 def _hard_money(job: Candidate, policy: Policy) -> bool:
     """Whether a promise about money holds for it: a maximum cost or a budget."""
-    return job.max_cost_usd is not None or bounded(policy.budgets, job.user, job.account)
+    return job.max_cost_usd is not None or bounded(policy.budgets, _payer(job))
 
 
 def _over_cost(job: Candidate, option: Option) -> str | None:
@@ -295,7 +299,7 @@ def _over_cost(job: Candidate, option: Option) -> str | None:
             f"so --max-cost {usd(job.max_cost_usd)} cannot be kept"
         )
     if worst > job.max_cost_usd:
-        would = "would" if worst == option.cost_usd else "could, requeues included,"
+        would = "would" if worst == option.cost_usd else "could, with slow boots and requeues,"
         return f"it {would} cost {usd(worst)}, over its --max-cost {usd(job.max_cost_usd)}"
     return None
 

@@ -373,11 +373,11 @@ class Handover(Follow):
         """Whether other jobs wait for the on-prem job's end, and its script can wait for it too."""
         if STANDS_IN not in origin.script or origin.job_id is None:
             return False
-        name = self.ledger.run(move.run_id).name
-        answer = connection.client.jobs()
-        if not answer.of(origin.job_id):  # an empty answer says nothing of those behind it
+        answer = connection.client.jobs(everyone=True)
+        own = answer.of(origin.job_id)
+        if not own:  # an empty answer says nothing of those behind it
             raise UnreachableError(f"squeue does not list {origin.ref}", where=move.from_site)
-        return bool(dependents(answer, origin.job_id.base, name))
+        return bool(dependents(answer, own[0]))
 
     def _until_it_begins(self, move: Move, to_connection: Connection, there: Sight) -> Move | None:
         """Its gate is open, its command has not begun: fence-first, its nodes may not be up."""

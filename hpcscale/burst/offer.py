@@ -3,14 +3,17 @@
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import ROUND_UP, Decimal
 
 import msgspec
 
 from hpcscale.burst.arrays import wholly_pending
+from hpcscale.burst.catalog import Offer
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Candidate, Forecast, Option, Start
 from hpcscale.burst.policy import Dependents, Policy, TargetTerms
 from hpcscale.burst.shapes import Catalog, shapes
+from hpcscale.cost import CENT
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.render import burst_blockers
@@ -110,6 +113,7 @@ def candidates(
     forecast: Forecast = _UNKNOWN,
     catalog: Catalog = _EMPTY,
     now: dt.datetime | None = None,
+    others: Answer | None = None,
 ) -> list[Candidate]:
     """What ``decide`` reads of each waiting run.
 
@@ -123,10 +127,19 @@ def candidates(
         forecast: of their starts there.
         catalog: rows that the targets' partitions may name.
         now: of the prices' age.
+        others: all users' waiting jobs there, which may wait for these; None: not asked for.
     """
     rents = Rents(targets, catalog, (now or dt.datetime.now(dt.UTC)).date())
     found = [
-        _candidate(w, answer=answer, policy=policy, rents=rents, moves=moves, origin=origin)
+        _candidate(
+            w,
+            answer=answer,
+            others=answer if others is None else others,
+            policy=policy,
+            rents=rents,
+            moves=moves,
+            origin=origin,
+        )
         for w in waiting
     ]
     return [_foreseen(c, w, forecast) for c, w in zip(found, waiting, strict=True)]
@@ -161,6 +174,7 @@ def _candidate(
     waiting: Waiting,
     *,
     answer: Answer,
+    others: Answer,
     policy: Policy,
     rents: Rents,
     moves: Mapping[str, list[Move]],
@@ -168,6 +182,7 @@ def _candidate(
 ) -> Candidate:
     run, attempt = waiting.run, waiting.attempt
     status = _status(attempt, answer)
+    waits = dependents(others, status) if status else []
     mine = moves.get(run.run_id, [])
     last = mine[-1] if mine else None
     limit_s = status.time_limit_s if status else attempt.time_limit_s
@@ -186,13 +201,17 @@ def _candidate(
         deadline=run.deadline,
         max_cost_usd=run.max_cost_usd,
         options=tuple(option(run.spec, limit_s, name, policy, rents) for name in policy.to),
-        blockers=tuple(_stuck(waiting, status, answer, origin, policy)),
+        blockers=(
+            *_stuck(waiting, status, answer, origin),
+            *_behind(waiting, waits, origin, policy),
+        ),
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
-        notes=_notes(waiting, answer),
+        notes=_notes(waits),
         user=run.user,
         account=run.spec.account or "",
+        project=run.spec.directives.get("wckey") or "",
     )
 
 
@@ -225,28 +244,55 @@ def option(spec: JobSpec, limit_s: int | None, name: str, policy: Policy, rents:
         return Option(site=name, blockers=(*blockers, *too_small))
     shape = found[0]
     cost = shape.cost
+
+    def own(value: int | None, default: int) -> int:
+        return default if value is None else value
+
     why = "; ".join(part for part in (cost.why, shape.note) if part)
     row = shape.offer
     if row is not None:
         why = f"{row.name}: {why}"
-
-    def own(value: int | None, default: int) -> int:
-        return default if value is None else value
+    boot_timeout_s = own(terms.boot_timeout_s, site.burst.boot_timeout_s)
+    usd, worst, unpromised = cost.usd, cost.usd, shape.unpromised
+    if usd is not None and cost.gpu_hour_usd is not None:
+        out, unsaid = egress(spec, row)
+        unpromised = unpromised or unsaid
+        slow_h = Decimal(max(0, boot_timeout_s - shape.boot_s)) / 3600
+        once = usd + (cost.gpus * slow_h * cost.gpu_hour_usd).quantize(CENT, ROUND_UP)
+        usd, worst = usd + out, once * (1 + _requeues(spec)) + out
+        if out:
+            why += f", and ${out} for {spec.burst.egress_gb:g} GB that come back"
 
     return Option(
         site=name,
         boot_s=own(terms.boot_s, shape.boot_s),
         staging_s=staging_s,
-        boot_timeout_s=own(terms.boot_timeout_s, site.burst.boot_timeout_s),
-        cost_usd=cost.usd,
+        boot_timeout_s=boot_timeout_s,
+        cost_usd=usd,
         cost_why=why,
         blockers=tuple(blockers),
-        worst_usd=None if cost.usd is None else cost.usd * (1 + _requeues(spec)),
+        worst_usd=worst,
         partition=shape.partition,
         offer="" if row is None else row.name,
-        unpromised=shape.unpromised,
+        unpromised=unpromised,
         interruption_per_hour=None if row is None else row.interruption_per_hour,
     )
+
+
+def egress(spec: JobSpec, row: Offer | None) -> tuple[Decimal, str]:
+    """Dollars for what comes back, and why they have no bound (empty: they have)."""
+    rate = None if row is None else row.egress_usd_per_gb
+    if not rate:
+        return Decimal(0), ""  # no row says that it costs
+    size = spec.burst.egress_gb
+    if size is None:
+        if not spec.outputs:
+            return Decimal(0), ""  # logs alone
+        return Decimal(0), (
+            f"its outputs cost ${rate} a GB to bring back and their size is not said: "
+            "egress_gb in [burst] of the job file"
+        )
+    return (Decimal(str(size)) * rate).quantize(CENT, ROUND_UP), ""
 
 
 def _requeues(spec: JobSpec) -> int:
@@ -254,9 +300,7 @@ def _requeues(spec: JobSpec) -> int:
     return spec.checkpoint.max_restarts if spec.checkpoint else 0
 
 
-def _stuck(
-    waiting: Waiting, status: JobStatus | None, answer: Answer, origin: Site, policy: Policy
-) -> list[str]:
+def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: Site) -> list[str]:
     """Why the job cannot leave its site, whatever the target."""
     spec, attempt = waiting.run.spec, waiting.attempt
     found: list[str] = []
@@ -285,30 +329,33 @@ def _stuck(
         found.append(f"it has run here before, and what it left stays on {origin.name}")
     if status.dependency not in {"", "(null)"}:
         found.append(f"it waits for other jobs ({status.dependency}), which are known here alone")
-    waits = dependents(answer, attempt.job_id.base, spec.name)
-    if waits and (policy.dependents is Dependents.REFUSE or STANDS_IN not in attempt.script):
-        found.append(
-            f"{_list(waits)} on {origin.name} depends on it, and cancelling it here would "
-            "start or strand that"
-        )
     return found
 
 
-def _notes(waiting: Waiting, answer: Answer) -> tuple[str, ...]:
-    if waiting.attempt.job_id is None:
-        return ()
-    waits = dependents(answer, waiting.attempt.job_id.base, waiting.run.name)
+def _behind(waiting: Waiting, waits: list[str], origin: Site, policy: Policy) -> list[str]:
+    """Why a job that others wait for cannot leave."""
+    if not waits or (
+        policy.dependents is not Dependents.REFUSE and STANDS_IN in waiting.attempt.script
+    ):
+        return []
+    text = f"{_list(waits)} on {origin.name} depends on it"
+    return [f"{text}, and cancelling it here would start or strand that"]
+
+
+def _notes(waits: list[str]) -> tuple[str, ...]:
     if not waits:
         return ()
     return (f"{_list(waits)} waits for it, so it stays in the queue until its cloud job has ended",)
 
 
-def dependents(answer: Answer, job: int, name: str) -> list[str]:
-    """Ids of this user's jobs that wait for a job, by its id or as its singletons."""
+def dependents(answer: Answer, job: JobStatus) -> list[str]:
+    """Ids of the jobs that wait for a job: anybody's by its id, its user's own as singletons."""
     return [
         str(other.job_id)
         for other in answer.jobs.values()
-        if other.job_id.base != job and not other.state.terminal and _depends(other, job, name)
+        if other.job_id.base != job.job_id.base
+        and not other.state.terminal
+        and _depends(other, job)
     ]
 
 
@@ -320,14 +367,15 @@ def _local_checkpoint(spec: JobSpec, origin: Site) -> bool:
     return any(path.startswith(root.rstrip("/") + "/") for root in origin.shared_dirs)
 
 
-def _depends(other: JobStatus, job: int, name: str) -> bool:
+def _depends(other: JobStatus, job: JobStatus) -> bool:
     for term in other.dependency.replace("?", ",").split(","):
         kind, _, ids = term.partition(":")
-        if kind.partition("(")[0] == "singleton" and other.name == name:
+        same = (other.name, other.user) == (job.name, job.user)
+        if kind.partition("(")[0] == "singleton" and same:
             return True
         numbers = [part.partition("(")[0].partition("+")[0].partition("_")[0]
                    for part in ids.split(":")]  # fmt: skip
-        if str(job) in numbers:
+        if str(job.job_id.base) in numbers:
             return True
     return False
 

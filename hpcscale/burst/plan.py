@@ -95,7 +95,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
         start_p90: by when it starts here in nine cases of ten.
         others_s: seconds that this user's other waiting jobs start sooner if it leaves, together.
         unforeseen: why there is no forecast, or what it lacks, half a sentence.
-        user: whose it is; so ``account``: for budgets.
+        user: whose it is; so ``account`` and ``project``: for budgets.
     """
 
     run_id: str
@@ -123,6 +123,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     unforeseen: str = ""
     user: str = ""
     account: str = ""
+    project: str = ""
 
 
 class Action(enum.StrEnum):

@@ -6,13 +6,14 @@
     to = ["lab-cloud"]          # in order of preference
     max_wait = "30m"            # move a job that waited longer; leave out: no such rule
     deadline = true             # move a job whose deadline needs it
-    deadline_margin = "5m"      # be this much early: at least the interval of your cron line
+    deadline_margin = "10m"     # be this much early; left out: two cron_intervals, fence-first one
     use_start_estimate = true   # Slurm's own estimate may bring a move forward
     max_moves_per_run = 4
     retry_after = "30m"         # after a failed move, leave the job alone this long
     cron_interval = "5m"        # of your cron line; a cloud job waits twice that at its gate
     order = "gate-first"        # or "fence-first": no cloud minutes at the gate
     dependents = "stand-in"     # or "refuse": a job that others wait for does not move
+    at_limit = "end"            # or "warn": a cloud job that has cost what was reserved for it
 
     [target.lab-cloud]          # overrides of the site's own figures
     boot = "5m"
@@ -20,7 +21,7 @@
     boot_timeout = "20m"
 
     [[budget]]                  # of a calendar month (UTC); reserved before a job is moved
-    of = "account"              # user, account or all
+    of = "account"              # user, account, project (the job's --wckey) or all
     name = "bio"                # left out: each one
     usd_per_month = 500
 
@@ -96,6 +97,7 @@ class BudgetOf(enum.StrEnum):
 
     USER = "user"
     ACCOUNT = "account"
+    PROJECT = "project"  # Slurm's workload characterization key (sbatch --wckey)
     ALL = "all"
 
 
@@ -110,7 +112,7 @@ class Budget(_Frozen, frozen=True, kw_only=True):
 
     Attributes:
         of: whose.
-        name: which user or account; None: each one.
+        name: which user, account or project; None: each one.
         usd: the limit.
     """
 
@@ -124,6 +126,13 @@ class Order(enum.StrEnum):
 
     GATE_FIRST = "gate-first"  # the on-prem job may still start while the cloud's nodes boot
     FENCE_FIRST = "fence-first"  # it may not, and the cloud job begins as soon as its nodes are up
+
+
+class AtLimit(enum.StrEnum):
+    """What becomes of a cloud job that has cost what was reserved for it."""
+
+    END = "end"  # Slurm ends it, with its signals: a job that checkpoints saves
+    WARN = "warn"
 
 
 class Dependents(enum.StrEnum):
@@ -146,13 +155,14 @@ class _PolicyFile(_Frozen, frozen=True, kw_only=True, rename={"from_": "from"}):
     to: tuple[str, ...]
     max_wait: str | None = None
     deadline: bool = True
-    deadline_margin: str = "0s"
+    deadline_margin: str | None = None
     use_start_estimate: bool = True
     max_moves_per_run: int = 10
     retry_after: str = "30m"
     cron_interval: str = "5m"
     order: Order = Order.GATE_FIRST
     dependents: Dependents = Dependents.STAND_IN
+    at_limit: AtLimit = AtLimit.END
     target: dict[str, _TargetFile] = msgspec.field(default_factory=dict)
     policy: PolicyKind = PolicyKind.RULES
     wait: str | None = None
@@ -196,6 +206,7 @@ class Policy(_Frozen, frozen=True, kw_only=True):
         budgets: limits on what may be spent.
         order: whether the on-prem job is fenced before its cloud job is submitted.
         dependents: what becomes of a job that other jobs at its site wait for.
+        at_limit: what becomes of a cloud job that has cost what was reserved for it.
     """
 
     source: str = ""
@@ -210,6 +221,7 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     cron_interval_s: int = 300
     order: Order = Order.GATE_FIRST
     dependents: Dependents = Dependents.STAND_IN
+    at_limit: AtLimit = AtLimit.END
     target: dict[str, TargetTerms] = msgspec.field(default_factory=dict)
     kind: PolicyKind = PolicyKind.RULES
     wait_s: int = 0
@@ -224,6 +236,11 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     def lease_s(self) -> int:
         """How long a cloud job waits at its gate: a run may come late, or be killed once."""
         return 2 * self.cron_interval_s
+
+
+def default_margin_s(cron_interval_s: int, order: Order) -> int:
+    """What decisions lose between two runs: until the job is looked at, and at its gate."""
+    return cron_interval_s * (2 if order is Order.GATE_FIRST else 1)
 
 
 def load_policy(path: Path) -> Policy:
@@ -309,13 +326,16 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         to=raw.to,
         max_wait_s=seconds(raw.max_wait, "max_wait"),
         deadline=raw.deadline,
-        deadline_margin_s=seconds(raw.deadline_margin, "deadline_margin") or 0,
+        deadline_margin_s=default_margin_s(cron_interval_s, raw.order)
+        if raw.deadline_margin is None
+        else seconds(raw.deadline_margin, "deadline_margin") or 0,
         use_start_estimate=raw.use_start_estimate,
         max_moves_per_run=raw.max_moves_per_run,
         retry_after_s=seconds(raw.retry_after, "retry_after") or 0,
         cron_interval_s=cron_interval_s,
         order=raw.order,
         dependents=raw.dependents,
+        at_limit=raw.at_limit,
         target=target,
         kind=raw.policy,
         wait_s=seconds(raw.wait, "wait") or 0,

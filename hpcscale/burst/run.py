@@ -15,11 +15,12 @@ from hpcscale.burst.charges import charges
 from hpcscale.burst.decide import decide
 from hpcscale.burst.expect import Foresee, expect
 from hpcscale.burst.handover import Handover
+from hpcscale.burst.meter import check
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, to_foresee, waiting_runs
 from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action, BurstPlan, Decision
-from hpcscale.burst.policy import Order, Policy
+from hpcscale.burst.policy import Dependents, Order, Policy
 from hpcscale.burst.shapes import with_catalog
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import HpcscaleError
@@ -92,6 +93,7 @@ def make_plan(
         NotFoundError: the policy names an unknown site.
         UnreachableError: the origin gave no answer.
     """
+    everyone = policy.dependents is Dependents.REFUSE  # anybody's job may keep one here then
     targets = {name: connections.site(name) for name in policy.to}
     origin = connections(policy.from_site)
     waiting = waiting_runs(ledger, policy.from_site)
@@ -107,6 +109,7 @@ def make_plan(
         targets=targets,
         moves=moves,
         origin=origin.site,
+        others=origin.client.jobs(everyone=True) if everyone else None,
         forecast=foresight.forecast,
         catalog=rows_for(targets.values()),
         now=now,
@@ -135,6 +138,7 @@ def tick(
     for site, why in observe(ledger, connections, moved).failed.items():
         done.problems.append(f"{site} gave no answer: {why}")
     for move in under_way:
+        _check_cost(ledger, move, policy, connections, done)
         _advance(handover, move, done)
     try:
         handover.watch()
@@ -194,6 +198,19 @@ def begin(
         ),
         data,
     )
+
+
+def _check_cost(
+    ledger: Ledger, move: Move, policy: Policy, connections: Connections, done: Tick
+) -> None:
+    if move.step is not Step.MOVED:
+        return
+    try:
+        said = check(ledger, move, connections(move.to_site), policy)
+    except HpcscaleError as exc:
+        said = f"{move.run_id}: its cost is not known: {exc}"
+    if said:
+        done.problems.append(said)
 
 
 def _note_refusals(ledger: Ledger, plan: BurstPlan) -> None:

@@ -33,6 +33,7 @@ _KEPT_SETTINGS = frozenset(
         "SLURM_VERSION",
         "SchedulerParameters",
         "SelectType",
+        "SlurmUser",
         "SlurmctldParameters",
         "SlurmdTimeout",
         "SuspendTime",

@@ -45,13 +45,20 @@ class SlurmClient(Protocol):
         empty. Raises RefusedError when the request can never run.
         """
 
-    def jobs(self, ids: Iterable[JobId] | None = None, *, user: str | None = None) -> Answer:
+    def jobs(
+        self,
+        ids: Iterable[JobId] | None = None,
+        *,
+        user: str | None = None,
+        everyone: bool = False,
+    ) -> Answer:
         """Status of jobs, by ONE squeue call whatever their number, filtered here.
 
         With ``ids`` None: all of ``user``'s jobs (default: the remote user's own). A job that
         squeue does not list is absent from the answer: that means UNKNOWN, not COMPLETED.
         ``Answer.of(id)`` gives the records of an id, also of an array's or a het job's base id.
-        Raises NotFoundError when there is no such user.
+        With ``everyone``: all users' waiting jobs, as far as this user may see them
+        (PrivateData, slurm.conf(5)). Raises NotFoundError when there is no such user.
         """
 
     def job_count(self) -> int:

@@ -110,6 +110,8 @@ class FakeCommands(FakeController):
             return 0, ".\n" * self._count(), ""
         options = read_options(argv)
         rows = sorted(self.jobs.values(), key=lambda j: j.number)
+        if options.get("states") == "pending":
+            rows = [j for j in rows if j.state == "PENDING"]
         if (user := options.get("user", self.user)) != self.user:
             return 0, "", f"squeue: error: Invalid user: {user}\n"
         if "jobs" in options:

@@ -2,41 +2,69 @@
 
     python tests/benchmarks/handover.py [--count N] [--labs N] [--minutes M] [--out FILE]
 
-Each injection is one handover of one job: a SIGKILL of `hpcscale burst run` at one of its acts,
-together with a fault of one of the sites (``tests/injections.py``). The result file is written anew
-after each, so that an interrupted run has told the truth so far.
+Each injection is one handover: a SIGKILL of `hpcscale burst run` at one of its acts, together with
+a fault of one of the sites (``tests/injection_set.py``, ``tests/injections.py``). What is known is
+written to FILE's ``….part.json`` after each, and an interrupted run is gone on with: injections
+that are in it, made with the same code, are not made again, whatever came of them. The result takes
+its place in FILE when it is complete.
 """
 
 import argparse
 import datetime as dt
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import injections
-from injections import Injection, Outcome
+from injection_set import Injection, Outcome, pairs, summary
 
+import hpcscale
+from hpcscale import judge
 from hpcscale.lab.lab import Lab
-from hpcscale.lab.model import LabOptions
 
 RESULTS = Path(__file__).parent / "results"
 SLURM = set()
-OPTIONS = LabOptions(boot_delay_s=0.3, suspend_time_s=3600, resume_timeout_s=20)
+ENOUGH = 300
+
+
+def code():
+    """Of which code: a hash of the package's sources."""
+    root = Path(hpcscale.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".pyc"):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def commit():
+    """Of the checkout; empty where there is none."""
+    argv = ["git", "-C", str(RESULTS), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
 
 
 def work(number, todo, done):
     """One lab, one injection after the other, until there are none."""
+    judge.NEVER_REACHED_S = (
+        injections.NEVER_REACHED_S
+    )  # of the burst processes too: they are forked
     folder = Path(tempfile.mkdtemp(prefix=f"hpcscale-injections-{number}-", dir="/tmp"))
     try:
-        with Lab.up(folder / "lab", OPTIONS, die_with_me=True) as lab:
+        with Lab.up(folder / "lab", injections.OPTIONS, die_with_me=True) as lab:
             os.environ.update(lab.env())
             site = injections.Site(lab, folder)
             done.put(site.onprem("sbatch", "--version", check=True))
@@ -87,65 +115,81 @@ def run(chosen, labs, minutes, keep):
     return outcomes, broken
 
 
-def facts():
-    """On what it ran."""
-    return {"date": f"{dt.datetime.now(dt.UTC):%FT%TZ}", "cores": os.cpu_count()}
+def known(path, code_now, *, other_code=False):
+    """What an earlier run has kept: outcomes that count, outcomes to repeat, seconds."""
+    if not path.exists():
+        return [], [], 0
+    data = json.loads(path.read_text())
+    every = [Outcome.of(each) for each in data["each"]]
+    counts = [o for o in every if o.code == code_now or (other_code and o.clean)]
+    again = [o for o in every if o not in counts] if other_code else []
+    return counts, [Outcome.of(each) for each in data["repeated"]] + again, data["seconds"]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=len(injections.pairs()))
-    parser.add_argument("--undisturbed", type=int, default=5, help="handovers without any fault")
+    parser.add_argument("--count", type=int, default=len(pairs()))
+    parser.add_argument("--undisturbed", type=int, default=6, help="handovers without any fault")
     parser.add_argument(
-        "--more",
+        "--other-code",
         action="store_true",
-        help="add to the result file, and repeat what was not clean; both are told",
+        help="count what was clean with other code too, and repeat what was not; both are told",
     )
-    parser.add_argument("--labs", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=70)
+    parser.add_argument("--labs", type=int, default=2 * (os.cpu_count() or 1))
+    parser.add_argument("--minutes", type=float, default=30)
     today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
     parser.add_argument("--out", type=Path, default=RESULTS / f"handover-{today}.json")
     args = parser.parse_args()
-    earlier, repeated, before_s = [], [], 0
-    if args.more and args.out.exists():
-        known = json.loads(args.out.read_text())
-        every = [Outcome.of(each) for each in known["each"]]
-        earlier, repeated = [o for o in every if o.clean], [o for o in every if not o.clean]
-        repeated = [Outcome.of(each) for each in known.get("repeated", [])] + repeated
-        before_s = known["seconds"]
-    have = {out.injection for out in earlier}
-    again = [out.injection for out in repeated if out.injection not in have]
-    chosen = [Injection()] * (0 if earlier else args.undisturbed) + again
-    chosen += [i for i in injections.pairs() if i not in have and i not in again][: args.count]
+    part = args.out.with_suffix(".part.json")
+    code_now, commit_now = code(), commit()
+    earlier, repeated, before_s = known(part, code_now, other_code=args.other_code)
+    have = Counter(out.injection for out in earlier)
+    have.subtract([Injection()] * args.undisturbed)  # which come besides the one among the pairs
+    chosen = [Injection()] * -min(0, have[Injection()])
+    chosen += [i for i in pairs() if have[i] <= 0][: args.count]
+    print(f"{len(earlier)} are known; {len(chosen)} on {args.labs} labs", flush=True)
     begin = time.monotonic()
+    outcomes, broken = [], []
 
-    def keep(new, broken):
-        outcomes = earlier + new
+    def keep(new, not_done):
+        outcomes[:], broken[:] = earlier + new, not_done
+        for out in new:
+            out.code = code_now
         result = {
-            **facts(),
+            "date": f"{dt.datetime.now(dt.UTC):%FT%TZ}",
+            "commit": commit_now,
+            "cores": os.cpu_count(),
             "slurm": sorted(SLURM),
             "load": os.getloadavg()[0],
             "labs": args.labs,
             "seconds": before_s + round(time.monotonic() - begin),
-            **injections.summary(outcomes),
+            **summary(outcomes),
             "not_carried_out": [{"injection": str(i), "why": why} for i, why in broken],
             "repeated": [out.data() for out in repeated],
             "each": [out.data() for out in outcomes],
         }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.out.with_suffix(".tmp")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        temporary = part.with_suffix(".tmp")
         temporary.write_text(json.dumps(result, indent=1, default=str) + "\n")
-        temporary.replace(args.out)
-        last = new[-1] if new else None
-        if last is not None:
-            word = "DOUBLE" if last.double else "LOST" if last.lost else "ok"
-            print(f"{len(outcomes):4} {last.seconds:6.1f} s {word:6} {last.step:10} {last.injection}", flush=True)  # fmt: skip
+        temporary.replace(part)
+        if new:
+            tell(len(outcomes), new[-1])
 
-    outcomes, broken = run(chosen, args.labs, args.minutes, keep)
-    told = {k: v for k, v in injections.summary(earlier + outcomes).items() if k != "kinds"}
+    keep([], [])
+    run(chosen, args.labs, args.minutes, keep)
+    if len(outcomes) >= min(ENOUGH, args.count):
+        part.replace(args.out)
+    else:
+        print(f"not complete; the next run goes on with {part}")
+    told = {k: v for k, v in summary(outcomes).items() if k != "kinds"}
     print(json.dumps({**told, "not_carried_out": len(broken)}, indent=1))
-    bad = told["double_starts"] or told["lost"] or told["orphans"] or told["unsettled"]
-    return 1 if bad else 0
+    return 0 if all(out.clean for out in outcomes) else 1
+
+
+def tell(number, out):
+    """One line."""
+    word = "DOUBLE" if out.double else "LOST" if out.lost else "ok" if out.clean else "BAD"
+    print(f"{number:4} {out.seconds:6.1f} s {word:6} {out.step:10} {out.injection}", flush=True)
 
 
 if __name__ == "__main__":

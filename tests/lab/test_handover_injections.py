@@ -1,60 +1,124 @@
-"""A few of the injections into the handover on real Slurm; all of them, on several labs, are slow."""
+"""Handovers on real Slurm that are disturbed: each begins its work once, and leaves nothing.
+
+The default suite makes ten (``injection_set.TELLING``), each on the worker's one fast lab. Together
+they hold each class of kills (submit, fence, claim, open, clean up, follow; before and after the
+act), each class of faults (controllers killed and stopped, requests and replies lost, nodes, disk,
+clock, a lost fence, the user), and all pairs of phase and ledgers and of work and ledgers. The slow
+test makes each kill with each fault, with all pairs of all other dimensions folded in.
+"""
 
 import datetime as dt
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import injections
 import pytest
-from injections import Injection
+from injection_set import (
+    DIMENSIONS,
+    FAULT_CLASSES,
+    FAULTS,
+    KILL_CLASSES,
+    KILLS,
+    TELLING,
+    WORKS,
+    Injection,
+    Outcome,
+    met,
+    pairs,
+)
 
-TELLING = [
-    Injection("claim.after", "onprem ctld killed", "gated", 2),
-    Injection("decide.after", "ssh cut after ln", "gated", 1),
-    Injection("save opening.after", "onprem fence lost, nodes free", "gated", 1),
-]
+from hpcscale import judge
+from hpcscale.lab import pytest_plugin
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
+@pytest.fixture(scope="module")
+def fast_lab(pytestconfig):
+    """A lab whose nodes boot at once, and stay up."""
+    lab = pytest_plugin.start(pytestconfig, injections.OPTIONS)
+    yield lab
+    lab.down()
+
+
 @pytest.fixture
-def site(lab_env, tmp_path):
-    site = injections.Site(lab_env, tmp_path)
+def site(fast_lab, use_lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "NEVER_REACHED_S", injections.NEVER_REACHED_S)
+    site = injections.Site(use_lab(fast_lab), tmp_path)
     yield site
     site.end_children()
-    site.free()
+    pytest_plugin.cancel_all(fast_lab)
 
 
-@pytest.mark.parametrize(
-    "injection", TELLING, ids=lambda i: f"{i.kill}-{i.fault}".replace(" ", "-")
-)
+@pytest.mark.parametrize("injection", TELLING, ids=lambda i: f"{i.kill}, {i.fault}, {i.work}")
 def test_a_handover_that_is_disturbed_begins_once(site, injection):
     out = site.inject(injection)
     assert out.killed or out.struck
     assert not out.double, out
     assert not out.lost, out
     assert not out.orphans, out
+    assert not out.wrong_behind, out
     assert not out.unsettled, out
 
 
-def test_each_kill_meets_each_fault():
-    chosen = injections.pairs()
-    assert len(chosen) >= 300
-    met = {(i.kill, i.fault) for i in chosen}
-    assert len(met) == len(injections.KILLS) * len(injections.FAULTS)
+def kill_class(injection):
+    act, _, when = injection.kill.rpartition(".")
+    return KILL_CLASSES[act], when
+
+
+def test_what_the_default_suite_covers():
+    assert set(FAULT_CLASSES) == set(FAULTS)
+    classes = {KILL_CLASSES[kill.rpartition(".")[0]] for kill in KILLS} - {"none"}
+    assert {kill_class(i)[0] for i in TELLING} == classes
+    assert {kill_class(i)[1] for i in TELLING} == {"before", "after"}
+    assert {FAULT_CLASSES[i.fault] for i in TELLING} == set(FAULT_CLASSES.values()) - {"none"}
+    for names in (("phase", "ledgers"), ("ledgers", "work")):
+        want = set(itertools.product(*(DIMENSIONS[name] for name in names)))
+        assert met(TELLING, *names) == want
+
+
+def test_each_value_meets_each_value_of_each_other_dimension():
+    chosen = pairs()
+    assert len(chosen) == len(set(chosen)) >= 300
+    for names in itertools.combinations(DIMENSIONS, 2):
+        assert met(chosen, *names) == set(itertools.product(*(DIMENSIONS[n] for n in names)))
+    of_each_fault = len(DIMENSIONS["phase"]) * len(DIMENSIONS["ledgers"]) * len(WORKS)
+    for fault in FAULTS:
+        folded = met([i for i in chosen if i.fault == fault], "phase", "ledgers", "work")
+        assert len(folded) >= of_each_fault - 1
+
+
+@pytest.mark.parametrize(
+    ("starts", "double", "lost"),
+    [
+        (["a 0 0", "a 0 1", "a 0 2"], False, False),
+        (["a 0 0", "a 1 0", "a 0 1", "a 0 2"], False, False),  # requeued by Slurm
+        (["a 0 0", "a 0 0", "a 0 1", "a 0 2"], True, False),
+        (["a 0 0", "b 0 0", "a 0 1", "a 0 2"], True, False),
+        (["a 0 0", "a 0 2"], False, True),
+    ],
+)
+def test_elements_are_judged_one_by_one(starts, double, lost):
+    words = [line.split() for line in starts]
+    out = Outcome(Injection(work="array"), starts=[["site", "0", *word] for word in words])
+    assert out.double is double
+    assert ({s[4] for s in out.starts} < set(out.injection.tasks)) is lost
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(4000)
 def test_each_kill_with_each_fault(monkeypatch):
-    """Three labs of their own; the result is kept in tests/benchmarks/results."""
+    """On labs of its own; an interrupted run is gone on with. Kept in tests/benchmarks/results."""
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     import handover
 
     today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
     out = BENCHMARKS / "results" / f"handover-{today}.json"
-    monkeypatch.setattr(sys, "argv", ["handover.py", "--minutes", "45", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["handover.py", "--minutes", "30", "--out", str(out)])
     assert handover.main() == 0
+    assert not out.with_suffix(".part.json").exists(), "not complete: run it again, it goes on"
     result = json.loads(out.read_text())
     assert result["injections"] >= 300
     assert result["not_carried_out"] == []

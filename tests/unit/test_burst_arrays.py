@@ -9,9 +9,10 @@ from hpcscale.burst.arrays import as_one, exit_codes, wholly_pending
 from hpcscale.burst.claims import CLOSED, Claim, Word, decision, take
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.offer import dependents
 from hpcscale.burst.plan import Action
 from hpcscale.burst.policy import Dependents
-from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.units import JobId
 
 
@@ -263,6 +264,26 @@ def test_a_job_that_others_wait_for_stands_in_also_where_it_has_started_in_vain(
     fake.state, fake.exclude, fake.restarts = "PENDING", "", 1  # as its script asked
     sites.tick()
     assert sites.excluded(job) == NODES
+
+
+def waiting_job(number, name="urgent", user="me", dependency=""):
+    return JobStatus(
+        job_id=JobId(number), state=JobState.PENDING, raw_state="PENDING", name=name, user=user,
+        dependency=dependency,
+    )  # fmt: skip
+
+
+def test_anybodys_job_may_wait_for_one_but_singletons_are_of_one_user():
+    ours = waiting_job(7)
+    others = [
+        waiting_job(8, user="other", dependency="afterok:7(unfulfilled)"),
+        waiting_job(9, user="other", dependency="singleton(unfulfilled)"),
+        waiting_job(10, dependency="singleton(unfulfilled)"),
+        waiting_job(11, name="else", dependency="singleton(unfulfilled)"),
+        waiting_job(12, user="other", dependency="afterok:77(unfulfilled)"),
+    ]
+    answer = Answer({str(s.job_id): s for s in [ours, *others]}, complete=True)
+    assert dependents(answer, ours) == ["8", "10"]
 
 
 def outcome(sites, job, task=""):

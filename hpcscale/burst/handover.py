@@ -332,7 +332,7 @@ class Handover(Follow):
         seen = look(connection, origin, self.ledger)
         idle_s = note_gate_idle(self.ledger, target, there.gated_at, there.begun_at)
         # where it runs, its script finds its claim taken and asks for a requeue
-        if not (seen.over or move.cancel_asked) and self._stands_in(move, origin, connection):
+        if not (seen.over or move.cancel_asked) and self._stands_in(origin, connection, seen):
             message = (
                 f"{origin.ref} waits, for jobs that depend on it, and ends as {target.ref} does"
             )
@@ -369,15 +369,15 @@ class Handover(Follow):
             record(self.ledger, connection, origin, told)
         return self.moves.save(move, step=Step.MOVED, message=message, gate_idle_s=idle_s)
 
-    def _stands_in(self, move: Move, origin: Attempt, connection: Connection) -> bool:
+    def _stands_in(self, origin: Attempt, connection: Connection, seen: Sight) -> bool:
         """Whether other jobs wait for the on-prem job's end, and its script can wait for it too."""
-        if STANDS_IN not in origin.script or origin.job_id is None:
+        if STANDS_IN not in origin.script or origin.job_id is None or seen.status is None:
             return False
         answer = connection.client.jobs(everyone=True)
-        own = answer.of(origin.job_id)
-        if not own:  # an empty answer says nothing of those behind it
-            raise UnreachableError(f"squeue does not list {origin.ref}", where=move.from_site)
-        return bool(dependents(answer, own[0]))
+        # an empty answer says nothing of those behind it
+        if not (answer.of(origin.job_id) if seen.pending else answer.jobs):
+            raise UnreachableError(f"squeue does not list {origin.ref}", where=connection.site.name)
+        return bool(dependents(answer, seen.status))
 
     def _until_it_begins(self, move: Move, to_connection: Connection, there: Sight) -> Move | None:
         """Its gate is open, its command has not begun: fence-first, its nodes may not be up."""

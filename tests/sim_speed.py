@@ -177,7 +177,7 @@ def remember(put, folder):
                     put(module, function, quick)
     for name, table in READS.items():
         put(LedgerReads, name, of_a_ledger(getattr(LedgerReads, name), table))
-    put(Moves, "_read", of_a_ledger(Moves._read, "moves", lambda moves: moves._ledger))
+    put(Moves, "_read", of_a_ledger(Moves._read, "moves", lambda moves: moves.ledger))
     put(LedgerReads, "_with_scripts", _with_scripts)
     # one text, one spec: what follows is then remembered by identity
     put(hpcscale.ledger_rows, "from_json", of_a_bytes(hpcscale.ledger_rows.from_json))

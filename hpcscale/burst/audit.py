@@ -238,6 +238,10 @@ class _Client:
         self._log.add("update", site=self._site, job=str(job_id), fields=dict(fields))
         return self._client.update(job_id, fields)
 
+    def change(self, job_id: JobId, fields: Mapping[str, str]) -> str:
+        self._log.add("update", site=self._site, job=str(job_id), fields=dict(fields))
+        return self._client.change(job_id, fields)
+
     def cancel(self, job_id: JobId, **kw: Any) -> bool:
         self._log.add("cancel", site=self._site, job=str(job_id), **kw)
         return self._client.cancel(job_id, **kw)

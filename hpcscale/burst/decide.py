@@ -219,7 +219,7 @@ def _decide_one(job: Candidate, policy: Policy, now: dt.datetime, depth: int) ->
         ref=job.ref,
         name=job.name,
         action=Action.MOVE,
-        reason="; ".join([sentence, *job.notes]),
+        reason="; ".join([sentence, *([] if option.same_job else job.notes)]),
         rule=rule,
         to=option.site,
         partition=option.partition,

@@ -14,8 +14,9 @@ from hpcscale.burst.claims import put_outcome
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.results import bring_home
 from hpcscale.burst.sight import end, look, words
+from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, StateError, UnreachableError
-from hpcscale.ledger import utc_now
+from hpcscale.ledger import Attempt, utc_now
 from hpcscale.slurm.types import JobState
 from hpcscale.verify import mismatch
 
@@ -30,8 +31,12 @@ class Follow(Back):
         watched = self._watch_stand_in(move) if move.stand_in else self._watch_origin(move)
         if watched is None:
             return None
-        move = watched
-        target, connection = self._target(move)
+        target, connection = self._target(watched)
+        return self._to_its_end(watched, target, connection)
+
+    def _to_its_end(self, move: Move, target: Attempt, connection: Connection) -> Move | None:
+        """Follow the attempt; once it is over, its results come home and its cost is noted."""
+        target = self.ledger.attempt(target.submission_id)
         if not target.ended:
             if target.state is not JobState.UNKNOWN:
                 return move if move.lost_at is None else self.moves.save(move, lost_at=None)
@@ -107,10 +112,10 @@ class Follow(Back):
         settled = self.moves.settled_since(since)
         for move in settled:
             ended_here = move.step in {Step.DONE, Step.CANCELLED} and move.target is not None
-            if ended_here and not move.stand_in:
+            if ended_here and not move.stand_in and not move.same_job:
                 self._watch_origin(move)
         for move in settled:
-            if move.step is Step.DONE:
+            if move.step is Step.DONE and move.target is not None and not move.same_job:
                 self._watch_target(move)
 
     def _watch_target(self, move: Move) -> None:

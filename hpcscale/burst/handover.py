@@ -17,11 +17,11 @@ from hpcscale.burst.acts import age_s, left
 from hpcscale.burst.arrays import cancelled_elements, element_id
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import stands
-from hpcscale.burst.follow import Follow
 from hpcscale.burst.moves import Move, Step, target_attempt
 from hpcscale.burst.offer import STANDS_IN, dependents
 from hpcscale.burst.policy import Order
 from hpcscale.burst.results import note_gate_idle
+from hpcscale.burst.shift import Shift
 from hpcscale.burst.sight import Sight, end, look, nodes_up, record, words
 from hpcscale.burst.words import show_s
 from hpcscale.connect import Connection
@@ -42,7 +42,7 @@ FOLLOWED = frozenset({Step.MOVED, Step.RELEASING})
 _BY_USER = "its user cancelled it"
 
 
-class Handover(Follow):
+class Handover(Shift):
     """Advances moves.
 
     Args:
@@ -71,6 +71,8 @@ class Handover(Follow):
             Step.RELEASING: self._releasing,
             Step.ENDING: self._ending,
             Step.UNFENCING: self._unfencing,
+            Step.SHIFTING: self._shifting,
+            Step.RESTORING: self._restoring,
         }
 
     def advance(self, move: Move) -> Move:
@@ -101,6 +103,8 @@ class Handover(Follow):
         Raises:
             BurstRefusedError: it is too late, the job runs in the cloud.
         """
+        if move.same_job:
+            return self.undo_shift(move)
         message = "taken back by its user"
         if move.step in FOLLOWED or (move.step is Step.CANCELLING and move.cancel_asked):
             raise _too_late(move)
@@ -129,6 +133,8 @@ class Handover(Follow):
         self.ledger.event(move.run_id, "attempt.cancel", {"by": "its user"})
         if move.step.settled:
             return move
+        if move.same_job:
+            return self.cancel_shift(move)
         if move.step in FOLLOWED:
             self._stop_both(move)
             return self.advance(self.moves.get(move.move_id))

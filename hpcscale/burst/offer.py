@@ -13,12 +13,13 @@ from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Candidate, Forecast, Option, Start
 from hpcscale.burst.policy import Dependents, Policy, TargetTerms
 from hpcscale.burst.shapes import Catalog, shapes
+from hpcscale.burst.within import as_it_waits, stays
 from hpcscale.cost import CENT
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.render import burst_blockers
-from hpcscale.site import Site
-from hpcscale.slurm.types import Answer, JobState, JobStatus
+from hpcscale.site import Site, split_target
+from hpcscale.slurm.types import Answer, JobState, JobStatus, SiteFacts
 from hpcscale.spec import BurstMode, JobSpec
 from hpcscale.units import parse_array
 from hpcscale.verify import mismatch
@@ -114,6 +115,7 @@ def candidates(
     catalog: Catalog = _EMPTY,
     now: dt.datetime | None = None,
     others: Answer | None = None,
+    facts: SiteFacts | None = None,
 ) -> list[Candidate]:
     """What ``decide`` reads of each waiting run.
 
@@ -121,14 +123,16 @@ def candidates(
         waiting: from ``waiting_runs``.
         answer: all of this user's jobs at the origin, from one squeue.
         policy: the rules.
-        targets: the policy's target sites by name.
+        targets: the policy's targets by name.
         moves: run id -> its moves so far.
         origin: the site that the jobs wait at.
         forecast: of their starts there.
         catalog: rows that the targets' partitions may name.
         now: of the prices' age.
         others: all users' waiting jobs there, which may wait for these; None: not asked for.
+        facts: what the origin says of its partitions, where one of them is a target.
     """
+    waiting = [w for w in waiting if not _moved_within(moves.get(w.run.run_id, []))]
     rents = Rents(targets, catalog, (now or dt.datetime.now(dt.UTC)).date())
     found = [
         _candidate(
@@ -139,10 +143,16 @@ def candidates(
             rents=rents,
             moves=moves,
             origin=origin,
+            facts=facts,
         )
         for w in waiting
     ]
     return [_foreseen(c, w, forecast) for c, w in zip(found, waiting, strict=True)]
+
+
+def _moved_within(mine: list[Move]) -> bool:
+    """Whether it is in another partition now, where it waits for nodes that boot, or runs."""
+    return bool(mine) and mine[-1].same_job and mine[-1].step is Step.MOVED
 
 
 def _foreseen(candidate: Candidate, waiting: Waiting, forecast: Forecast) -> Candidate:
@@ -179,6 +189,7 @@ def _candidate(
     rents: Rents,
     moves: Mapping[str, list[Move]],
     origin: Site,
+    facts: SiteFacts | None,
 ) -> Candidate:
     run, attempt = waiting.run, waiting.attempt
     status = _status(attempt, answer)
@@ -186,6 +197,25 @@ def _candidate(
     mine = moves.get(run.run_id, [])
     last = mine[-1] if mine else None
     limit_s = status.time_limit_s if status else attempt.time_limit_s
+    stuck = (
+        *_stuck(waiting, status, answer, origin),
+        *_behind(waiting, waits, origin, policy),
+    )
+    # what keeps a job from another site need not keep it from another partition of its own
+    within = [name for name in policy.to if split_target(name)[1]]
+    options = []
+    for name in policy.to:
+        if name not in within:
+            other = option(run.spec, limit_s, name, policy, rents)
+            kept = (*stuck, *other.blockers) if within else other.blockers
+            options.append(msgspec.structs.replace(other, blockers=kept))
+            continue
+        target = rents.targets[name]
+        blockers = stays(run.spec, attempt, status, facts, origin=origin, target=target)
+        blockers += [f"tried before: {m.message}" for m in mine if m.to_site == name and m.refused]
+        asked = as_it_waits(run.spec, status, target.default_partition or "")
+        there = _rented(asked, blockers, name, policy, rents, staging_s=0)
+        options.append(msgspec.structs.replace(there, same_job=True, partition=None))
     return Candidate(
         run_id=run.run_id,
         ref=str(attempt.ref),
@@ -200,11 +230,8 @@ def _candidate(
         time_limit_s=limit_s,
         deadline=run.deadline,
         max_cost_usd=run.max_cost_usd,
-        options=tuple(option(run.spec, limit_s, name, policy, rents) for name in policy.to),
-        blockers=(
-            *_stuck(waiting, status, answer, origin),
-            *_behind(waiting, waits, origin, policy),
-        ),
+        options=tuple(options),
+        blockers=() if within else stuck,
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
@@ -239,6 +266,15 @@ def option(spec: JobSpec, limit_s: int | None, name: str, policy: Policy, rents:
         blockers += burst_blockers(asked, site)
     except HpcscaleError as exc:
         blockers.append(str(exc))
+    return _rented(asked, blockers, name, policy, rents, staging_s=staging_s)
+
+
+def _rented(
+    asked: JobSpec, blockers: list[str], name: str, policy: Policy, rents: Rents, *, staging_s: int
+) -> Option:
+    """What the cheapest of a target's shapes that hold the job would cost."""
+    site = rents.targets[name]
+    terms = policy.target.get(name, TargetTerms())
     found, too_small = shapes(asked, site, rents.catalog, rents.today)
     if not found:
         return Option(site=name, blockers=(*blockers, *too_small))
@@ -255,13 +291,13 @@ def option(spec: JobSpec, limit_s: int | None, name: str, policy: Policy, rents:
     boot_timeout_s = own(terms.boot_timeout_s, site.burst.boot_timeout_s)
     usd, worst, unpromised = cost.usd, cost.usd, shape.unpromised
     if usd is not None and cost.gpu_hour_usd is not None:
-        out, unsaid = egress(spec, row)
+        out, unsaid = egress(asked, row)
         unpromised = unpromised or unsaid
         slow_h = Decimal(max(0, boot_timeout_s - shape.boot_s)) / 3600
         once = usd + (cost.gpus * slow_h * cost.gpu_hour_usd).quantize(CENT, ROUND_UP)
-        usd, worst = usd + out, once * (1 + _requeues(spec)) + out
+        usd, worst = usd + out, once * (1 + _requeues(asked)) + out
         if out:
-            why += f", and ${out} for {spec.burst.egress_gb:g} GB that come back"
+            why += f", and ${out} for {asked.burst.egress_gb:g} GB that come back"
 
     return Option(
         site=name,

@@ -58,6 +58,7 @@ class Option(_Frozen, frozen=True, kw_only=True):
         cost_why: how the cost was computed, or why it is unknown.
         blockers: why the job cannot run there; empty when it can.
         worst_usd: the most that moving there can cost, requeues included; None when unknown.
+        same_job: it is a partition of the origin: the job itself moves, and nothing is copied.
         partition: of the site, the cheapest whose nodes hold the job; None: its default one.
         offer: row of the catalog that its nodes are rented by; empty: the profile's price.
         unpromised: why no budget or maximum cost can be kept at its price; empty: they can.
@@ -72,6 +73,7 @@ class Option(_Frozen, frozen=True, kw_only=True):
     cost_why: str = ""
     blockers: tuple[str, ...] = ()
     worst_usd: Decimal | None = None
+    same_job: bool = False
     partition: str | None = None
     offer: str = ""
     unpromised: str = ""

@@ -3,7 +3,7 @@
 .. code-block:: toml
 
     from = "lab-onprem"
-    to = ["lab-cloud"]          # in order of preference
+    to = ["lab-cloud"]          # in order of preference; SITE/PARTITION: of the origin itself
     max_wait = "30m"            # move a job that waited longer; leave out: no such rule
     deadline = true             # move a job whose deadline needs it
     deadline_margin = "10m"     # be this much early; left out: two cron_intervals, fence-first one
@@ -59,6 +59,7 @@ from typing import Any
 import msgspec
 
 from hpcscale.errors import InvalidFileError
+from hpcscale.site import split_target
 from hpcscale.tomlfile import convert_toml, read_toml, with_line
 from hpcscale.units import parse_duration_s
 
@@ -188,7 +189,7 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     Attributes:
         source: the file it came from, for messages.
         from_site: the site whose queue overflows.
-        to: target sites, the preferred first.
+        to: targets, the preferred first: sites, or partitions of the origin, ``SITE/PARTITION``.
         max_wait_s: a job that has waited longer moves; None: waiting alone moves nothing.
         deadline: whether a job's deadline moves it.
         deadline_margin_s: added to boot + staging + time limit.
@@ -302,6 +303,14 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         raise wrong("to", f"{raw.from_!r} is both the origin and a target")
     if len(set(raw.to)) != len(raw.to):
         raise wrong("to", "a target is named twice")
+    for name in raw.to:
+        site, partition = split_target(name)
+        if partition is not None and site != raw.from_:
+            raise wrong(
+                "to",
+                f"{name!r}: only jobs of {site} can be moved into a partition of {site}",
+                f'from = "{site}", or the site alone: to = ["{site}"]',
+            )
     if raw.max_moves_per_run < 1:
         raise wrong("max_moves_per_run", "must be at least 1")
     for name in raw.target:

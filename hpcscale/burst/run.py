@@ -22,12 +22,15 @@ from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action, BurstPlan, Decision
 from hpcscale.burst.policy import Dependents, Order, Policy
 from hpcscale.burst.shapes import with_catalog
+from hpcscale.burst.within import as_it_waits
 from hpcscale.connect import Connection, connect
+from hpcscale.cost import estimate
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Ledger
 from hpcscale.observe import observe
+from hpcscale.precheck import fetch_facts
 from hpcscale.settings import state_dir
-from hpcscale.site import Site, load_site
+from hpcscale.site import Site, load_target, split_target
 
 
 class Connections:
@@ -38,14 +41,18 @@ class Connections:
         self._sites: dict[str, Site] = {}
 
     def site(self, name: str) -> Site:
-        """The site's profile, with the catalog's prices where it names rows."""
+        """The profile of a site, or of a partition ``SITE/PARTITION``.
+
+        With the catalog's prices where it names rows.
+        """
         if name not in self._sites:
-            site = load_site(name).site
+            site = load_target(name)
             self._sites[name] = with_catalog(site, rows_for([site]))
         return self._sites[name]
 
     def __call__(self, name: str) -> Connection:
-        """The connection; raises UnreachableError."""
+        """The connection, a partition's is its site's; raises UnreachableError."""
+        name = split_target(name)[0]
         if name not in self._open:
             self._open[name] = audited(connect(self.site(name)), AuditLog())
         return self._open[name]
@@ -100,6 +107,7 @@ def make_plan(
     now = origin.clock.now()
     if not waiting:
         return BurstPlan(now=now, from_site=policy.from_site, policy=policy.source)
+    within = any(split_target(name)[1] for name in policy.to)
     answer, moves = origin.client.jobs(), Moves(ledger).latest()
     foresight = foresee(origin, policy, to_foresee(waiting, answer, moves))
     found = candidates(
@@ -113,6 +121,7 @@ def make_plan(
         forecast=foresight.forecast,
         catalog=rows_for(targets.values()),
         now=now,
+        facts=fetch_facts(origin.site, origin.client) if within else None,
     )
     spent = charges(ledger) if policy.budgets else ()
     pending = foresight.forecast.pending
@@ -157,7 +166,8 @@ def tick(
         return done
     _note_refusals(ledger, done.plan)
     for decision in done.plan.moves:
-        begun = begin(ledger, handover.moves, policy, decision, done.plan)
+        target = connections.site(decision.to or "")
+        begun = begin(handover.moves, policy, decision, done.plan, target)
         if begun is not None:
             say(f"{begun.run_id} ({begun.name}) moves to {begun.to_site}: {decision.reason}")
             done.begun.append(begun)
@@ -166,10 +176,19 @@ def tick(
 
 
 def begin(
-    ledger: Ledger, moves: Moves, policy: Policy, decision: Decision, plan: BurstPlan
+    moves: Moves,
+    policy: Policy,
+    decision: Decision,
+    plan: BurstPlan,
+    target: Site,
 ) -> Move | None:
     """Record the decision and its move; None when the run is on its way already."""
     assert decision.to is not None
+    ledger = moves.ledger
+    same_job = split_target(decision.to)[1] is not None
+    step = Step.FENCING if policy.order is Order.FENCE_FIRST else Step.SUBMITTING
+    spec = as_it_waits(ledger.run(decision.run_id).spec, None, target.default_partition or "")
+    terms = estimate(spec, target) if same_job else None
     origin = ledger.find(decision.ref)
     data = {
         "policy": msgspec.to_builtins(policy),
@@ -188,7 +207,10 @@ def begin(
             rule=decision.rule.value if decision.rule else "",
             reason=decision.reason,
             order=policy.order,
-            step=Step.FENCING if policy.order is Order.FENCE_FIRST else Step.SUBMITTING,
+            step=Step.SHIFTING if same_job else step,
+            same_job=same_job,
+            gpus=terms.gpus if terms else 0,
+            gpu_hour_usd=terms.gpu_hour_usd if terms else None,
             estimate_usd=decision.cost_usd,
             reserved_usd=decision.worst_usd,
             boot_timeout_s=decision.boot_timeout_s or 1800,

@@ -414,7 +414,7 @@ def _move_data(ledger: "Ledger", move: "Move") -> dict[str, Any]:
         "run_id": move.run_id,
         "name": move.name,
         "from": str(origin.ref or move.from_site),
-        "to": str((target and target.ref) or move.to_site),
+        "to": move.to_site if move.same_job else str((target and target.ref) or move.to_site),
         "step": move.step.value,
         "settled": move.step.settled,
         "rule": move.rule,
@@ -501,13 +501,13 @@ def _print_run(done: "Tick", rows: list[list[str]]) -> None:
 def _require_sites(keys: "Mapping[str, Sequence[str]]", policy_file: str) -> None:
     """Name file, line and key of a site that nobody has heard of."""
     from hpcscale.errors import NotFoundError
-    from hpcscale.site import load_site
+    from hpcscale.site import load_target
     from hpcscale.tomlfile import with_line
 
     for key, names in keys.items():
         for name in names:
             try:
-                load_site(name)
+                load_target(name)
             except NotFoundError as exc:
                 exc.where = f"{with_line(policy_file, key)}: key {key!r}"
                 raise

@@ -314,4 +314,7 @@ def _moves(ledger: "Ledger") -> dict[str, str]:
         return {}
     from hpcscale.burst.moves import Moves
 
-    return {move.run_id: f"moving to {move.to_site}" for move in Moves(ledger).unsettled()}
+    return {
+        move.run_id: f"{'moved' if move.same_job and move.target else 'moving'} to {move.to_site}"
+        for move in Moves(ledger).unsettled()
+    }

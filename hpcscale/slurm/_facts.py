@@ -161,6 +161,8 @@ def _facts_of(pairs: dict[str, str]) -> PartitionFacts:
         mem_mb_per_node=int(pairs.get("_memory", "0")),
         allow_accounts=_names(pairs.get("AllowAccounts", "ALL")),
         allow_qos=_names(pairs.get("AllowQos", "ALL")),
+        deny_accounts=_names(pairs.get("DenyAccounts", "")) or (),
+        deny_qos=_names(pairs.get("DenyQos", "")) or (),
         node_list=pairs.get("Nodes", "").replace("(null)", ""),
         features=tuple(w for w in pairs.get("_features", "").split(",") if w),
         gres=tuple(w for w in pairs.get("_gres", "").split(" ") if w),

@@ -37,7 +37,7 @@ class FakeCommands(FakeController):
             return 1, "", "sbatch: error: This does not look like a batch script.\n"
         failed = "allocation failure: " if "test-only" in options else (
             "sbatch: error: Batch job submission failed: ")  # fmt: skip
-        if (partition := options.get("partition", "gpu")) != "gpu":
+        if (partition := options.get("partition", "gpu")) not in self.partitions:
             return (
                 1,
                 "",
@@ -166,14 +166,15 @@ class FakeCommands(FakeController):
 
     def _sinfo(self, argv: list[str], _: str) -> tuple[int, str, str]:
         options = read_options(argv)
-        names = expand_hostlist(options.get("nodes", "")) or self.node_names
+        partition_of = {n: name for name, nodes in self.partitions.items() for n in nodes}
+        names = expand_hostlist(options.get("nodes", "")) or list(partition_of)
         columns = [c.partition(":")[::2] for c in options["Format"].split(",")]
         out = ""
-        for node in [n for n in names if n in self.node_names]:
+        for node in [n for n in names if n in partition_of]:
             values = {
                 "NodeList": node,
                 "StateComplete": self._node_state(node),
-                "PartitionName": "gpu",
+                "PartitionName": partition_of[node],
                 "Gres": f"gpu:h100:{self.gpus}" if self.gpus else "(null)",
                 "CPUs": "32",
                 "Memory": "512000",
@@ -215,10 +216,12 @@ class FakeCommands(FakeController):
     def _scontrol(self, argv: list[str], _: str) -> tuple[int, str, str]:
         words = [w for w in argv if not w.startswith("-")]
         if words[:2] == ["show", "partition"]:
-            return 0, (
-                "PartitionName=gpu AllowAccounts=ALL AllowQos=ALL Default=YES DefaultTime=01:00:00"
-                f" MaxNodes=UNLIMITED MaxTime=7-00:00:00 Nodes={fold_hostlist(self.node_names)}"
-                f" State=UP TotalNodes={len(self.node_names)}\n"
+            return 0, "".join(
+                f"PartitionName={name} AllowAccounts=ALL AllowQos=ALL"
+                f" Default={'YES' if name == 'gpu' else 'NO'} DefaultTime=01:00:00"
+                f" MaxNodes=UNLIMITED MaxTime=7-00:00:00 Nodes={fold_hostlist(nodes)}"
+                f" State=UP TotalNodes={len(nodes)}\n"
+                for name, nodes in self.partitions.items()
             ), ""  # fmt: skip
         if words[:2] == ["show", "topology"]:
             return 0, "", ""
@@ -253,8 +256,15 @@ class FakeCommands(FakeController):
             return "Job has already finished"
         if job.state != "PENDING" and fields.keys() & {"ExcNodeList", "StartTime", "Partition"}:
             return "Job is no longer pending execution"
+        if "Partition" in fields:
+            if self.refuses_updates:
+                return self.refuses_updates
+            if fields["Partition"] not in self.partitions:
+                return "Invalid partition name specified"
         for key, value in fields.items():
             match key:
+                case "Partition":
+                    job.partition = value
                 case "Comment":
                     job.comment = value
                 case "ExcNodeList":

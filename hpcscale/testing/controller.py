@@ -21,6 +21,7 @@ class FakeController:
         clock: moves when it is told to.
         user: who owns all jobs.
         max_jobs: slurm.conf MaxJobCount.
+        cloud_nodes: of partition ``cloud``, named ``burst1`` and on; 0: there is none.
     """
 
     def __init__(
@@ -33,10 +34,15 @@ class FakeController:
         clock: ManualClock | None = None,
         user: str = "root",
         max_jobs: int = 10_000,
+        cloud_nodes: int = 0,
     ) -> None:
         self.max_jobs = max_jobs
         self.clock = clock or ManualClock()
         self.node_names = [f"node{i}" for i in range(1, nodes + 1)]
+        self.partitions = {"gpu": self.node_names}
+        if cloud_nodes:
+            self.partitions["cloud"] = [f"burst{i}" for i in range(1, cloud_nodes + 1)]
+        self.refuses_updates = ""  # Slurm's words against a change of partition
         self.gpus = gpus
         self.boot_s = boot_s
         self.requeue_delay_s = requeue_delay_s
@@ -112,7 +118,7 @@ class FakeController:
 
     def _busy(self) -> dict[str, int]:
         """GPUs taken on each node; a job without GPUs takes all."""
-        busy = dict.fromkeys(self.node_names, 0)
+        busy = dict.fromkeys((n for nodes in self.partitions.values() for n in nodes), 0)
         for job in self.jobs.values():
             if job.state in {"RUNNING", "CONFIGURING"}:
                 for node in job.nodes:
@@ -148,7 +154,7 @@ class FakeController:
         return ",".join(f"{term}({said})" for term, said in self._dependency(job).items())
 
     def _schedule(self, now: int) -> None:
-        blocked = False
+        blocked: set[str] = set()
         for job in sorted(self.jobs.values(), key=lambda j: j.number):
             while job.state == "PENDING":
                 if job.held:
@@ -165,11 +171,11 @@ class FakeController:
                     job.reason = "BeginTime"
                     break
                 excluded = set(expand_hostlist(job.exclude))
-                allowed = [n for n in self.node_names if n not in excluded]
+                allowed = [n for n in self.partitions[job.partition] if n not in excluded]
                 if len(allowed) < job.nodes_wanted:
                     job.reason = "BadConstraints" if excluded else "PartitionConfig"
                     break
-                if blocked:
+                if job.partition in blocked:
                     job.reason = "Priority"
                     break
                 busy = self._busy()
@@ -184,7 +190,8 @@ class FakeController:
                     job.reason = "JobArrayTaskLimit"
                     break
                 if len(free) < job.nodes_wanted:
-                    job.reason, blocked = "Resources", True
+                    job.reason = "Resources"
+                    blocked.add(job.partition)
                     break
                 self._start(job, free[: job.nodes_wanted], now)
 

@@ -167,7 +167,7 @@ def simulated(*, remembered=True):
     base = Base()
     if remembered:
         sim_speed.remember(put, base.folder / "jobs")
-    sim_site.MemorySlurm.remembers = remembered
+    put(sim_site.MemorySlurm, "remembers", remembered)
     try:
         yield base
     finally:

@@ -345,8 +345,8 @@ class World(Kinds, Faults, Judge):
         except StopIteration:
             self.scripts.remove(script)
             if script.killed_at is not None:
-                pass  # too late for Slurm, which has ended it
-            elif was and script.exit_code == 0:
+                return  # too late for Slurm, which has ended it
+            if was and script.exit_code == 0:
                 self.done.append((script.site, script.submission, script.task, script.restart))
             elif was:
                 self.failed.add(script.task)

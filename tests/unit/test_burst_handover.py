@@ -377,7 +377,8 @@ def test_executor_gives_a_submitit_job(sites, tmp_path):
     assert not job.done(force_check=True)
     assert job.state in {"PENDING", "CONFIGURING"}
     sites.cloud.advance(60)
-    assert job.done(force_check=True)
+    # submitit asks anew after a millisecond at the earliest, and a fake's minute may be shorter
+    assert any(job.done(force_check=True) for _ in range(10_000))
     assert job.result() == {"ref": str(job.ref), "state": "COMPLETED", "exit_code": 0}
     assert job.exception() is None
     assert dt.datetime.now(dt.UTC) > sites.ledger.attempt(job.submission_id).created_at

@@ -144,8 +144,9 @@ class Kinds:
             if job.reason != "DependencyNeverSatisfied":
                 raise ViolationError(f"lost: {self.terms[number]} waits for ever ({job.reason})")
             self.counts["those behind it: never"] += 1
-            # a node that fails as its controller forgets the end: Slurm's word is that it failed
-            failed = self.counts["fault.cloud_crash"] and self.counts["fault.cloud_node"]
+            # a stand-in is a job too, and may fail by itself: then they hear of no good end
+            faults = ("onprem_crash", "site_jump", "onprem_full", "cloud_crash")
+            failed = any(self.counts[f"fault.{name}"] for name in faults)
             cancelled = self.cancelled_by_user or self.cancelled_tasks
             if self._all_done() and not cancelled and not failed:
                 raise ViolationError(f"lost: {self.terms[number]} never begins after a good end")

@@ -14,6 +14,7 @@ import sim_site
 import sim_speed
 from sim_faults import CLOUD, ONPREM
 
+import hpcscale.burst.run
 import hpcscale.executor.watch
 import hpcscale.judge
 import hpcscale.submit
@@ -132,6 +133,10 @@ class _Time:
         _WORLD[0].sleep(seconds)
 
     @staticmethod
+    def time():
+        return _WORLD[0].utc_now().timestamp()
+
+    @staticmethod
     def monotonic():
         return _WORLD[0].monotonic()
 
@@ -161,6 +166,8 @@ def simulated(*, remembered=True):
     put(LedgerFile, "_write", _write)
     put(Moves, "save", _save)
     put(hpcscale.executor.watch, "_WATCHERS", {})
+    # snapshots of decisions lie in a folder that interleavings would share; nothing here reads them
+    put(hpcscale.burst.run, "keep", lambda _: None)
     put(hpcscale.judge, "_still_submitting", lambda *_: _submitting())
     put(hpcscale.submit, "new_submission_id", lambda: f"hs-{next(_WORLD[0].numbers):016x}")
     put(hpcscale.submit, "new_run_id", lambda: "rsimulation")

@@ -12,9 +12,9 @@ import msgspec
 from hpcscale.burst.audit import AuditLog, audited, data_hash
 from hpcscale.burst.catalog_load import rows_for
 from hpcscale.burst.charges import charges
-from hpcscale.burst.decide import decide
 from hpcscale.burst.expect import Foresee, expect
 from hpcscale.burst.handover import Handover
+from hpcscale.burst.kept import Snapshot, keep, planned
 from hpcscale.burst.meter import check
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, to_foresee, waiting_runs
@@ -28,9 +28,12 @@ from hpcscale.cost import estimate
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Ledger
 from hpcscale.observe import observe
-from hpcscale.precheck import fetch_facts
+from hpcscale.precheck import cached_facts, fetch_facts
 from hpcscale.settings import state_dir
 from hpcscale.site import Site, load_target, split_target
+from hpcscale.slurm.types import SiteFacts
+
+FACTS_AGE_S = 30.0
 
 
 class Connections:
@@ -100,13 +103,23 @@ def make_plan(
         NotFoundError: the policy names an unknown site.
         UnreachableError: the origin gave no answer.
     """
+    plan = look(ledger, policy, connections, foresee).plan
+    assert plan is not None
+    return plan
+
+
+def look(
+    ledger: Ledger, policy: Policy, connections: Connections, foresee: Foresee = expect
+) -> Snapshot:
+    """Fresh facts with the plan that follows from them; raises as ``make_plan``."""
     everyone = policy.dependents is Dependents.REFUSE  # anybody's job may keep one here then
     targets = {name: connections.site(name) for name in policy.to}
     origin = connections(policy.from_site)
     waiting = waiting_runs(ledger, policy.from_site)
     now = origin.clock.now()
     if not waiting:
-        return BurstPlan(now=now, from_site=policy.from_site, policy=policy.source)
+        nothing = BurstPlan(now=now, from_site=policy.from_site, policy=policy.source)
+        return Snapshot(now=now, policy=policy, jobs=(), plan=nothing)
     within = any(split_target(name)[1] for name in policy.to)
     answer, moves = origin.client.jobs(), Moves(ledger).latest()
     foresight = foresee(origin, policy, to_foresee(waiting, answer, moves))
@@ -121,11 +134,22 @@ def make_plan(
         forecast=foresight.forecast,
         catalog=rows_for(targets.values()),
         now=now,
-        facts=fetch_facts(origin.site, origin.client) if within else None,
+        facts=_facts(origin) if within else None,
     )
-    spent = charges(ledger) if policy.budgets else ()
-    pending = foresight.forecast.pending
-    return decide(found, policy, now, spent, replan=foresight.replan, pending=pending)
+    seen = Snapshot(
+        now=now,
+        policy=policy,
+        jobs=tuple(found),
+        charges=tuple(charges(ledger)) if policy.budgets else (),
+        pending=foresight.forecast.pending,
+    )
+    return planned(seen, foresight.replan)
+
+
+def _facts(origin: Connection) -> SiteFacts:
+    """What the controller says of its partitions: `burst run --for` does not ask at each tick."""
+    known = cached_facts(origin.site, max_age_s=FACTS_AGE_S)
+    return known or fetch_facts(origin.site, origin.client)
 
 
 def tick(
@@ -158,16 +182,19 @@ def tick(
     except HpcscaleError as exc:
         done.problems.append(f"fences left behind: {exc}")
     try:
-        done.plan = make_plan(ledger, policy, connections, foresee)
+        seen = look(ledger, policy, connections, foresee)
+        done.plan = seen.plan
     except HpcscaleError as exc:
         if not exc.transient:
             raise
         done.problems.append(f"nothing new is decided: {exc}")
         return done
+    assert done.plan is not None
+    kept = keep(seen)  # before anything is done
     _note_refusals(ledger, done.plan)
     for decision in done.plan.moves:
         target = connections.site(decision.to or "")
-        begun = begin(handover.moves, policy, decision, done.plan, target)
+        begun = begin(handover.moves, policy, decision, done.plan, target, kept=kept or "")
         if begun is not None:
             say(f"{begun.run_id} ({begun.name}) moves to {begun.to_site}: {decision.reason}")
             done.begun.append(begun)
@@ -181,8 +208,19 @@ def begin(
     decision: Decision,
     plan: BurstPlan,
     target: Site,
+    *,
+    kept: str = "",
 ) -> Move | None:
-    """Record the decision and its move; None when the run is on its way already."""
+    """Record the decision and its move; None when the run is on its way already.
+
+    Args:
+        moves: of the ledger where the decision is recorded.
+        policy: that was followed.
+        decision: to move.
+        plan: that it is of.
+        target: profile of where it goes.
+        kept: hash of the snapshot that it was made of.
+    """
     assert decision.to is not None
     ledger = moves.ledger
     same_job = split_target(decision.to)[1] is not None
@@ -194,6 +232,7 @@ def begin(
         "policy": msgspec.to_builtins(policy),
         "decision": msgspec.to_builtins(decision),
         "now": plan.now.isoformat(),
+        "snapshot": kept,
     }
     _audit("decide to move", decision, data)
     return moves.begin(
@@ -256,6 +295,7 @@ def _audit(act: str, decision: Decision, data: dict[str, object]) -> None:
         to=decision.to or "",
         reason=decision.reason,
         decision=data_hash(data),
+        snapshot=str(data.get("snapshot", "")),
     )
 
 

@@ -111,6 +111,8 @@ class Shift(Follow):
         self._old_terms(move, origin)
         if not seen.pending:
             return self._elsewhere(move, origin, seen)
+        if move.refused:  # not to be tried there again, so there is nothing to rest from
+            return self.moves.save(move, step=Step.FAILED, target=None)
         cleared = self.moves.save(move, target=None)
         return None if cleared is None else self._fail(cleared, cleared.message)
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcscale.cli._burst_replay import replay
 from hpcscale.cli._burst_simulate import simulate
 from hpcscale.cli._output import emit_json, emit_table, json_option, notice
 
@@ -34,6 +35,7 @@ def command() -> None:
 
 
 command.add_command(simulate)
+command.add_command(replay)
 
 
 @command.command()
@@ -212,8 +214,9 @@ def run(
 def _shadow(policy_file: str, *, as_json: bool) -> None:
     from pathlib import Path
 
+    from hpcscale.burst.kept import keep
     from hpcscale.burst.policy import load_policy
-    from hpcscale.burst.run import Connections, make_plan
+    from hpcscale.burst.run import Connections, look
     from hpcscale.burst.shadow import remember, would_have
     from hpcscale.ledger import Ledger
 
@@ -222,7 +225,10 @@ def _shadow(policy_file: str, *, as_json: bool) -> None:
     connections = Connections()
     try:
         with Ledger.open() as ledger:
-            made = make_plan(ledger, policy, connections)
+            seen = look(ledger, policy, connections)
+            keep(seen)
+            made = seen.plan
+            assert made is not None
             new = remember(ledger, made, policy, connections.site)
             total = would_have(ledger)
     finally:

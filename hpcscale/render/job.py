@@ -48,9 +48,13 @@ def job_context(
         image=image,
         container_env=sorted(names - {"PATH", "LD_LIBRARY_PATH"}),
     )
+    directives = job_directives(spec, site)
+    if others:
+        # else it would begin in the cloud partition as soon as its first node is up (sbatch(1))
+        directives.setdefault("wait-all-nodes", "1")
     context |= {
         "foreign": False,
-        "directives": directive_lines(job_directives(spec, site), options),
+        "directives": directive_lines(directives, options),
         "software": words,
         "rendezvous": how.rendezvous,
         "port_offset": port_offset(site),

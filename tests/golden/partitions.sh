@@ -1,5 +1,5 @@
 #!/bin/bash
-# Made by hpcscale 0.1.0 from spec 445e735cbe207972 for site hpc
+# Made by hpcscale 0.1.0 from spec af012a103cd32f0e for site hpc
 # (profile of 2026-11-22, fabric infiniband).
 # Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
 # Exit code: the command's own; 97 set-up failed; 98 claimed elsewhere; 99 stopped before the command was done.
@@ -12,6 +12,7 @@
 #SBATCH --output=hpcscale-%j.log
 #SBATCH --partition=gpu
 #SBATCH --time=00:10:00
+#SBATCH --wait-all-nodes=1
 
 # shellcheck disable=SC2016,SC2317,SC2329  # values are literal; some functions run in traps alone
 unset SLURM_EXPORT_ENV  # else srun would give its tasks no more environment than --export says

@@ -41,6 +41,11 @@ def burst_lab(pytestconfig):
     lab.down()
 
 
+@pytest.fixture(autouse=True)
+def fresh_facts(monkeypatch):
+    monkeypatch.setattr("hpcscale.burst.run.FACTS_AGE_S", -1.0)  # partitions change within a test
+
+
 @pytest.fixture
 def world(burst_lab, use_lab, tmp_path):
     use_lab(burst_lab)
@@ -90,7 +95,7 @@ def log(world, job):
 
 def test_a_job_moves_into_the_cloud_partition_and_runs_with_its_profile(world, tmp_path):
     world.fill()
-    job = world.submit(SAYS)
+    job = world.submit(f"{SAYS}; sleep 2")
     before = age(world, job)
     policy = tmp_path / "P.toml"
     policy.write_text('from = "lab-onprem"\nto = ["lab-onprem/cloud", "lab-cloud"]\n')

@@ -114,7 +114,12 @@ def test_a_shorter_limit_only_where_a_checkpoint_verifies(lab_factory, use_lab, 
         assert saved.returncode == 0, saved.stderr
         done = apply(safe, "time-min", "--yes")
         assert done.returncode == 0, done.stderr
-        assert job(site, str(safe.job_id))["TimeMin"] != "N/A"
+        assert json.loads(done.stdout)["data"]["field"] == "TimeMin"
+        until(lambda: job_state(site, str(safe.job_id)) == "RUNNING", 90, "backfill shortens it")
+        assert job(site, str(safe.job_id))["TimeLimit"] != "10:00:00"
+        site.exec(["scancel", str(safe.job_id)], check=True)
+        until(lambda: job_state(site, str(safe.job_id)) == "CANCELLED", 60, "it has ended")
+        safe = waiting(ledger, project, 1, checkpoint=kept).ref
         done = apply(safe, "time", "--yes")
         assert done.returncode == 0, done.stderr
         until(lambda: job_state(site, str(safe.job_id)) == "RUNNING", 60, "backfill starts it")

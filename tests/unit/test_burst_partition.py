@@ -1,6 +1,7 @@
 """A burst into a cloud partition of the same controller: the job itself moves."""
 
 import datetime as dt
+import subprocess
 from decimal import Decimal
 
 import msgspec
@@ -202,7 +203,32 @@ def test_both_profiles_ask_for_the_same_resources():
             [line for line in text.splitlines() if line.startswith(("#SBATCH", "srun", "  --"))]
             for text in (alone, both)
         ]
+        lines[1].remove("#SBATCH --wait-all-nodes=1")  # nodes that boot, one after the other
         assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize(
+    ("partition", "said"),
+    [
+        ("cloud", ["hpc/cloud", "1", "/nvme\n$(id)", "0", "none", "own"]),
+        ("gpu", ["hpc", "1", "/lustre/scratch", "none", "=mlx5_0", "own"]),
+        ("gpu,cloud", ["hpc", "1", "/lustre/scratch", "none", "=mlx5_0", "own"]),
+        (None, ["hpc", "1", "/lustre/scratch", "none", "=mlx5_0", "own"]),
+    ],
+)
+def test_where_it_starts_decides_which_profile_it_has(partition, said):
+    """The lines of both profiles, run by bash."""
+    script = render(job("x", env={"MINE": "own"}, burst=AUTO), CLOUD_PARTITION).script
+    block = script[script.index("# --- environment") : script.index("# --- the claim")]
+    names = ("HPCSCALE_SITE", "OMP_NUM_THREADS", "SCRATCH", "FI_EFA_USE_HUGE_PAGE", "NCCL_IB_HCA",
+             "MINE")  # fmt: skip
+    shown = " ".join(f'"${{{name}-none}}"' for name in names)
+    done = subprocess.run(
+        ["bash", "-c", f"set -u; HPCSCALE_SITE=hpc\n{block}\nprintf '%s\\0' {shown}"],
+        env={"SLURM_JOB_PARTITION": partition} if partition else {},
+        capture_output=True, text=True, timeout=10, check=True,
+    )  # fmt: skip
+    assert done.stdout.split("\0")[:-1] == said
 
 
 def test_what_no_script_can_serve_is_named():
@@ -454,6 +480,7 @@ def test_what_slurm_will_never_start_there_goes_back(sites, reason):
     move = sites.move(waiting)
     assert (move.step, move.refused) == (Step.FAILED, True)
     assert f"({reason})" in move.message
+    assert move.retry_at is None, "another target may be tried at once"
     assert sites.partition(waiting) == "gpu"
 
 

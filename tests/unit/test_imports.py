@@ -105,7 +105,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
     | {"outlook"}
     | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"}
-    | {"burst.catalog_load", "burst.shapes"},
+    | {"burst.catalog_load", "burst.shapes", "burst.worth"},
     # a Slurm of its own; it serves the product and the tests, the product never needs it
     "lab": {"hpcscale", "errors", "units", "assets", "settings", "tomlfile"},
     "testing": _OWNING | {"lab"},

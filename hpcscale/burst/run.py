@@ -28,9 +28,12 @@ from hpcscale.cost import estimate
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Ledger
 from hpcscale.observe import observe
-from hpcscale.precheck import fetch_facts
+from hpcscale.precheck import cached_facts, fetch_facts
 from hpcscale.settings import state_dir
 from hpcscale.site import Site, load_target, split_target
+from hpcscale.slurm.types import SiteFacts
+
+FACTS_AGE_S = 30.0
 
 
 class Connections:
@@ -131,7 +134,7 @@ def look(
         forecast=foresight.forecast,
         catalog=rows_for(targets.values()),
         now=now,
-        facts=fetch_facts(origin.site, origin.client) if within else None,
+        facts=_facts(origin) if within else None,
     )
     seen = Snapshot(
         now=now,
@@ -142,6 +145,12 @@ def look(
         coverage=foresight.forecast.coverage,
     )
     return planned(seen, foresight.replan)
+
+
+def _facts(origin: Connection) -> SiteFacts:
+    """What the controller says of its partitions: `burst run --for` does not ask at each tick."""
+    known = cached_facts(origin.site, max_age_s=FACTS_AGE_S)
+    return known or fetch_facts(origin.site, origin.client)
 
 
 def tick(

@@ -41,6 +41,11 @@ def burst_lab(pytestconfig):
     lab.down()
 
 
+@pytest.fixture(autouse=True)
+def fresh_facts(monkeypatch):
+    monkeypatch.setattr("hpcscale.burst.run.FACTS_AGE_S", -1.0)  # partitions change within a test
+
+
 @pytest.fixture
 def world(burst_lab, use_lab, tmp_path):
     use_lab(burst_lab)

@@ -14,6 +14,7 @@ from hpcscale.lab.process import patience
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 ROOT = Path(__file__).resolve().parents[1]
+LEAST_S = 60
 
 
 def ssh(lab, command, *, stdin="", timeout_s=None, check=True):
@@ -85,7 +86,8 @@ class Stopwatch:
 
 def until(condition, timeout_s, what):
     """Poll for a condition; the value that made it true."""
-    limit_s = patience(timeout_s)
+    # a limit only ends what is hopeless: even short ones hold on a machine that is much slower
+    limit_s = patience(max(timeout_s, LEAST_S))
     deadline = time.monotonic() + limit_s
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -117,3 +119,16 @@ def job_state(site, job_id):
 def output(site, name):
     """A file in the site's scratch directory, as the site sees it."""
     return site.exec(["cat", str(site.paths.scratch / name)]).stdout
+
+
+@contextlib.contextmanager
+def impatient(lab, name="lab-onprem"):
+    """Slurm's commands give up on a dead controller after 2 s (MessageTimeout), not after 10."""
+    conf = lab.site(name).paths.slurm_conf
+    text = conf.read_text()
+    assert "MessageTimeout=10\n" in text
+    conf.write_text(text.replace("MessageTimeout=10\n", "MessageTimeout=2\n"))
+    try:
+        yield
+    finally:
+        conf.write_text(text)

@@ -92,7 +92,7 @@ def _weighed(
     weighed: list[tuple[Candidate, Option]] = []
     for job in candidates:
         decision = _decide_one(job, policy, now, depth)
-        option, _ = _choose(job, policy)
+        option, _ = _choose(job, policy, now)
         certain = decision.action is Action.MOVE and decision.rule is not Rule.VALUE
         if job.moving or certain:
             gone.add(slurm_id(job))
@@ -204,7 +204,7 @@ def _decide_one(job: Candidate, policy: Policy, now: dt.datetime, depth: int) ->
     aside = _aside(job, policy, now)
     if aside is not None:
         return aside
-    option, why_not = _choose(job, policy)
+    option, why_not = _choose(job, policy, now)
     if option is None:
         first = next((o for o in job.options), None)
         why = why_not[0] if why_not else "the policy names no target"
@@ -214,6 +214,12 @@ def _decide_one(job: Candidate, policy: Policy, now: dt.datetime, depth: int) ->
     sentence = "; ".join([reason, *notes])
     if rule is None:
         return _stay(job, sentence, when, option, f"else to {option.site} now{_at(option)}")
+    if (put_off := _not_now(rule, option, policy, now)) is not None:
+        why, later = put_off
+        safe = [later] if when is None or when <= now else [later, when]
+        if policy.deadline and job.deadline is not None and job.time_limit_s is not None:
+            safe.append(last_safe(job.deadline, option, job.time_limit_s, policy))
+        return _stay(job, f"{sentence}; but {why}", max(now, min(safe)), option)
     return Decision(
         run_id=job.run_id,
         ref=job.ref,
@@ -258,15 +264,19 @@ def _price(option: Option) -> tuple[bool, Decimal]:
     return (option.cost_usd is None, option.cost_usd or Decimal(0))
 
 
-def _choose(job: Candidate, policy: Policy) -> tuple[Option | None, tuple[str, ...]]:
+def _choose(
+    job: Candidate, policy: Policy, now: dt.datetime
+) -> tuple[Option | None, tuple[str, ...]]:
     """The first target that can take the job within its maximum cost; else all the reasons.
 
-    The policy's order stands, but for ``value``, which takes the cheapest.
+    The policy's order stands, but for ``value``, which takes the cheapest; a target that had no
+    nodes lately comes last.
     """
     why_not: list[str] = []
     options = job.options
     if policy.kind is PolicyKind.VALUE:
         options = tuple(sorted(options, key=_price))
+    options = tuple(sorted(options, key=lambda o: _rests(o, now)))
     for option in options:
         if option.blockers:
             why_not += [f"{option.site}: {blocker}" for blocker in option.blockers]
@@ -277,6 +287,27 @@ def _choose(job: Candidate, policy: Policy) -> tuple[Option | None, tuple[str, .
         else:
             return option, ()
     return None, tuple(why_not)
+
+
+def _rests(option: Option, now: dt.datetime) -> bool:
+    return option.resting_until is not None and option.resting_until > now
+
+
+def _not_now(
+    rule: Rule, option: Option, policy: Policy, now: dt.datetime
+) -> tuple[str, dt.datetime] | None:
+    """Why a move that a rule asks for is put off, and until when; no deadline is put off."""
+    if rule in {Rule.ONLY, Rule.DEADLINE}:
+        return None
+    if option.resting_until is not None and _rests(option, now):
+        rest = show_s((option.resting_until - now).total_seconds())
+        why = f"{option.site} had no nodes ({option.resting_why}) and is left alone {rest} more"
+        return why, option.resting_until
+    if rule is not Rule.START_ESTIMATE and policy.only_between is not None:
+        opens = policy.only_between.opens(now)
+        if opens > now:
+            return f"the policy moves only between {policy.only_between}", opens
+    return None
 
 
 def _hard_money(job: Candidate, policy: Policy) -> bool:

@@ -8,6 +8,7 @@ from decimal import ROUND_UP, Decimal
 import msgspec
 
 from hpcscale.burst.arrays import wholly_pending
+from hpcscale.burst.capacity import rested, short
 from hpcscale.burst.catalog import Offer
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Candidate, Forecast, Option, Start
@@ -146,7 +147,10 @@ def candidates(
         )
         for w in waiting
     ]
-    return [_foreseen(c, w, forecast) for c, w in zip(found, waiting, strict=True)]
+    shortages = short(moves.values())
+    return [
+        rested(_foreseen(c, w, forecast), shortages) for c, w in zip(found, waiting, strict=True)
+    ]
 
 
 def _moved_within(mine: list[Move]) -> bool:

@@ -63,6 +63,7 @@ class Option(_Frozen, frozen=True, kw_only=True):
         offer: row of the catalog that its nodes are rented by; empty: the profile's price.
         unpromised: why no budget or maximum cost can be kept at its price; empty: they can.
         interruption_per_hour: chance that a spot node is taken back within an hour, if known.
+        resting_until: it had no nodes lately (``resting_why``): only a deadline goes there before.
     """
 
     site: str
@@ -78,6 +79,8 @@ class Option(_Frozen, frozen=True, kw_only=True):
     offer: str = ""
     unpromised: str = ""
     interruption_per_hour: float | None = None
+    resting_until: dt.datetime | None = None
+    resting_why: str = ""
 
 
 class Candidate(_Frozen, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@
     order = "gate-first"        # or "fence-first": no cloud minutes at the gate
     dependents = "stand-in"     # or "refuse": a job that others wait for does not move
     at_limit = "end"            # or "warn": a cloud job that has cost what was reserved for it
+    only_between = "20:00-06:00"  # UTC, off-peak: else only deadlines move; leave out: always
 
     [target.lab-cloud]          # overrides of the site's own figures
     boot = "5m"
@@ -51,7 +52,9 @@ one rule of their own; ``deadline`` and the limits above hold for them too:
     policy = "never"
 """
 
+import datetime as dt
 import enum
+import re
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -63,9 +66,36 @@ from hpcscale.site import split_target
 from hpcscale.tomlfile import convert_toml, read_toml, with_line
 from hpcscale.units import parse_duration_s
 
+_DAY = 24 * 60
+
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
+
+
+class Window(_Frozen, frozen=True, kw_only=True):
+    """Hours of a day in UTC, over midnight when it ends before it begins.
+
+    Attributes:
+        first: minute of the day at which it opens.
+        last: minute at which it has closed.
+    """
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        ends = [f"{minute // 60:02}:{minute % 60:02}" for minute in (self.first, self.last)]
+        return f"{ends[0]} and {ends[1]} UTC"
+
+    def opens(self, now: dt.datetime) -> dt.datetime:
+        """When it is open next: ``now`` while it is."""
+        now = now.astimezone(dt.UTC)
+        minute = now.hour * 60 + now.minute
+        if (minute - self.first) % _DAY < (self.last - self.first) % _DAY:
+            return now
+        ahead = dt.timedelta(minutes=(self.first - minute) % _DAY)
+        return now.replace(second=0, microsecond=0) + ahead
 
 
 class PolicyKind(enum.StrEnum):
@@ -164,6 +194,7 @@ class _PolicyFile(_Frozen, frozen=True, kw_only=True, rename={"from_": "from"}):
     order: Order = Order.GATE_FIRST
     dependents: Dependents = Dependents.STAND_IN
     at_limit: AtLimit = AtLimit.END
+    only_between: str | None = None
     target: dict[str, _TargetFile] = msgspec.field(default_factory=dict)
     policy: PolicyKind = PolicyKind.RULES
     wait: str | None = None
@@ -208,6 +239,7 @@ class Policy(_Frozen, frozen=True, kw_only=True):
         order: whether the on-prem job is fenced before its cloud job is submitted.
         dependents: what becomes of a job that other jobs at its site wait for.
         at_limit: what becomes of a cloud job that has cost what was reserved for it.
+        only_between: hours at which jobs move but for their deadlines; None: always.
     """
 
     source: str = ""
@@ -223,6 +255,7 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     order: Order = Order.GATE_FIRST
     dependents: Dependents = Dependents.STAND_IN
     at_limit: AtLimit = AtLimit.END
+    only_between: Window | None = None
     target: dict[str, TargetTerms] = msgspec.field(default_factory=dict)
     kind: PolicyKind = PolicyKind.RULES
     wait_s: int = 0
@@ -280,6 +313,13 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         if not amount.is_finite() or amount <= 0:
             raise wrong(key, f"{value!r} is no amount of dollars", "a number above 0, such as 20")
         return amount
+
+    def window(text: str) -> Window:
+        match = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)", text)
+        if match is None or match[1] + match[2] == match[3] + match[4]:
+            raise wrong("only_between", f"{text!r} is no window", 'such as "20:00-06:00", in UTC')
+        first, first_m, last, last_m = (int(number) for number in match.groups())
+        return Window(first=first * 60 + first_m, last=last * 60 + last_m)
 
     used = _KEYS.get(raw.policy, ())
     for key in sorted({key for keys in _KEYS.values() for key in keys}):
@@ -345,6 +385,7 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         order=raw.order,
         dependents=raw.dependents,
         at_limit=raw.at_limit,
+        only_between=None if raw.only_between is None else window(raw.only_between),
         target=target,
         kind=raw.policy,
         wait_s=seconds(raw.wait, "wait") or 0,

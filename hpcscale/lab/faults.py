@@ -185,7 +185,10 @@ def no_boot(lab: Lab, which: int | Sequence[str]) -> None:
 
 
 def slow_boot(lab: Lab, seconds: float, nodes: Sequence[str] = ()) -> None:
-    """From now on, nodes boot this many seconds later (all, or those named). 0 ends the fault."""
+    """From now on, nodes boot this many seconds later (all, or those named).
+
+    0 ends the fault, for nodes that boot just now too.
+    """
     if seconds < 0:
         raise UsageError("a boot cannot be faster than its boot delay", hint="seconds >= 0")
     _set_boot_fault(lab, slow_boot_s=seconds, slow_boot_nodes=list(nodes))

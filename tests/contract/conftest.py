@@ -8,7 +8,7 @@ import pytest
 
 from hpcscale.lab import LabOptions, faults
 from hpcscale.lab.process import patience
-from hpcscale.lab.pytest_plugin import cancel_all, start
+from hpcscale.lab.pytest_plugin import WARM_S, cancel_all, start
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
 from hpcscale.slurm.local import LocalTransport
@@ -24,6 +24,14 @@ REAL = [
     # a login node of lab-onprem asks lab-cloud's controller, both in one slurmdbd
     pytest.param("lab-M", marks=[pytest.mark.lab, pytest.mark.slow]),
 ]
+
+
+def pytest_collection_modifyitems(items):
+    """What mostly waits for Slurm waits here and over paramiko; over ssh too in `make test-all`."""
+    for item in items:
+        place = getattr(item, "callspec", None) and item.callspec.params.get("place")
+        if place == "lab-openssh" and item.get_closest_marker("mostly_waits"):
+            item.add_marker("slow")
 
 
 @dataclass
@@ -72,7 +80,7 @@ class Place:
 
 @pytest.fixture(scope="session")
 def clusters_session(pytestconfig):
-    lab = start(pytestconfig, LabOptions(accounting=True, one_slurmdbd=True))
+    lab = start(pytestconfig, LabOptions(accounting=True, one_slurmdbd=True, suspend_time_s=WARM_S))
     yield lab
     lab.down()
 

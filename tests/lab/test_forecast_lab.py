@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from lab_helpers import job_state, sbatch, until
 
@@ -67,6 +68,7 @@ def test_a_forecast_is_remembered_and_compared_with_the_start(lab_env):
     assert upper is None
 
 
+@pytest.mark.begins_first
 def test_private_data_and_learned_runtimes(lab_factory, use_lab, ordinary, monkeypatch):
     lab = use_lab(
         lab_factory(

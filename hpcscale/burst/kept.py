@@ -34,6 +34,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         jobs: with their starts and what each target offers them.
         charges: for budgets.
         pending: jobs in the origin's queue.
+        coverage: share of the forecast's past 90 % bounds that held; None: too few yet.
         replans: the forecast made anew, by the ids of those who had left, joined by spaces.
         plan: what was decided.
     """
@@ -43,6 +44,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[Candidate, ...]
     charges: tuple[Charge, ...] = ()
     pending: int = 0
+    coverage: float | None = None
     replans: dict[str, dict[str, Start]] = {}
     plan: BurstPlan | None = None
 

@@ -37,6 +37,7 @@ class Forecast(_Frozen, frozen=True, kw_only=True):
         why: what it lacks, half a sentence; empty when nothing.
         learned_jobs: ended jobs behind the runtimes; 0: limits stand for runtimes.
         pending: jobs of the queue that wait.
+        coverage: share of this site's past 90 % bounds that held; None: too few yet.
         starts: by Slurm's job id.
     """
 
@@ -44,6 +45,7 @@ class Forecast(_Frozen, frozen=True, kw_only=True):
     why: str = ""
     learned_jobs: int = 0
     pending: int = 0
+    coverage: float | None = None
     starts: dict[str, Start] = {}
 
 

@@ -143,6 +143,7 @@ def look(
         jobs=tuple(found),
         charges=tuple(charges(ledger)) if policy.budgets else (),
         pending=foresight.forecast.pending,
+        coverage=foresight.forecast.coverage,
     )
     return planned(seen, foresight.replan)
 

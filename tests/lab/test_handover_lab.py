@@ -5,10 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from burst_world import World, hpcscale
+from lab_helpers import saved
 
 from hpcscale.burst.claims import Word, decision, take
 from hpcscale.burst.moves import Moves, Step
@@ -146,7 +146,7 @@ def test_an_on_prem_start_that_finds_the_claim_taken_begins_nothing(world):
 def test_the_reply_of_the_opening_is_lost(world):
     world.fill()
     job = world.submit("sleep 1")
-    gated(world, job)
+    gated(world, job, Policy(**{**_fields(SHORT), "cron_interval_s": 300}))
     faults.ssh_cut(world.lab, "after", match="ln -T")
     move = world.settled(job, 60)
     assert move.step is Step.DONE, move
@@ -230,11 +230,7 @@ def test_a_controller_killed_right_after_the_fence(world):
     filler = world.fill()
     job = world.submit("sleep 1")
     onprem = world.lab.site("lab-onprem")
-    saved = onprem.paths.state / "ctld" / "job_state"
-    since = time.time()
-    world.until(
-        lambda: saved.exists() and saved.stat().st_mtime > since, 30, "the job is on its disk"
-    )
+    saved(onprem)
     killed = subprocess.run(
         [sys.executable, "-c", KILL_AFTER_FENCE],
         capture_output=True, text=True, timeout=patience(120), check=False,

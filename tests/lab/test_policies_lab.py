@@ -91,6 +91,7 @@ def test_each_policy_decides_one_queue_by_its_own_rule(world):
     assert world.moves.all() == []
 
 
+@pytest.mark.slow  # a whole move; what the policy says is seen above
 def test_value_moves_a_job_for_its_wait_and_says_so_beforehand(world, tmp_path):
     world.fill()
     job = world.submit("echo done on $(hostname)", mode=BurstMode.AUTO)

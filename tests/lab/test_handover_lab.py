@@ -146,7 +146,7 @@ def test_an_on_prem_start_that_finds_the_claim_taken_begins_nothing(world):
 def test_the_reply_of_the_opening_is_lost(world):
     world.fill()
     job = world.submit("sleep 1")
-    gated(world, job)
+    gated(world, job, Policy(**{**_fields(SHORT), "cron_interval_s": 300}))
     faults.ssh_cut(world.lab, "after", match="ln -T")
     move = world.settled(job, 60)
     assert move.step is Step.DONE, move

@@ -84,6 +84,18 @@ class Stopwatch:
         return 0.0
 
 
+def saved(site):
+    """Wait until slurmctld has on its disk what it knows now.
+
+    It saves at most 5 s after something has happened, and else every 300 s: so something happens.
+    """
+    file = site.paths.state / "ctld" / "job_state"
+    since = time.time()
+    held = sbatch(site, "--hold", "-o", "/dev/null", script="true")
+    site.exec(["scancel", held], check=True)
+    until(lambda: file.exists() and file.stat().st_mtime > since, 30, "slurmctld saves its state")
+
+
 def until(condition, timeout_s, what):
     """Poll for a condition; the value that made it true."""
     # a limit only ends what is hopeless: even short ones hold on a machine that is much slower

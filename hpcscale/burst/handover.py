@@ -278,7 +278,8 @@ class Handover(Shift):
         move = kept
         if seen.over and left(move, seen):
             return self._origin_changed(move, seen)
-        restarts = seen.status.restarts if seen.status is not None else origin.restarts
+        # of a job that is gone no start is known to be over
+        restarts = seen.status.restarts if seen.status is not None else 0
         target, _ = self._target(move)
         self._note_fence(move, origin, connection)  # it names whom to ask, from now on
         claim = take(connection.transport, origin, target.submission_id, restarts)
@@ -336,7 +337,8 @@ class Handover(Shift):
         origin, connection = self._origin(move)
         seen = look(connection, origin, self.ledger)
         idle_s = note_gate_idle(self.ledger, target, there.gated_at, there.begun_at)
-        if seen.pending and not move.cancel_asked and self._stands_in(move, origin, connection):
+        # where it runs, its script finds its claim taken and asks for a requeue
+        if not (seen.over or move.cancel_asked) and self._stands_in(origin, connection, seen):
             message = (
                 f"{origin.ref} waits, for jobs that depend on it, and ends as {target.ref} does"
             )
@@ -373,15 +375,15 @@ class Handover(Shift):
             record(self.ledger, connection, origin, told)
         return self.moves.save(move, step=Step.MOVED, message=message, gate_idle_s=idle_s)
 
-    def _stands_in(self, move: Move, origin: Attempt, connection: Connection) -> bool:
+    def _stands_in(self, origin: Attempt, connection: Connection, seen: Sight) -> bool:
         """Whether other jobs wait for the on-prem job's end, and its script can wait for it too."""
-        if STANDS_IN not in origin.script or origin.job_id is None:
+        if STANDS_IN not in origin.script or origin.job_id is None or seen.status is None:
             return False
         answer = connection.client.jobs(everyone=True)
-        own = answer.of(origin.job_id)
-        if not own:  # an empty answer says nothing of those behind it
-            raise UnreachableError(f"squeue does not list {origin.ref}", where=move.from_site)
-        return bool(dependents(answer, own[0]))
+        # an empty answer says nothing of those behind it
+        if not (answer.of(origin.job_id) if seen.pending else answer.jobs):
+            raise UnreachableError(f"squeue does not list {origin.ref}", where=connection.site.name)
+        return bool(dependents(answer, seen.status))
 
     def _until_it_begins(self, move: Move, to_connection: Connection, there: Sight) -> Move | None:
         """Its gate is open, its command has not begun: fence-first, its nodes may not be up."""

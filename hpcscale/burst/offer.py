@@ -14,7 +14,7 @@ from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Candidate, Forecast, Option, Start
 from hpcscale.burst.policy import Dependents, Policy, TargetTerms
 from hpcscale.burst.shapes import Catalog, shapes
-from hpcscale.burst.within import as_it_waits, stays
+from hpcscale.burst.within import FEDERATED, as_it_waits, stays
 from hpcscale.cost import CENT
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger, Run
@@ -26,7 +26,6 @@ from hpcscale.units import parse_array
 from hpcscale.verify import mismatch
 
 STANDS_IN = ".outcome"  # in a script: a job that lost its claim looks how the owner ended
-FEDERATED = 1 << 26  # ids of a federation hold their origin's number above (slurm.conf, MaxJobId)
 _UNKNOWN = Forecast()
 _EMPTY: Catalog = {}
 

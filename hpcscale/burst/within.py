@@ -18,6 +18,7 @@ from hpcscale.site import Site
 from hpcscale.slurm.types import JobStatus, PartitionFacts, SiteFacts
 from hpcscale.spec import JobSpec
 
+FEDERATED = 1 << 26  # ids of a federation hold their origin's number above (slurm.conf, MaxJobId)
 # Slurm's words for a job that will never start where it is (squeue(1), JOB REASON CODES)
 NEVER = frozenset(
     {
@@ -114,6 +115,8 @@ def _job_stays(status: JobStatus, partition: str) -> list[str]:
         found.append("it waits in that partition already")
     if status.job_id.het_offset is not None:
         found.append("it is a heterogeneous job, and these do not move")
+    if status.job_id.base >= FEDERATED:
+        found.append("it is a job of a federation, and its siblings may start elsewhere")
     if status.restarts:
         found.append("it has run here before, and its hours would be counted at the cloud's price")
     if (fenced := noted(status.comment)) is not None:

@@ -15,7 +15,7 @@ from hpcscale.units import (
     parse_duration_s,
 )
 
-_REFUSED_OPTIONS = {"dependency", "deadline", "begin", "constraint", "nodelist", "reservation"}
+_REFUSED_OPTIONS = {"deadline", "begin", "constraint", "nodelist", "reservation"}
 
 
 class FakeCommands(FakeController):
@@ -95,6 +95,7 @@ class FakeCommands(FakeController):
             tasks=tasks,
             throttle=throttle,
             held="hold" in options,
+            dependency=options.get("dependency", ""),
         )
         return 0, f"{number}\n", ""
 
@@ -145,14 +146,14 @@ class FakeCommands(FakeController):
             "tres-alloc": f"cpu=1,node={job.nodes_wanted},billing=1",
             "tres-per-node": gpus,
             "tres-per-job": "N/A",
-            "Dependency": "(null)",
+            "Dependency": self._shown_dependency(job) or "(null)",
             "RestartCnt": str(job.restarts),
             "PriorityLong": "0"
             if job.held or job.reason == "BadConstraints"
             else str(4294901760 - job.number),
             "TimeLimit": format_duration(job.limit_s),
             "SubmitTime": str(job.submitted),
-            "EligibleTime": str(job.eligible),
+            "EligibleTime": "N/A" if job.reason.startswith("Dependency") else str(job.eligible),
             "StartTime": str(job.started) if job.started is not None else "N/A",
             "EndTime": str(job.ends) if job.ends is not None else "N/A",
             "exit_code": str(job.status),
@@ -229,7 +230,7 @@ class FakeCommands(FakeController):
                 "AccountingStorageType = accounting_storage/none\nClusterName = fake\n"
                 f"MaxArraySize = 1001\nMaxJobCount = {self.max_jobs}\nSLURM_VERSION = 22.05.8\n"
             ), ""  # fmt: skip
-        if words[0] not in {"update", "requeue"}:
+        if words[0] not in {"update", "requeue", "release"}:
             raise InternalError(f"FakeSlurm does not fake scontrol {' '.join(words)}")
         fields = dict(w.partition("=")[::2] for w in words[1:] if "=" in w)
         target = fields.pop("JobId", words[1])
@@ -240,6 +241,9 @@ class FakeCommands(FakeController):
         return (1, "", f"{refusals[0]} for job {target}\n") if refusals else (0, "", "")
 
     def _change(self, job: FakeJob, verb: str, fields: dict[str, str]) -> str:
+        if verb == "release":
+            job.held = False
+            return ""
         if verb == "requeue":
             if job.state == "PENDING":
                 return "Job is pending execution"

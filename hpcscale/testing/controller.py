@@ -125,6 +125,34 @@ class FakeController:
                     busy[node] += job.gpus_per_node or max(1, self.gpus)
         return busy
 
+    def _term(self, job: FakeJob, term: str) -> str:
+        """What one term of a dependency says now: ``unfulfilled``, ``failed``, or empty (met)."""
+        kind, _, base = term.partition(":")
+        if kind == "singleton":
+            same = [
+                j
+                for j in self.jobs.values()
+                if (j.name, j.user) == (job.name, job.user)
+                and j.base != job.base
+                and (j.state in {"RUNNING", "CONFIGURING"}
+                     or (j.state == "PENDING" and j.base < job.base))
+            ]  # fmt: skip
+            return "unfulfilled" if same else ""
+        ends = [j.state for j in self.jobs.values() if j.base == int(base)]
+        if any(state in {"PENDING", "RUNNING", "CONFIGURING"} for state in ends):
+            return "unfulfilled"
+        good = bool(ends) and all(state == "COMPLETED" for state in ends)
+        met = {"afterany": True, "afterok": good, "afternotok": bool(ends) and not good}
+        return "" if met[kind] else "failed"
+
+    def _dependency(self, job: FakeJob) -> dict[str, str]:
+        """The terms that are not met, and what each says; Slurm forgets those that are."""
+        terms = [t for t in job.dependency.split(",") if t]
+        return {term: said for term in terms if (said := self._term(job, term))}
+
+    def _shown_dependency(self, job: FakeJob) -> str:
+        return ",".join(f"{term}({said})" for term, said in self._dependency(job).items())
+
     def _schedule(self, now: int) -> None:
         blocked: set[str] = set()
         for job in sorted(self.jobs.values(), key=lambda j: j.number):
@@ -132,6 +160,13 @@ class FakeController:
                 if job.held:
                     job.reason = "JobHeldUser"
                     break
+                if job.dependency:
+                    unmet = self._dependency(job)
+                    if unmet:
+                        never = "failed" in unmet.values()
+                        job.reason = "DependencyNeverSatisfied" if never else "Dependency"
+                        break
+                    job.dependency, job.eligible = "", max(job.eligible, now)
                 if now < job.eligible:
                     job.reason = "BeginTime"
                     break

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Made by hpcscale 0.1.0 from spec f7c8155cbc6118a3 for site apptainer
+# Made by hpcscale 0.1.0 from spec 4b75d414efffe37e for site apptainer
 # (profile of 2026-11-22, fabric loopback).
 # Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
 # Exit code: the command's own; 97 set-up failed; 98 claimed elsewhere; 99 stopped before the command was done.

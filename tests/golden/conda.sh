@@ -1,5 +1,5 @@
 #!/bin/bash
-# Made by hpcscale 0.1.0 from spec c4fdbc229bc43bfd for site onprem
+# Made by hpcscale 0.1.0 from spec 1130e96b1fa707da for site onprem
 # (profile of 2026-11-22, fabric loopback).
 # Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
 # Exit code: the command's own; 97 set-up failed; 98 claimed elsewhere; 99 stopped before the command was done.

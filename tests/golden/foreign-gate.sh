@@ -6,7 +6,7 @@
 # a comment of the author's
 
 # >>> hpcscale: the lines up to the closing mark were added; all others are the script's own
-# Made by hpcscale 0.1.0 from spec 6d708b692f2396ab for site onprem
+# Made by hpcscale 0.1.0 from spec ddc0c32026e41261 for site onprem
 # (profile of 2026-11-22, fabric loopback).
 # Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
 # Exit code: the command's own; 97 set-up failed; 98 claimed elsewhere; 99 stopped before the command was done.

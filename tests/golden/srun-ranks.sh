@@ -1,5 +1,5 @@
 #!/bin/bash
-# Made by hpcscale 0.1.0 from spec 0f377845d9a06b36 for site ib
+# Made by hpcscale 0.1.0 from spec 9eafd6c6f797deeb for site ib
 # (profile of 2026-11-22, fabric infiniband).
 # Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
 # Exit code: the command's own; 97 set-up failed; 98 claimed elsewhere; 99 stopped before the command was done.

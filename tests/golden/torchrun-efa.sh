@@ -1,5 +1,5 @@
 #!/bin/bash
-# Made by hpcscale 0.1.0 from spec 25c65d38009764aa for site efa
+# Made by hpcscale 0.1.0 from spec 81d720f66233cd5e for site efa
 # (profile of 2026-11-22, fabric efa).
 # Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
 # Exit code: the command's own; 97 set-up failed; 98 claimed elsewhere; 99 stopped before the command was done.

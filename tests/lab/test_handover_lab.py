@@ -5,10 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from burst_world import World, hpcscale
+from lab_helpers import saved
 
 from hpcscale.burst.claims import Word, decision, take
 from hpcscale.burst.moves import Moves, Step
@@ -230,11 +230,7 @@ def test_a_controller_killed_right_after_the_fence(world):
     filler = world.fill()
     job = world.submit("sleep 1")
     onprem = world.lab.site("lab-onprem")
-    saved = onprem.paths.state / "ctld" / "job_state"
-    since = time.time()
-    world.until(
-        lambda: saved.exists() and saved.stat().st_mtime > since, 30, "the job is on its disk"
-    )
+    saved(onprem)
     killed = subprocess.run(
         [sys.executable, "-c", KILL_AFTER_FENCE],
         capture_output=True, text=True, timeout=patience(120), check=False,

@@ -10,6 +10,7 @@ from decimal import Decimal
 import msgspec
 import pytest
 from burst_world import World, hpcscale
+from lab_helpers import saved
 
 from hpcscale.burst.audit import AuditLog
 from hpcscale.burst.handover import Handover
@@ -288,6 +289,7 @@ def test_a_controller_that_forgets_the_update_is_told_again(world):
     fill_cloud(world)
     job = world.submit(SAYS)
     age(world, job)
+    saved(world.lab.site("lab-onprem"))
     world.tick(WITHIN)
     assert partition(world, job) == "cloud"
     faults.controller(world.lab, "lab-onprem", "kill")

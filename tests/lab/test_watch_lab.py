@@ -5,11 +5,10 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from job_helpers import attempts, data, hpcscale, start
-from lab_helpers import impatient, job_state, sbatch, until
+from lab_helpers import impatient, job_state, saved, sbatch, until
 
 from hpcscale.errors import NotThisJobError
 from hpcscale.lab import faults
@@ -188,19 +187,13 @@ def test_cancel_ends_one_element_of_an_array(lab_env):
 def lose(lab, site_name, job_name):
     """Submit a job that a crash of the controller forgets; its id is given away afterwards."""
     site = lab.site(site_name)
-    saved = site.paths.state / "ctld" / "job_state"
-    before = saved.stat().st_mtime_ns if saved.exists() else 0
-    sbatch(site, script="true")
-    until(
-        lambda: saved.exists() and saved.stat().st_mtime_ns != before,
-        20,
-        "slurmctld saves its state",
-    )
-    last = saved.read_bytes()
+    saved(site)
+    on_disk = site.paths.state / "ctld" / "job_state"
+    last = on_disk.read_bytes()
     got = start(site_name, "sleep 100", name=job_name)
     faults.controller(lab, site_name, "kill")
     # it saves again five seconds later at the earliest; a slow machine submits even later
-    saved.write_bytes(last)
+    on_disk.write_bytes(last)
     faults.controller(lab, site_name, "restart")
     assert not job_state(site, str(got.ref.job_id))
     return got
@@ -263,9 +256,7 @@ def test_wait_outlives_a_controller_that_is_away(lab_env, tmp_path):
     got = start("lab-onprem", f"until [ -e {end} ]; do sleep 0.2; done")
     running(got.run_id)
     # a controller that dies before it saved would start the job again, on a node that still has it
-    saved = site.paths.state / "ctld" / "job_state"
-    since = time.time()
-    until(lambda: saved.exists() and saved.stat().st_mtime > since, 30, "the job is saved")
+    saved(site)
     faults.controller(lab_env, "lab-onprem", "kill")
     with impatient(lab_env):
         process = subprocess.Popen(

@@ -108,6 +108,29 @@ def test_an_element_that_begins_on_prem_ends_the_move(sites):
     assert sites.excluded(job) == ""
 
 
+def test_elements_that_wait_keep_no_fence_when_one_began_in_between(sites, monkeypatch):
+    job = sites.submit(array="0-3%1")
+    sites.user_excludes(job, "node1")
+    fence = Handover._fence
+    filler = min(sites.onprem.jobs)
+
+    def one_begins_first(self, *args):
+        client(sites).cancel(JobId(filler))
+        sites.onprem.advance(1)
+        return fence(self, *args)
+
+    monkeypatch.setattr(Handover, "_fence", one_begins_first)
+    sites.tick()
+    if sites.policy is POLICY:
+        sites.both(40)
+        sites.report(sites.target(job).submission_id, "gated", task=0, time=100.0)
+        sites.tick()
+    assert sites.move(job).step is Step.WITHDRAWN, sites.move(job)
+    waits = [j for j in sites.onprem.jobs.values() if j.tasks]
+    assert [j.exclude for j in waits] == ["node1"]
+    assert "fenced" not in waits[0].comment
+
+
 def test_an_array_that_has_begun_does_not_move(sites):
     job = sites.submit(array="0-3")
     records = client(sites).jobs([job.ref.job_id]).of(job.ref.job_id)
@@ -223,6 +246,24 @@ def test_a_job_that_others_wait_for_stands_in_for_its_cloud_attempt(sites, depen
     fake.state, fake.started, fake.ends = "COMPLETED", 1, 2  # its script has read the outcome
     sites.tick()
     assert sites.move(job).step is Step.DONE
+
+
+def test_a_job_that_others_wait_for_stands_in_also_where_it_has_started_in_vain(sites):
+    job, _ = waited_for(sites)
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id, "gated", time=100.0)
+    sites.tick()
+    assert sites.move(job).step is Step.CANCELLING
+    fake = sites.onprem.jobs[job.ref.job_id.base]
+    fake.state = "RUNNING"  # a controller forgot the fence; its script will find its claim taken
+    sites.report(sites.target(job).submission_id, time=104.0)
+    sites.tick()
+    assert (sites.move(job).step, sites.move(job).stand_in) == (Step.MOVED, True)
+    assert fake.state == "RUNNING"
+    fake.state, fake.exclude, fake.restarts = "PENDING", "", 1  # as its script asked
+    sites.tick()
+    assert sites.excluded(job) == NODES
 
 
 def waiting_job(number, name="urgent", user="me", dependency=""):

@@ -92,7 +92,8 @@ def sites(tmp_path):
 
 def status(**kw):
     fields = {"account": "", "qos": "", "partition": "gpu", "time_limit_s": 600, **kw}
-    return JobStatus(job_id=JobId(7), state=JobState.PENDING, raw_state="PENDING", **fields)
+    fields.setdefault("job_id", JobId(7))
+    return JobStatus(state=JobState.PENDING, raw_state="PENDING", **fields)
 
 
 def facts(**kw):
@@ -304,6 +305,8 @@ def test_a_job_that_fits_may_go():
         ({}, {"up": False}, {}, "is not up"),
         ({}, {}, {"partition": "gpu,cloud"}, "already"),
         ({}, {}, {"restarts": 1}, "has run here before"),
+        ({}, {}, {"job_id": JobId(1 << 26)}, "of a federation"),
+        ({}, {}, {"job_id": JobId(7, het_offset=0)}, "heterogeneous"),
         ({}, {}, {"comment": "hpcscale=hs-0123456789abcdef; fenced, as it moves to x: to undo, hpcscale burst undo r1"}, "fenced, as it moves to x"),
     ],
 )  # fmt: skip

@@ -17,7 +17,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # more than the cores: tests on real Slurm mostly wait
-JOBS ?= 3
+JOBS ?= 4
 PYTEST_ARGS ?=
 BIN := .venv/bin
 PYTEST := HPCSCALE_STRICT_SLURM=1 $(BIN)/pytest -n $(JOBS) --dist worksteal

@@ -45,6 +45,7 @@ class CostEstimate:
 def billed_gpus_per_node(spec: JobSpec, site: Site) -> int:
     """GPUs of each node that are paid for: the whole node where nodes are rented or exclusive."""
     asked = spec.resources.gpus_per_node
+    site = site.profile_of(spec.partition)
     if site.burst.target or spec.resources.exclusive:
         return max(asked, site.partition_gpus_per_node(spec.partition) or 0)
     return asked
@@ -60,6 +61,7 @@ def time_limit_s(spec: JobSpec, site: Site) -> int | None:
 
 def estimate(spec: JobSpec, site: Site) -> CostEstimate:
     """The most that one start of this job would cost at this site."""
+    site = site.profile_of(spec.partition)  # rented nodes beside owned ones
     price = site.gpu_hour_usd(spec.partition or site.default_partition)
     limit_s = time_limit_s(spec, site)
     per_node = billed_gpus_per_node(spec, site)

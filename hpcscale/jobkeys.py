@@ -60,12 +60,14 @@ class BurstKeys(_Keys, frozen=True, kw_only=True):
         deadline: when results are wanted.
         max_cost_usd: most that the job may cost elsewhere.
         data: what its data is, such as ``hipaa`` or ``eu-only``: where it may not go.
+        egress_gb: most gigabytes that come back from another site (outputs, logs): for the cost.
     """
 
     mode: str | None = None
     deadline: Any = None
     max_cost_usd: Any = None
     data: list[str] = []
+    egress_gb: float | None = None
 
 
 class JobKeys(_Keys, frozen=True, kw_only=True):

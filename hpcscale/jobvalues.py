@@ -288,9 +288,12 @@ def burst_of(keys: JobKeys, reader: Reader, now: dt.datetime) -> BurstTerms:
         if isinstance(asked.max_cost_usd, bool):
             raise reader.error("burst.max_cost_usd", "must be an amount in dollars")
         cost = reader.parse("burst.max_cost_usd", parse_money_usd, str(asked.max_cost_usd))
+    if asked.egress_gb is not None and not 0 <= asked.egress_gb < float("inf"):
+        raise reader.error("burst.egress_gb", "must be at least 0 gigabytes")
     return BurstTerms(
         mode=reader.choice("burst.mode", BurstMode, asked.mode or "never"),
         deadline=deadline,
         max_cost_usd=cost,
         data=_data_tags(reader, asked.data),
+        egress_gb=asked.egress_gb,
     )

@@ -234,6 +234,31 @@ class Ledger(LedgerReads):
             attempt, "attempt.cost", {"usd": str(cost_usd)}, cost_usd=money_text(cost_usd)
         )
 
+    def set_terms(
+        self, attempt: Attempt, gpus: int, gpu_hour_usd: Decimal | None, where: str
+    ) -> Attempt:
+        """Its hours are counted by another price from its start on: it moved to other nodes.
+
+        Args:
+            attempt: no array; a cost that was settled already is settled anew.
+            gpus: that are paid for.
+            gpu_hour_usd: None when unknown.
+            where: for the event, such as ``hpc/cloud``.
+        """
+        from hpcscale.cost import held_s, spent_usd
+
+        attempt = self.attempt(attempt.submission_id)
+        if (attempt.gpus, attempt.gpu_hour_usd) == (gpus, gpu_hour_usd):
+            return attempt
+        fields: dict[str, Any] = {"gpus": gpus, "gpu_hour_usd": money_text(gpu_hour_usd)}
+        if attempt.cost_usd is not None:
+            seconds = attempt.earlier_s
+            if attempt.start_time and attempt.end_time:
+                seconds += held_s(attempt.start_time, attempt.end_time, attempt.end_time)
+            fields["cost_usd"] = money_text(spent_usd(gpus, seconds, gpu_hour_usd))
+        data = {"at": where, "gpus": gpus, "gpu_hour_usd": fields["gpu_hour_usd"]}
+        return self._set(attempt, "attempt.terms", data, **fields)
+
     def record_status(self, attempt: Attempt, status: JobStatus) -> Attempt:
         """Record what Slurm said of one attempt that is no array."""
         self.record([(attempt, status)])

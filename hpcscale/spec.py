@@ -69,6 +69,7 @@ class BurstTerms(_Frozen, frozen=True, kw_only=True):
     deadline: dt.datetime | None = None  # aware, UTC
     max_cost_usd: Decimal | None = None
     data: tuple[str, ...] = ()  # tags of its data: where it may not go
+    egress_gb: float | None = None  # most that comes back: outputs, logs; None: not said
 
 
 class SecretSource(_Frozen, frozen=True, kw_only=True):
@@ -112,6 +113,7 @@ class Function(_Frozen, frozen=True, kw_only=True):
         srun_args: further options of srun.
         use_srun: False: the function runs in the batch script itself, once.
         stderr_to_stdout: one log for both.
+        pickled_by: the Python that made the pickles, ``3.11``: another version cannot read them.
     """
 
     python: str = "python3"
@@ -120,6 +122,7 @@ class Function(_Frozen, frozen=True, kw_only=True):
     srun_args: tuple[str, ...] = ()
     use_srun: bool = True
     stderr_to_stdout: bool = False
+    pickled_by: str = ""
 
 
 class CodeId(_Frozen, frozen=True, kw_only=True):

@@ -32,12 +32,11 @@ def mismatch(attempt: Attempt, status: JobStatus) -> str | None:
         return f"its comment is {status.comment!r}, not ours"
     if attempt.job_user and status.user and status.user != attempt.job_user:
         return f"its user is {status.user}, not {attempt.job_user}"
-    if attempt.submit_time and status.submit_time:
-        # a requeue gives the job a new submit time, and counts its restarts
-        requeued = status.restarts > attempt.restarts or attempt.array_size is not None
-        if status.submit_time < attempt.submit_time or (
-            status.submit_time != attempt.submit_time and not requeued
-        ):
+    if attempt.submit_time and status.submit_time and attempt.array_size is None:
+        # a requeue sets it anew and counts; a controller that dies may forget both again
+        requeued = status.restarts or attempt.restarts
+        older = status.submit_time < attempt.submit_time and not attempt.restarts
+        if older or (status.submit_time != attempt.submit_time and not requeued):
             return f"it was submitted at {status.submit_time}, ours at {attempt.submit_time}"
     return None
 

@@ -22,6 +22,11 @@ PREFIXES = ("HPCSCALE_", "SLURM_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SI
 KEPT = {"HPCSCALE_STRICT_SLURM"}
 
 
+def pytest_collection_modifyitems(items):
+    """What takes long is begun first: no worker is left alone with it when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("begins_first") is None)
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch, tmp_path):
     """No setting of the developer's reaches a test, and no test writes into the real home."""

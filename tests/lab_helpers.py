@@ -14,6 +14,7 @@ from hpcscale.lab.process import patience
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 ROOT = Path(__file__).resolve().parents[1]
+LEAST_S = 60
 
 
 def ssh(lab, command, *, stdin="", timeout_s=None, check=True):
@@ -83,9 +84,22 @@ class Stopwatch:
         return 0.0
 
 
+def saved(site):
+    """Wait until slurmctld has on its disk what it knows now.
+
+    It saves at most 5 s after something has happened, and else every 300 s: so something happens.
+    """
+    file = site.paths.state / "ctld" / "job_state"
+    since = time.time()
+    held = sbatch(site, "--hold", "-o", "/dev/null", script="true")
+    site.exec(["scancel", held], check=True)
+    until(lambda: file.exists() and file.stat().st_mtime > since, 30, "slurmctld saves its state")
+
+
 def until(condition, timeout_s, what):
     """Poll for a condition; the value that made it true."""
-    limit_s = patience(timeout_s)
+    # a limit only ends what is hopeless: even short ones hold on a machine that is much slower
+    limit_s = patience(max(timeout_s, LEAST_S))
     deadline = time.monotonic() + limit_s
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -117,3 +131,16 @@ def job_state(site, job_id):
 def output(site, name):
     """A file in the site's scratch directory, as the site sees it."""
     return site.exec(["cat", str(site.paths.scratch / name)]).stdout
+
+
+@contextlib.contextmanager
+def impatient(lab, name="lab-onprem"):
+    """Slurm's commands give up on a dead controller after 2 s (MessageTimeout), not after 10."""
+    conf = lab.site(name).paths.slurm_conf
+    text = conf.read_text()
+    assert "MessageTimeout=10\n" in text
+    conf.write_text(text.replace("MessageTimeout=10\n", "MessageTimeout=2\n"))
+    try:
+        yield
+    finally:
+        conf.write_text(text)

@@ -5,22 +5,34 @@ Each command says what it was given; ``EXPECTED`` is what a run on real Slurm mu
 
 import datetime as dt
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from hpcscale.render import Gate, RenderedJob, render
 from hpcscale.sbatch_script import read_script
 from hpcscale.site import (
+    BurstTarget,
     Container,
     ContainerRuntime,
     Evidence,
     Fabric,
     FabricVariable,
     Launch,
+    Partition,
     Site,
     Software,
     TransportConfig,
     TransportKind,
 )
-from hpcscale.spec import Checkpoint, Function, JobSpec, Launcher, Resources, SecretSource
+from hpcscale.spec import (
+    BurstMode,
+    BurstTerms,
+    Checkpoint,
+    Function,
+    JobSpec,
+    Launcher,
+    Resources,
+    SecretSource,
+)
 
 AS_OF = dt.date(2026, 11, 22)
 WORKDIR = "/home/ada/project"
@@ -73,6 +85,32 @@ APPTAINER = site(
     container=Container(runtime=ContainerRuntime.APPTAINER),
     software={"torch": Software(image="$HOME/images/torch.sif")},
 )
+
+CLOUD_PARTITION = site(
+    "hpc",
+    fabric=Fabric(kind="infiniband", env={"NCCL_IB_HCA": variable("=mlx5_0")}),
+    env={"OMP_NUM_THREADS": "1", "SCRATCH": "/lustre/scratch"},
+    container=Container(runtime=ContainerRuntime.PYXIS, mounts=("/lustre:/lustre",)),
+    software={
+        "torch": Software(image="/lustre/images/torch.sqsh"),
+        "tools": Software(modules=("tool/1.0",)),
+    },
+    partitions={
+        "gpu": Partition(),
+        "cloud": Partition(
+            gpu_hour_usd=Decimal("6.88"),
+            fabric=Fabric(kind="efa", env={"FI_EFA_USE_HUGE_PAGE": variable("0")}),
+            env={"SCRATCH": "/nvme\n$(id)"},
+            container=Container(runtime=ContainerRuntime.PYXIS, mounts=("/fsx:/fsx",)),
+            software={
+                "torch": Software(image="/fsx/torch.sqsh", modules=("efa/1.0",)),
+                "tools": Software(modules=("tool/2.0",)),
+            },
+            burst=BurstTarget(target=True, boot_allowance_s=300),
+        ),
+    },
+)
+AUTO = BurstTerms(mode=BurstMode.AUTO)
 
 FOREIGN = """#!/bin/bash
 #SBATCH -N 2 --ntasks-per-node=2   # two by two
@@ -230,6 +268,12 @@ CASES: dict[str, Case] = {
         ["foreign one of 1", *(f"rank {r} it's mine lo" for r in range(4))],
         exit_code=3,
     ),
+    "partitions": Case(
+        job("train.py", nodes=2, gpus=4, launcher=Launcher.TORCHRUN, software="torch", burst=AUTO,
+            env={"LR": "0.1"}),
+        CLOUD_PARTITION,
+    ),
+    "partitions-host": Case(job("tool", software="tools", burst=AUTO, array="0-1"), CLOUD_PARTITION),
     "gate": Case(job(*says("echo hello"), nodes=2, array="0-1"), ONPREM, gate=Gate(lease_s=600)),
     "foreign-gate": Case(
         JobSpec(

@@ -71,49 +71,63 @@ class Faults:
         self.sim[ONPREM].plain(["scancel", self.filler])
 
     def _cloud_node(self):
-        live = [j for j in self.sim[CLOUD].jobs.values() if j.state in {"CONFIGURING", "RUNNING"}]
+        sim = self.sim[CLOUD]
+        live = [j for j in sim.jobs.values() if j.state in {"CONFIGURING", "RUNNING"}]
         if not live:
             return False
         job = self.random.choice(live)
         if self.random.random() < 0.5:
-            job.state, job.ends = "NODE_FAIL", self.sim[CLOUD].now()
+            job.state, job.ends = "NODE_FAIL", sim.now()
+            sim.touched()
         else:  # Slurm requeues it
-            self.sim[CLOUD].plain(["scontrol", "requeue", str(job.number)])
+            sim.plain(["scontrol", "requeue", sim.of(job)])
         self._sync()
         return True
 
     def _onprem_requeue(self):
-        job = self._origin_job()
-        if job is None or job.state != "RUNNING":
+        running = [j for j in self._origin_records() if j.state == "RUNNING"]
+        if not running:
             return False
-        self.sim[ONPREM].plain(["scontrol", "requeue", str(job.number)])
+        sim = self.sim[ONPREM]
+        sim.plain(["scontrol", "requeue", sim.of(self.random.choice(running))])
         self._sync()
         return True
 
     def _scancel_onprem(self):
-        job = self._origin_job()
-        if job is None or job.state not in ALIVE:
+        alive = [j for j in self._origin_records() if j.state in ALIVE]
+        if not alive:
             return False
-        self.sim[ONPREM].plain(["scancel", str(job.number)])
-        self.cancelled_by_user = True
+        self._scancel(ONPREM, alive)
         return True
 
     def _scancel_cloud(self):
-        live = [
+        alive = [
             j
             for j in self.sim[CLOUD].jobs.values()
             if j.state in ALIVE and submission_of(j.comment) is not None
         ]
-        if not live:
+        if not alive:
             return False
-        self.sim[CLOUD].plain(["scancel", str(self.random.choice(live).number)])
-        self.cancelled_by_user = True
+        self._scancel(CLOUD, alive)
         return True
 
+    def _scancel(self, name, alive):
+        """Of an array all of it, or one element."""
+        job = self.random.choice(alive)
+        tasks = job.tasks or [job.task]
+        if tasks == [None] or self.random.random() < 0.5:
+            self.sim[name].plain(["scancel", str(job.base)])
+            self.cancelled_by_user = True
+        else:
+            task = self.random.choice(tasks)
+            self.sim[name].plain(["scancel", f"{job.base}_{task}"])
+            self.cancelled_tasks.add(task)
+
     def _unfence(self):
-        job = self._origin_job()
-        if job is not None and job.state == "PENDING":
-            job.exclude = ""
+        for job in self._origin_records():
+            if job.state == "PENDING":
+                job.exclude = ""
+        self.sim[ONPREM].touched()
 
     def _site_jump(self):
         sim = self.random.choice(list(self.sim.values()))

@@ -28,40 +28,48 @@ class Judge:
             if problems:
                 raise ViolationError(f"reap: {problems[0]}")
             observe(ledger, self)  # as `hpcscale status` does
-        origin = self._origin_job()
-        if origin is not None and origin.state in ALIVE and self._cancel_forgotten():
+        alive = [j for j in self._origin_records() if j.state in ALIVE]
+        if alive and self._cancel_forgotten():
             self.counts["end: Slurm forgot its user's cancel"] += 1
             return
-        if origin is not None and origin.state in ALIVE:
-            raise ViolationError(f"lost: the on-prem job is {origin.state} for ever")
+        if alive:
+            raise ViolationError(f"lost: the on-prem job is {alive[0].state} for ever")
         for job in self.sim[CLOUD].jobs.values():
             if job.state in ALIVE and submission_of(job.comment) is not None:
                 raise ViolationError(f"orphan: cloud job {job.number} is {job.state}")
-        if self.done:
-            end = f"done.{self.done[-1][0]}"
-        elif self.cancelled_by_user:
-            end = "cancelled by its user"
-        elif 97 in self.exits:
-            end = "failed, and told: no claim could be made on a full disk"
-        elif self.begun or self.claimed:
-            end = "ended by a fault after its start"
-        else:
-            raise ViolationError("lost: nobody has started it")
-        self.counts[f"end: {end}"] += 1
+        for task in self.tasks:
+            self.counts[f"end: {self._end_of(task)}"] += 1
+        self._judge_behind()
         self._judge_money()
+
+    def _end_of(self, task):
+        done = [site for site, _, k, _ in self.done if k == task]
+        if done:
+            return f"done.{done[-1]}"
+        if task in self.failed:
+            return "its command failed"
+        if self.cancelled_by_user or task in self.cancelled_tasks:
+            return "cancelled by its user"
+        if 97 in self.exits:
+            return "failed, and told: no claim could be made on a full disk"
+        if any(k == task for _, _, k, _, _ in self.begun) or self._claimed(task):
+            return "ended by a fault after its start"
+        raise ViolationError(f"lost: nobody has started {'it' if task is None else task}")
 
     def _cancel_forgotten(self):
         """An acknowledged scancel of its user: the job is back, and he has to cancel it again."""
-        return self.cancelled_by_user and self.counts["fault.onprem_crash"] and not self.begun
+        cancelled = self.cancelled_by_user or self.cancelled_tasks
+        return cancelled and self.counts["fault.onprem_crash"] and not self.begun
 
-    @property
-    def claimed(self):
+    def _claimed(self, task):
         """Whether a script has won its claim: it has started, and was ended before it could say."""
+        logs = ["."] if task is None else [".", f".task{task}."]
         return any(
-            node[0].decode().partition(" ")[0] in path
+            node[0].startswith(b"hs-")
+            and any(f".{node[0].decode().partition(' ')[0]}{log}" in path for log in logs)
             for sim in self.sim.values()
             for path, node in sim.files.files.items()
-            if "/claims/rsimulation." in path and not path.endswith(".tmp")
+            if "/claims/rsimulation." in path and not path.endswith((".tmp", ".fence", ".outcome"))
         )
 
     def _judge_money(self):

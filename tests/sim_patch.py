@@ -10,19 +10,19 @@ import tempfile
 import types
 from pathlib import Path
 
+import sim_site
+import sim_speed
 from sim_faults import CLOUD, ONPREM
 
+import hpcscale.burst.run
 import hpcscale.executor.watch
 import hpcscale.judge
-import hpcscale.render
 import hpcscale.submit
-from hpcscale import units
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.sight import Sight
 from hpcscale.ledger import Ledger
 from hpcscale.ledger_file import LedgerFile
-from hpcscale.render import render
 from hpcscale.site import load_site
 from hpcscale.slurm.types import JobState, JobStatus
 
@@ -35,11 +35,22 @@ class Base:
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="hpcscale-sim-", dir=_fast_folder()))
         os.environ["HPCSCALE_STATE_DIR"] = str(self.folder / "state")
+        self._ledgers = {}
+        self.starts = {}  # by kind of work
         self.sites = {
             name: load_site(name, [f"state_dir=/site/{name}"]).site for name in (ONPREM, CLOUD)
         }
 
+    def ledger(self, name, source=None):
+        """An empty ledger in memory, or a copy of another."""
+        if name not in self._ledgers:
+            self._ledgers[name] = memory_ledger(self.folder / name)
+        _copy_rows(self._ledgers[name], source)
+        return self._ledgers[name]
+
     def close(self):
+        for ledger in self._ledgers.values():
+            ledger.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -47,30 +58,43 @@ def _fast_folder():
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-def memory_ledger(path, source=None):
-    """A ledger in memory: a new one, or a copy."""
-    db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    if source is not None:
-        source._db.backup(db)
-    ledger = Ledger(path, db)
+def memory_ledger(path):
+    """A new ledger in memory."""
+    ledger = Ledger(
+        path, sqlite3.connect(":memory:", isolation_level=None, factory=sim_speed.Counting)
+    )
     ledger._prepare()
+    triggers = (
+        "SELECT name FROM sqlite_master WHERE type = 'trigger' AND sql LIKE '%BEFORE DELETE%'"
+    )
+    for (name,) in ledger._db.execute(triggers).fetchall():
+        ledger._db.execute(f"DROP TRIGGER {name}")  # we ourselves delete, between interleavings
     return ledger
 
 
-PURE = (units.expand_hostlist, units.fold_hostlist)
-_RENDERED = {}
-_REAL_RENDER = render
+def _copy_rows(ledger, source):
+    """Of a ledger used before: rows go, and those of another come; its statements stay compiled."""
+    db = ledger._db
+    tables = [
+        row[0]
+        for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        if row[0] == "sqlite_sequence" or not row[0].startswith("sqlite_")
+    ]
+    db.execute("PRAGMA foreign_keys = OFF")
+    db.execute("BEGIN")
+    for table in tables:
+        db.execute(f"DELETE FROM {table}")
+    for table in tables if source is not None else []:
+        if rows := [tuple(row) for row in source._db.execute(f"SELECT * FROM {table}")]:
+            db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+    db.execute("COMMIT")
+    db.known.clear()
+    db.execute("PRAGMA foreign_keys = ON")
+
+
 _REAL_WRITE = LedgerFile._write
 _REAL_SAVE = Moves.save
 _REAL_UTC_NOW = hpcscale.ledger.utc_now
-
-
-def _render(spec, site, **options):
-    """Rendering is pure: the same job is rendered once for all interleavings."""
-    key = (repr(spec), site.name, repr(options))
-    if key not in _RENDERED:
-        _RENDERED[key] = _REAL_RENDER(spec, site, **options)
-    return _RENDERED[key]
 
 
 _WORLD = [None]
@@ -109,15 +133,22 @@ class _Time:
         _WORLD[0].sleep(seconds)
 
     @staticmethod
+    def time():
+        return _WORLD[0].utc_now().timestamp()
+
+    @staticmethod
     def monotonic():
         return _WORLD[0].monotonic()
 
 
 @contextlib.contextmanager
-def simulated():
-    """Time, kills and ledger writes are the world's, for all of hpcscale."""
+def simulated(*, remembered=True):
+    """Time, kills and ledger writes are the world's, for all of hpcscale.
+
+    Args:
+        remembered: whether answers are (``sim_speed``); the same happens without, slowly.
+    """
     undo = []
-    remembered = {f.__name__: _remembered(f) for f in PURE}
 
     def put(where, name, value):
         undo.append((where, name, getattr(where, name)))
@@ -132,37 +163,24 @@ def simulated():
             getattr(module, "time", None), types.ModuleType
         ):
             put(module, "time", _Time)
-        for pure in PURE:
-            if getattr(module, pure.__name__, None) is pure:
-                put(module, pure.__name__, remembered[pure.__name__])
     put(LedgerFile, "_write", _write)
     put(Moves, "save", _save)
-    put(hpcscale.render, "render", _render)
     put(hpcscale.executor.watch, "_WATCHERS", {})
+    # snapshots of decisions lie in a folder that interleavings would share; nothing here reads them
+    put(hpcscale.burst.run, "keep", lambda _: None)
     put(hpcscale.judge, "_still_submitting", lambda *_: _submitting())
     put(hpcscale.submit, "new_submission_id", lambda: f"hs-{next(_WORLD[0].numbers):016x}")
     put(hpcscale.submit, "new_run_id", lambda: "rsimulation")
     base = Base()
+    if remembered:
+        sim_speed.remember(put, base.folder / "jobs")
+    put(sim_site.MemorySlurm, "remembers", remembered)
     try:
         yield base
     finally:
         base.close()
         for where, name, value in reversed(undo):
             setattr(where, name, value)
-
-
-def _remembered(pure):
-    """A pure function of a text or of names; callers may change the list that they get."""
-    known = {}
-
-    def call(arg):
-        key = arg if isinstance(arg, str) else tuple(arg)
-        if key not in known:
-            known[key] = pure(arg)
-        found = known[key]
-        return list(found) if isinstance(found, list) else found
-
-    return call
 
 
 def _submitting():

@@ -14,20 +14,25 @@ class Job:
         submission: its submission id.
         run_dir: its run's directory.
         number: Slurm's id, and ``restart`` its restart count.
+        task: which element of an array; None: it is none.
         lease_s: seconds at the gate; None: it has no gate.
-        work_s: how long the command runs.
+        work_s: how long the command runs, and ``code`` what it ends with.
         requeue: asks Slurm to run the job again; whether it does.
         left_out: ``claim`` or ``gate``, to see that it is found.
     """
 
     def __init__(
-        self, files, *, submission, run_dir, number, restart, lease_s, work_s, requeue, left_out=()
-    ):
+        self, files, *, submission, run_dir, number, restart, lease_s, work_s, requeue,
+        task=None, code=0, left_out=(),
+    ):  # fmt: skip
         self.files = files
         self.submission = submission
         self.run_dir = run_dir
         self.number = number
         self.restart = restart
+        self.task = task
+        self.code = code
+        self.suffix = "" if task is None else f".task{task}"
         self.lease_s = lease_s
         self.work_s = work_s
         self.requeue = requeue
@@ -39,7 +44,7 @@ class Job:
         self.killed_at = None
 
     def _report(self, kind, at, **data):
-        path = f"{self.run_dir}/events/{self.submission}.{self.restart}.{kind}"
+        path = f"{self.run_dir}/events/{self.submission}{self.suffix}.{self.restart}.{kind}"
         event = {"event": kind, "job": str(self.number), "restart": self.restart, "time": at}
         made = self.files.mkdir(path.rpartition("/")[0]) and self.files.write(
             f"{path}.tmp", json.dumps({**event, **data}).encode()
@@ -75,43 +80,22 @@ class Job:
                 return
             now = yield 0
         claimed = 0
-        mine = None
         if "claim" not in self.left_out:
-            claims = self.run_dir.rpartition("/runs/")[0] + "/claims"
-            log = f"{claims}/{self.run_dir.rpartition('/')[2]}.{self.submission}"
-            mine = f"{log}.{self.number}.{self.restart}.{id(self)}.tmp"
-            claimed = 97
-            if files.mkdir(claims) and files.write(
-                mine, f"{self.submission} {self.restart}\n".encode()
-            ):
-                entry = 0
-                while True:
-                    now = yield 0
-                    files.link(mine, f"{log}.{entry}")
-                    now = yield 0
-                    if files.same(mine, f"{log}.{entry}"):
-                        claimed = 0
-                        break
-                    text = files.read(f"{log}.{entry}")
-                    if text is None:
-                        break
-                    owner, _, start = text.decode().strip().partition(" ")
-                    if owner == self.submission:
-                        if not int(start) < self.restart:
-                            claimed = 1
-                            break
-                    else:
-                        now = yield 0
-                        if files.read(f"{claims}/{owner}.revoked") is None:
-                            claimed = 2
-                            break
-                    entry += 1
-            files.remove(mine)
+            if self.task is not None:
+                claimed = yield from self._claim("", "-")
+            if not claimed:
+                claimed = yield from self._claim(self.suffix, self.restart)
+            now = yield 0
         if claimed == 97:
             self._exit(97, now)
             return
-        if claimed:
+        if claimed == 2:
+            outcome = files.read(f"{self._log(self.suffix)}.outcome")
+            if outcome:
+                self._exit(int(outcome), now)
+                return
             now = yield 0
+        if claimed:
             again = (claimed == 1 or self.lease_s is None) and self.restart < 20
             self._exit(98, now, requeued=again and self.requeue(self))
             return
@@ -121,4 +105,45 @@ class Job:
         self.running = True
         now = yield self.work_s
         self.running = False
-        self._exit(0, now)
+        self._exit(self.code, now)
+
+    def _log(self, suffix):
+        top, _, run = self.run_dir.rpartition("/runs/")
+        return f"{top}/claims/{run}.{self.submission}{suffix}"
+
+    def _claim(self, suffix, restart):
+        """0 when it is ours; 1, 2 and 97 as in the shell. ``-``: an array's, any element's."""
+        files, log = self.files, self._log(suffix)
+        claims = log.rpartition("/")[0]
+        mine = f"{log}.{self.number}.{self.restart}.{id(self)}.tmp"
+        if not files.mkdir(claims) or not files.write(
+            mine, f"{self.submission} {restart}\n".encode()
+        ):
+            files.remove(mine)
+            return 97
+        claimed = entry = 0
+        while True:
+            yield 0
+            files.link(mine, f"{log}.{entry}")
+            yield 0
+            if files.same(mine, f"{log}.{entry}"):
+                break
+            text = files.read(f"{log}.{entry}")
+            if text is None:
+                claimed = 97
+                break
+            owner, _, start = text.decode().strip().partition(" ")
+            if owner == self.submission:
+                if restart == "-":
+                    break
+                if not int(start) < restart:
+                    claimed = 1
+                    break
+            else:
+                yield 0
+                if files.read(f"{claims}/{owner}.revoked") is None:
+                    claimed = 2
+                    break
+            entry += 1
+        files.remove(mine)
+        return claimed

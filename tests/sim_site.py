@@ -6,6 +6,7 @@ real commands. Nothing here starts a process, so a site answers in microseconds.
 """
 
 import fnmatch
+import operator
 
 from hpcscale.errors import HpcscaleError, NotFoundError
 from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S, Completed
@@ -185,15 +186,26 @@ class MemoryFiles:
         return 0, "root\n", ""
 
 
+_OF_A_JOB = operator.attrgetter(
+    "number", "base", "task", "name", "user", "comment", "partition", "nodes_wanted",
+    "gpus_per_node", "exclude", "limit_s", "submitted", "eligible", "throttle", "state", "reason",
+    "started", "ends", "status", "restarts", "held", "dependency",
+)  # fmt: skip
+_MANY = 20_000
+
+
 class MemorySlurm(FakeSlurm):
     """``FakeSlurm`` whose files are in memory; a test may take over its jobs' ends."""
 
     is_local = False
+    remembers = False  # what squeue said of the same jobs, and that nothing is due
+    _said = {}  # noqa: RUF012 # shared by all sites
 
     def __init__(self, **options):
+        self._still = self._as_it_is = None
+        self.frozen = False  # nodes have not registered with a controller that came up
         super().__init__(**options)
         self.files = MemoryFiles()
-        self.frozen = False  # nodes have not registered with a controller that came up
 
     @property
     def _files(self):
@@ -203,9 +215,82 @@ class MemorySlurm(FakeSlurm):
     def silent(self):
         return self.down or self.hanging
 
+    def as_it_stands(self):
+        """All of it, to be put back in another."""
+        when, number, jobs = self._saved
+        clock = self.clock.now()
+        return (
+            clock,
+            self._next,
+            self._copied(),
+            (when, number, self._copied(jobs)),
+            self.files.copy(),
+        )
+
+    def put_back(self, state):
+        now, self._next, jobs, (when, number, saved), files = state
+        self.clock._now = now
+        self.jobs, self._saved = self._copied(jobs), (when, number, self._copied(saved))
+        self.files = files.copy()
+        self.touched()
+
+    def touched(self):
+        """Jobs are no longer what they were: also to be called by who changes one himself."""
+        self._as_it_is = self._still = None
+
+    def as_it_is(self):
+        """All that its jobs are."""
+        if self._as_it_is is None:
+            jobs = self.jobs.values()
+            self._as_it_is = tuple([(*_OF_A_JOB(j), *j.nodes, *j.tasks) for j in jobs])
+        return self._as_it_is
+
+    def tick(self):
+        if not self.remembers:
+            super().tick()
+            return
+        moment = self.now(), self.frozen
+        if moment != self._still:
+            before = self.as_it_is()
+            super().tick()
+            self._as_it_is = None
+            # where something has happened perhaps more is due
+            self._still = moment if self.as_it_is() == before else None
+
+    def crash(self):
+        super().crash()
+        self.touched()
+
+    def _sbatch(self, argv, script):
+        self.touched()
+        return super()._sbatch(argv, script)
+
+    def _scancel(self, argv, script):
+        self.touched()
+        return super()._scancel(argv, script)
+
+    def _scontrol(self, argv, script):
+        if "show" not in argv:
+            self.touched()
+        return super()._scontrol(argv, script)
+
+    def _squeue(self, argv, script):
+        if not self.remembers:
+            return super()._squeue(argv, script)
+        key = (tuple(argv), self.user, self.as_it_is())
+        if key not in self._said:
+            if len(self._said) >= _MANY:
+                self._said.clear()
+            self._said[key] = super()._squeue(argv, script)
+        return self._said[key]
+
     def _schedule(self, now):
         if not self.frozen:
             super()._schedule(now)
+
+    def of(self, job):
+        """An id that names this record, to commands."""
+        return str(job.base) if job.task is None else f"{job.base}_{job.task}"
 
     def plain(self, argv):
         """A command as a script or a stranger gives it: no fault is in its way."""

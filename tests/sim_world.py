@@ -18,30 +18,25 @@ from collections import Counter
 import greenlet
 from sim_faults import CLOUD, FAULTS, ONPREM, Faults
 from sim_judge import Judge, ViolationError
-from sim_patch import START, left_out, memory_ledger, patched, simulated
+from sim_kinds import FENCE_FIRST, KINDS, POLICY, WEIGHTS, Kinds
+from sim_patch import START, left_out, patched, simulated
 from sim_process import Killed, Process, SimSite
 from sim_script import Job
 from sim_site import ALIVE
 
-import hpcscale.judge
-import hpcscale.render
-import hpcscale.submit
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
-from hpcscale.burst.policy import Policy
 from hpcscale.burst.reap import burst_sites, reap
 from hpcscale.burst.run import tick
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, NotSentError, StateError, UnreachableError
 from hpcscale.slurm.cli import CliClient
-from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
 from hpcscale.verify import submission_of
 
-POLICY = Policy(from_site=ONPREM, to=(CLOUD,), cron_interval_s=20, retry_after_s=60)
 KILL_WAIT_S = 2.0
 
 
-class World(Faults, Judge):
+class World(Kinds, Faults, Judge):
     """One interleaving.
 
     Args:
@@ -65,8 +60,10 @@ class World(Faults, Judge):
         self.main = greenlet.getcurrent()
         self.scripts = []
         self.known = set()
-        self.begun = []  # (site, submission, restart, number)
-        self.done = []
+        self.begun = []  # (site, submission, task, restart, script)
+        self.done = []  # (site, submission, task, restart)
+        self.failed = set()  # tasks whose command ended badly
+        self.cancelled_tasks = set()
         self.exits = set()
         self.cancelled_by_user = False
         self.silent_until = {}
@@ -94,9 +91,12 @@ class World(Faults, Judge):
         self.chance = self.random.choice([0.02, 0.05, 0.15])
         self.switching = self.random.choice([0.0, 0.05, 0.3, 1.0])
         self.work_s = self.random.choice([2, 15, 60])
-        self.ledgers = []
+        self.code = self.random.choice([0, 0, 0, 0, 0, 3])
+        self.kind = self.random.choices(list(KINDS), WEIGHTS)[0]
+        self.counts[f"kind: {self.kind}"] += 1
         self.processes = []
         self._submit_job()
+        self._make_processes()
 
     # ---- what burst processes ask for ----
 
@@ -165,7 +165,7 @@ class World(Faults, Judge):
         if site.site_name == ONPREM:
             if command == "scontrol" and any(w.startswith("ExcNodeList=") for w in argv):
                 process.fenced_at = process.acts
-            if command == "squeue" and any(w.startswith("--format=%i") for w in argv):
+            if command == "squeue" and any(w.startswith("--jobs=") for w in argv):
                 process.read_at = process.acts
 
     def around_save(self, process):
@@ -206,28 +206,15 @@ class World(Faults, Judge):
 
     # ---- the job, and who moves it ----
 
-    def _submit_job(self):
-        ledger = memory_ledger(self.base.folder / "ledger.sqlite3")
-        onprem = self.connections[ONPREM]
-        self.filler = self.sim[ONPREM].run(
-            ["sbatch", "--parsable", "-N4", "--exclusive", "--time=9999"], stdin="#!/bin/sh\nsleep 99999\n"
-        ).stdout.strip()  # fmt: skip
-        self.pass_time(1)
-        spec = JobSpec(
-            name="urgent",
-            command=("true",),
-            resources=Resources(nodes=2, gpus_per_node=4, time_limit_s=3600),
-            burst=BurstTerms(mode=BurstMode.ONLY),
-        )
-        self.job = hpcscale.submit.submit(
-            hpcscale.render.render(spec, onprem.site), onprem.site, onprem, ledger
-        )
-        self.pass_time(6)  # its controller has saved it
-        other = memory_ledger(self.base.folder / "other.sqlite3", ledger)
-        self.ledgers = [ledger, other]
-        count = self.random.choice([1, 1, 2, 2, 3])
-        owners = [ledger, other, ledger][:count]
+    def _make_processes(self):
+        ledger, other = self.ledgers
+        owners = [ledger, other, ledger][: self.random.choice([1, 1, 2, 2, 3])]
         self.processes = [Process(f"burst{i}", owner) for i, owner in enumerate(owners)]
+        self.policies = {
+            id(ledger): self.random.choice([POLICY, POLICY, FENCE_FIRST]) for ledger in self.ledgers
+        }
+        for process in self.processes:
+            self.counts[f"order: {self.policies[id(process.ledger)].order.value}"] += 1
 
     def start(self, process, act):
         """Begin a call of a process."""
@@ -252,7 +239,7 @@ class World(Faults, Judge):
         process.task.switch()
 
     def tick(self, process):
-        tick(process.ledger, POLICY, self)
+        tick(process.ledger, self.policies[id(process.ledger)], self)
 
     def undo(self, process):
         mine = Moves(process.ledger).of_run(self.job.run_id)
@@ -297,7 +284,7 @@ class World(Faults, Judge):
                 if name == CLOUD and submission not in self.accepted:
                     self.accepted[submission] = job.number
                 if job.state == "RUNNING":
-                    wanted[name, submission, job.restarts, job.started] = job
+                    wanted[name, submission, job.task, job.restarts, job.started] = job
         here = {script.key for script in self.scripts}
         for key, job in wanted.items():
             if key not in self.known:
@@ -305,7 +292,8 @@ class World(Faults, Judge):
                 self._start_script(key, job)
             elif key not in here:
                 # its controller has forgotten its end, and hears that no node has it: run again
-                self.sim[key[0]].plain(["scontrol", "requeue", str(job.number)])
+                sim = self.sim[key[0]]
+                sim.plain(["scontrol", "requeue", sim.of(job)])
         strays = {ONPREM: False, CLOUD: False}
         for script in list(self.scripts):
             if script.key in wanted:
@@ -320,19 +308,23 @@ class World(Faults, Judge):
             strays[script.site] = True
         for name, sim in self.sim.items():
             sim.frozen = strays[name] and sim.frozen
+        if self.behind:
+            self._look_behind()
 
     def _start_script(self, key, job):
-        name, submission, restart, _ = key
+        name, submission, task, restart, _ = key
         # an on-prem job has no gate; what the cloud script holds was rendered with one
         lease_s = POLICY.lease_s if name == CLOUD else None
         script = Job(
             self.sim[name].files,
             submission=submission,
             run_dir=f"/site/{name}/runs/{self.job.run_id}",
-            number=job.number,
+            number=self.sim[name].of(job),
+            task=task,
             restart=restart,
             lease_s=lease_s,
             work_s=self.work_s,
+            code=self.code,
             requeue=self._requeue,
             left_out=self.left_out,
         )
@@ -352,8 +344,14 @@ class World(Faults, Judge):
             wait = script.steps.send(self.sim[script.site].now())
         except StopIteration:
             self.scripts.remove(script)
+            if script.killed_at is not None:
+                return  # too late for Slurm, which has ended it
             if was and script.exit_code == 0:
-                self.done.append((script.site, script.submission, script.restart))
+                self.done.append((script.site, script.submission, script.task, script.restart))
+            elif was:
+                self.failed.add(script.task)
+            elif script.exit_code == 0:
+                self._stood_in(script)
             self.exits.add(script.exit_code)
             self._finish(script)
             return
@@ -361,9 +359,16 @@ class World(Faults, Judge):
         if script.running and not was:
             self._began(script)
 
+    def _stood_in(self, script):
+        """It has told those behind it of a good end, as the cloud attempt's."""
+        self.counts["stood in"] += 1
+        if not any(site == CLOUD and task == script.task for site, _, task, _ in self.done):
+            raise ViolationError("too soon: a stand-in tells of a good end that was none")
+
     def _began(self, script):
-        entry = (script.site, script.submission, script.restart, script)
-        for site, submission, restart, other in self.begun:
+        for site, submission, task, restart, other in self.begun:
+            if task != script.task:
+                continue
             if (submission, restart) == (script.submission, script.restart):
                 raise ViolationError(f"double start: {site} {submission} restart {restart}")
             if other.running and other in self.scripts:
@@ -373,29 +378,27 @@ class World(Faults, Judge):
             if site == CLOUD:
                 raise ViolationError(f"double start: at {script.site} after {site}")
             # on-prem began before: over only when Slurm counts a later restart
-            origin = self._origin_job()
+            origin = self._origin_job(task)
             if origin is None or origin.restarts <= restart:
                 raise ViolationError("double start: in the cloud after on-prem")
-        self.begun.append(entry)
-        self.trace.append(f"{self.now_s:7.1f} user code begins: {entry[:3]}")
-
-    def _origin_job(self):
-        jobs = self.sim[ONPREM].jobs.values()
-        return next((j for j in jobs if submission_of(j.comment) == self.job.submission_id), None)
+        entry = (script.site, script.submission, script.task, script.restart)
+        self.begun.append((*entry, script))
+        self.trace.append(f"{self.now_s:7.1f} user code begins: {entry}")
 
     def _finish(self, script):
         """The node tells the controller that the script has ended."""
-        name, submission, restart, started = script.key
+        name, submission, task, restart, started = script.key
         for job in self.sim[name].jobs.values():
             if (
                 submission_of(job.comment) == submission
                 and job.state == "RUNNING"
-                and (job.restarts, job.started) == (restart, started)
+                and (job.task, job.restarts, job.started) == (task, restart, started)
             ):
                 job.state = "COMPLETED" if script.exit_code == 0 else "FAILED"
                 job.status = script.exit_code << 8
                 job.reason = "None" if script.exit_code == 0 else "NonZeroExitCode"
                 job.ends = self.sim[name].now()
+                self.sim[name].touched()
 
     # ---- the scheduler ----
 
@@ -405,7 +408,7 @@ class World(Faults, Judge):
             try:
                 for step in range(self.steps):
                     self._one()
-                    if step % 16 == 15 and self._quiet():
+                    if step % 8 == 7 and self._quiet():
                         break
                 self._settle()
                 self._judge()
@@ -427,7 +430,7 @@ class World(Faults, Judge):
         busy = [p for p in self.processes if p.busy and p.wake <= self.now_s]
         idle = [p for p in self.processes if not p.busy]
         # what is under way goes on; a call like cron's comes now and then
-        weights = [4 * bool(ready), 4 * bool(busy), 2 * bool(idle), 2]
+        weights = [4 * bool(ready), 4 * bool(busy), bool(idle), 2]
         match self.random.choices("srtp", weights)[0]:
             case "s":
                 self.step_script(self.random.choice(ready))
@@ -461,9 +464,9 @@ class World(Faults, Judge):
                 for script in [s for s in self.scripts if s.wake <= self.now_s]:
                     if script in self.scripts:
                         self.step_script(script)
-            if turn > 3 and self._quiet():
+            if turn > 1 and self._quiet():
                 return
-            for process in self.processes:
+            for process in {id(p.ledger): p for p in self.processes}.values():
                 self.start(process, self.tick)
             self.pass_time(3 if turn < 40 else 30 if turn < 100 else 600)
         # what is wrong is said by the judge
@@ -471,10 +474,9 @@ class World(Faults, Judge):
     def _quiet(self):
         if any(Moves(ledger).unsettled() for ledger in self._led()):
             return False
-        origin = self._origin_job()
-        if origin is not None and origin.state in ALIVE:
+        if any(job.state in ALIVE for job in self._origin_records()):
             return False
-        return not self.scripts
+        return not self.scripts and not self._waiting_behind()
 
     def _led(self):
         """Ledgers that a process works on."""
@@ -486,8 +488,6 @@ class World(Faults, Judge):
             while process.busy:
                 with contextlib.suppress(Killed):
                     process.task.switch()
-        for ledger in self.ledgers:
-            ledger.close()
 
 
 def one(base, seed, without=(), steps=160):

@@ -45,6 +45,10 @@ class OnSite(HpcscaleExecutor):
         self.parameters["env"] = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
 
     def _internal_update_parameters(self, **kwargs):
+        # two seconds are to end a hanging job; Slurm makes a minute of them, and sends its warning
+        # at once, perhaps before Python has a handler for it
+        if "test_command_function_deadlock" in os.environ["PYTEST_CURRENT_TEST"]:
+            kwargs["timeout_min"] = 10
         super()._internal_update_parameters(**self._convert_parameters(kwargs))
 
 

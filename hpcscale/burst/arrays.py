@@ -24,19 +24,19 @@ def show_array(connection: Connection, attempt: Attempt) -> JobStatus | None:
     """An array as one job, under its base id.
 
     On-prem it is PENDING only while none of its elements has begun, and fenced only where each
-    record is. In the cloud it is what its most advanced live element is.
+    record that waits is. In the cloud it is what its most advanced live element is.
     """
     assert attempt.job_id is not None
     records = records_of(connection, attempt)
     if not records:
         return connection.client.show(attempt.job_id)  # which makes sure that there is none
     status = as_one(records, wholly=attempt.role is Role.ONPREM)
-    if status.state is JobState.PENDING and attempt.role is Role.ONPREM:
+    waiting = [record for record in records if record.state is JobState.PENDING]
+    if waiting and attempt.role is Role.ONPREM:
         lists = []
-        for record in records:
-            if record.state is JobState.PENDING:
-                shown = connection.client.show(record.job_id)
-                lists.append(set(expand_hostlist(shown.exc_nodes)) if shown else set())
+        for record in waiting:
+            shown = connection.client.show(record.job_id)
+            lists.append(set(expand_hostlist(shown.exc_nodes)) if shown else set())
         common = fold_hostlist(sorted(set.intersection(*lists)))
         status = msgspec.structs.replace(status, exc_nodes=common)
     return msgspec.structs.replace(status, job_id=attempt.job_id)

@@ -5,8 +5,9 @@ from hpcscale.burst.claims import revoke
 from hpcscale.burst.fence import stands
 from hpcscale.burst.moves import Move, Step, target_attempt
 from hpcscale.burst.results import note_gate_idle, settle_cost
-from hpcscale.burst.sight import end, look
+from hpcscale.burst.sight import Sight, end, look
 from hpcscale.errors import BurstRefusedError
+from hpcscale.ledger import Attempt
 from hpcscale.slurm.types import JobState
 
 
@@ -54,17 +55,22 @@ class Back(Acts):
                 return move
         elif move.fence is not None:
             seen = look(from_connection, origin, self.ledger)
-            if not seen.pending and not seen.over:  # it runs: its comment tells of no fence
+            if self._waits_in_part(move, origin, seen) and not move.yielded:
+                self._lift(move, seen, from_connection, origin)
+                if self._waits_in_part(move, origin, look(from_connection, origin, self.ledger)):
+                    return move
+            elif not seen.pending and not seen.over:  # it runs: its comment tells of no fence
                 self._remove_note(seen, from_connection, origin)
         return self.moves.save(move, step=move.ends_as)
 
     def _unfencing(self, move: Move) -> Move | None:
         origin, connection = self._origin(move)
         seen = look(connection, origin, self.ledger)
-        if seen.pending and move.fence is not None:
+        if move.fence is not None and (seen.pending or self._waits_in_part(move, origin, seen)):
             self._lift(move, seen, connection, origin)
             seen = look(connection, origin, self.ledger)
-            if seen.pending and not self._lifted(move, seen):
+            waits = seen.pending or self._waits_in_part(move, origin, seen)
+            if waits and not self._lifted(move, seen):
                 self._say(
                     f"{move.run_id}: {move.from_site} has not lifted the fence; tried again; an "
                     f"operator there may: scontrol update JobId={origin.job_id} "
@@ -72,6 +78,12 @@ class Back(Acts):
                 )
                 return move
         return self._fail(move, move.message)
+
+    def _waits_in_part(self, move: Move, origin: Attempt, seen: Sight) -> bool:
+        """Whether some elements of an array have begun, while others wait behind our fence."""
+        if origin.array_size is None or move.fence is None or seen.status is None:
+            return False
+        return not seen.pending and stands(seen.status, move.fence)
 
     def _unfence_settled(self, move: Move) -> Move:
         """The move is over, yet its fence may stand (somebody edited, a controller came back)."""

@@ -14,18 +14,36 @@ import msgspec
 from hpcscale.burst.policy import Budget, BudgetOf
 
 
+class Payer(msgspec.Struct, frozen=True, kw_only=True):
+    """Under whose budgets a job falls."""
+
+    user: str = ""
+    account: str = ""
+    project: str = ""
+
+    def name(self, budget: Budget) -> str | None:
+        """What this budget calls the payer; None when it does not cover them."""
+        if budget.of is BudgetOf.ALL:
+            return "all"
+        mine = str(getattr(self, budget.of.value))
+        if budget.of is BudgetOf.PROJECT and not mine and budget.name is None:
+            return None  # a job without a project belongs to none
+        if budget.name is not None and budget.name != mine:
+            return None
+        return f"{budget.of.value} {mine or '(none)'}"
+
+
 class Charge(msgspec.Struct, frozen=True, kw_only=True):
     """Money of one cloud attempt: reserved while it may still cost, then what it did cost.
 
     Attributes:
-        user: whose job; so ``account``.
+        payer: whose job.
         at: when it was reserved, aware.
         usd: what it cost once that is known, else the most it can cost; None: without a bound.
         settled: whether ``usd`` is what it cost.
     """
 
-    user: str = ""
-    account: str = ""
+    payer: Payer = Payer()
     at: dt.datetime
     usd: Decimal | None
     settled: bool = False
@@ -52,16 +70,15 @@ class Purse:
         ]
         self._now = now
 
-    def refusal(self, user: str, account: str, worst_usd: Decimal | None) -> str | None:
+    def refusal(self, payer: Payer, worst_usd: Decimal | None) -> str | None:
         """Why a job may not spend this, in half a sentence; None when it may."""
         for budget in self._budgets:
-            if not _covers(budget, user, account):
+            name = payer.name(budget)
+            if name is None:
                 continue
-            name = _name(budget, user, account)
             if worst_usd is None:
                 return f"what it can cost has no bound to hold against the budget of {name}"
-            mine = [c for c in self._charges if _covers(budget, c.user, c.account)]
-            mine = [c for c in mine if _name(budget, c.user, c.account) == name]
+            mine = [c for c in self._charges if c.payer.name(budget) == name]
             if any(c.usd is None for c in mine):
                 return f"a job under the budget of {name} has a cost without a bound"
             spent = sum((c.usd for c in mine if c.usd and c.settled), Decimal(0))
@@ -73,25 +90,11 @@ class Purse:
                 )
         return None
 
-    def reserve(self, user: str, account: str, worst_usd: Decimal | None) -> None:
+    def reserve(self, payer: Payer, worst_usd: Decimal | None) -> None:
         """Take a job's worst case out of what is left."""
-        self._charges.append(Charge(user=user, account=account, at=self._now, usd=worst_usd))
+        self._charges.append(Charge(payer=payer, at=self._now, usd=worst_usd))
 
 
-def bounded(budgets: Iterable[Budget], user: str, account: str) -> bool:
-    """Whether a job of this user and account falls under any budget."""
-    return any(_covers(budget, user, account) for budget in budgets)
-
-
-def _covers(budget: Budget, user: str, account: str) -> bool:
-    if budget.of is BudgetOf.ALL:
-        return True
-    mine = user if budget.of is BudgetOf.USER else account
-    return budget.name is None or budget.name == mine
-
-
-def _name(budget: Budget, user: str, account: str) -> str:
-    if budget.of is BudgetOf.ALL:
-        return "all"
-    mine = user if budget.of is BudgetOf.USER else account
-    return f"{budget.of.value} {mine or '(none)'}"
+def bounded(budgets: Iterable[Budget], payer: Payer) -> bool:
+    """Whether a payer falls under any budget."""
+    return any(payer.name(budget) is not None for budget in budgets)

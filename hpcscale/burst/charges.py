@@ -1,10 +1,17 @@
 """What moved jobs have cost and may still cost, from the ledger: what budgets count."""
 
-from hpcscale.burst.budget import Charge
+from hpcscale.burst.budget import Charge, Payer
 from hpcscale.burst.moves import Moves, Step, target_attempt
-from hpcscale.ledger import Ledger, utc_now
+from hpcscale.ledger import Ledger, Run, utc_now
 
 _UNDONE = {Step.FAILED, Step.CANCELLED, Step.WITHDRAWN}
+
+
+def payer_of(run: Run) -> Payer:
+    """Under whose budgets a run falls; its project is Slurm's ``--wckey``."""
+    spec = run.spec
+    project = spec.directives.get("wckey") or ""
+    return Payer(user=run.user, account=spec.account or "", project=project)
 
 
 def charges(ledger: Ledger) -> list[Charge]:
@@ -26,8 +33,7 @@ def charges(ledger: Ledger) -> list[Charge]:
             continue  # it never held a node
         found.append(
             Charge(
-                user=run.user,
-                account=run.spec.account or "",
+                payer=payer_of(run),
                 at=move.created_at or utc_now(),
                 usd=usd,
                 settled=settled,

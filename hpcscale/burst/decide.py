@@ -20,7 +20,7 @@ from decimal import Decimal
 
 import msgspec
 
-from hpcscale.burst.budget import Charge, Purse, bounded
+from hpcscale.burst.budget import Charge, Payer, Purse, bounded
 from hpcscale.burst.plan import Action, BurstPlan, Candidate, Decision, Option, Rule
 from hpcscale.burst.policy import Policy, PolicyKind
 from hpcscale.burst.triggers import last_safe, waited_enough, waiting_rule
@@ -92,7 +92,7 @@ def _weighed(
     weighed: list[tuple[Candidate, Option]] = []
     for job in candidates:
         decision = _decide_one(job, policy, now, depth)
-        option, _ = _choose(job, policy)
+        option, _ = _choose(job, policy, now)
         certain = decision.action is Action.MOVE and decision.rule is not Rule.VALUE
         if job.moving or certain:
             gone.add(slurm_id(job))
@@ -116,14 +116,18 @@ def _within_budgets(
     stay: list[Decision] = []
     for move in moves:
         job = jobs[move.run_id]
-        why = purse.refusal(job.user, job.account, move.worst_usd)
+        why = purse.refusal(_payer(job), move.worst_usd)
         if why is None:
-            purse.reserve(job.user, job.account, move.worst_usd)
+            purse.reserve(_payer(job), move.worst_usd)
             kept.append(move)
         else:
             text = f"{move.reason}; but {why}"
             stay.append(msgspec.structs.replace(move, action=Action.STAY, reason=text, when=None))
     return [*kept, *stay]
+
+
+def _payer(job: Candidate) -> Payer:
+    return Payer(user=job.user, account=job.account, project=job.project)
 
 
 def _urgency(job: Candidate, now: dt.datetime) -> tuple[int, float]:
@@ -200,7 +204,7 @@ def _decide_one(job: Candidate, policy: Policy, now: dt.datetime, depth: int) ->
     aside = _aside(job, policy, now)
     if aside is not None:
         return aside
-    option, why_not = _choose(job, policy)
+    option, why_not = _choose(job, policy, now)
     if option is None:
         first = next((o for o in job.options), None)
         why = why_not[0] if why_not else "the policy names no target"
@@ -210,12 +214,18 @@ def _decide_one(job: Candidate, policy: Policy, now: dt.datetime, depth: int) ->
     sentence = "; ".join([reason, *notes])
     if rule is None:
         return _stay(job, sentence, when, option, f"else to {option.site} now{_at(option)}")
+    if (put_off := _not_now(rule, option, policy, now)) is not None:
+        why, later = put_off
+        safe = [later] if when is None or when <= now else [later, when]
+        if policy.deadline and job.deadline is not None and job.time_limit_s is not None:
+            safe.append(last_safe(job.deadline, option, job.time_limit_s, policy))
+        return _stay(job, f"{sentence}; but {why}", max(now, min(safe)), option)
     return Decision(
         run_id=job.run_id,
         ref=job.ref,
         name=job.name,
         action=Action.MOVE,
-        reason="; ".join([sentence, *job.notes]),
+        reason="; ".join([sentence, *([] if option.same_job else job.notes)]),
         rule=rule,
         to=option.site,
         partition=option.partition,
@@ -254,15 +264,19 @@ def _price(option: Option) -> tuple[bool, Decimal]:
     return (option.cost_usd is None, option.cost_usd or Decimal(0))
 
 
-def _choose(job: Candidate, policy: Policy) -> tuple[Option | None, tuple[str, ...]]:
+def _choose(
+    job: Candidate, policy: Policy, now: dt.datetime
+) -> tuple[Option | None, tuple[str, ...]]:
     """The first target that can take the job within its maximum cost; else all the reasons.
 
-    The policy's order stands, but for ``value``, which takes the cheapest.
+    The policy's order stands, but for ``value``, which takes the cheapest; a target that had no
+    nodes lately comes last.
     """
     why_not: list[str] = []
     options = job.options
     if policy.kind is PolicyKind.VALUE:
         options = tuple(sorted(options, key=_price))
+    options = tuple(sorted(options, key=lambda o: _rests(o, now)))
     for option in options:
         if option.blockers:
             why_not += [f"{option.site}: {blocker}" for blocker in option.blockers]
@@ -275,9 +289,30 @@ def _choose(job: Candidate, policy: Policy) -> tuple[Option | None, tuple[str, .
     return None, tuple(why_not)
 
 
+def _rests(option: Option, now: dt.datetime) -> bool:
+    return option.resting_until is not None and option.resting_until > now
+
+
+def _not_now(
+    rule: Rule, option: Option, policy: Policy, now: dt.datetime
+) -> tuple[str, dt.datetime] | None:
+    """Why a move that a rule asks for is put off, and until when; no deadline is put off."""
+    if rule in {Rule.ONLY, Rule.DEADLINE}:
+        return None
+    if option.resting_until is not None and _rests(option, now):
+        rest = show_s((option.resting_until - now).total_seconds())
+        why = f"{option.site} had no nodes ({option.resting_why}) and is left alone {rest} more"
+        return why, option.resting_until
+    if rule is not Rule.START_ESTIMATE and policy.only_between is not None:
+        opens = policy.only_between.opens(now)
+        if opens > now:
+            return f"the policy moves only between {policy.only_between}", opens
+    return None
+
+
 def _hard_money(job: Candidate, policy: Policy) -> bool:
     """Whether a promise about money holds for it: a maximum cost or a budget."""
-    return job.max_cost_usd is not None or bounded(policy.budgets, job.user, job.account)
+    return job.max_cost_usd is not None or bounded(policy.budgets, _payer(job))
 
 
 def _over_cost(job: Candidate, option: Option) -> str | None:
@@ -295,7 +330,7 @@ def _over_cost(job: Candidate, option: Option) -> str | None:
             f"so --max-cost {usd(job.max_cost_usd)} cannot be kept"
         )
     if worst > job.max_cost_usd:
-        would = "would" if worst == option.cost_usd else "could, requeues included,"
+        would = "would" if worst == option.cost_usd else "could, with slow boots and requeues,"
         return f"it {would} cost {usd(worst)}, over its --max-cost {usd(job.max_cost_usd)}"
     return None
 

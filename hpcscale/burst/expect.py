@@ -98,6 +98,7 @@ def expect(connection: Connection, policy: Policy, job_ids: Collection[str]) -> 
         why=why,
         learned_jobs=seen.learned_jobs,
         pending=seen.pending,
+        coverage=seen.coverage,
         starts={name: Start(p50=one.p50, p90=one.p90) for name, one in starts.items()},
     )
     return Foresight(forecast, seen if level is Level.FULL else None)

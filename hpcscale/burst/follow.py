@@ -19,6 +19,7 @@ from hpcscale.errors import HpcscaleError, StateError, UnreachableError
 from hpcscale.judge import by_report
 from hpcscale.ledger import Attempt, utc_now
 from hpcscale.slurm.types import JobState
+from hpcscale.verify import mismatch
 
 LOST_S = 600.0  # a job that nobody knows for this long will not come back
 WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
@@ -31,10 +32,16 @@ class Follow(Back):
         watched = self._watch_stand_in(move) if move.stand_in else self._watch_origin(move)
         if watched is None:
             return None
-        move = watched
-        target, connection = self._target(move)
+        target, connection = self._target(watched)
         if target.state is JobState.PENDING and target.array_size is None:
             target = self._ended_unseen(target, connection)
+        if target.ended:
+            end(connection, target)  # no act, unless its controller put it back into the queue
+        return self._to_its_end(watched, target, connection)
+
+    def _to_its_end(self, move: Move, target: Attempt, connection: Connection) -> Move | None:
+        """Follow the attempt; once it is over, its results come home and its cost is noted."""
+        target = self.ledger.attempt(target.submission_id)
         if not target.ended:
             if target.state is not JobState.UNKNOWN:
                 return move if move.lost_at is None else self.moves.save(move, lost_at=None)
@@ -45,7 +52,6 @@ class Follow(Back):
                 return move
             message = f"{target.ref} is no longer known to Slurm; its end was not seen"
             return self._done(move, message)
-        end(connection, target)  # no act, unless its controller has put it back into the queue
         message = move.message
         try:
             message = bring_home(self.ledger, target, connection) or message
@@ -116,16 +122,37 @@ class Follow(Back):
         return kept
 
     def watch(self) -> None:
-        """Look after on-prem jobs whose moves have settled a short time ago.
+        """Look after the jobs of moves that have settled a short time ago.
 
         Raises:
             UnreachableError: no answer from a site.
         """
         since = utc_now() - dt.timedelta(seconds=WATCH_ORIGIN_S)
-        for move in self.moves.settled_since(since):
+        settled = self.moves.settled_since(since)
+        for move in settled:
             ended_here = move.step in {Step.DONE, Step.CANCELLED} and move.target is not None
-            if ended_here and not move.stand_in:
+            if ended_here and not move.stand_in and not move.same_job:
                 self._watch_origin(move)
+        for move in settled:
+            if move.step is Step.DONE and move.target is not None and not move.same_job:
+                self._watch_target(move)
+
+    def _watch_target(self, move: Move) -> None:
+        """The cloud's controller may have forgotten the end: what has ended does not run again."""
+        target, connection = self._target(move)
+        if not target.ended or target.job_id is None:
+            return
+        status = connection.client.show(target.job_id)
+        if status is None or status.state.terminal or mismatch(target, status):
+            return
+        self._say(f"{move.run_id}: {target.ref} is back, though it had ended; ended again")
+        self.ledger.event(
+            move.run_id,
+            "move.target_back",
+            {"state": status.state.value},
+            submission_id=target.submission_id,
+        )
+        end(connection, target)
 
     def _watch_origin(self, move: Move) -> Move:
         """A controller that died may have forgotten the cancel: the job must not run twice."""

@@ -17,11 +17,11 @@ from hpcscale.burst.acts import age_s, left
 from hpcscale.burst.arrays import cancelled_elements, element_id
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import stands
-from hpcscale.burst.follow import Follow
 from hpcscale.burst.moves import Move, Step, target_attempt
 from hpcscale.burst.offer import STANDS_IN, dependents
 from hpcscale.burst.policy import Order
 from hpcscale.burst.results import note_gate_idle
+from hpcscale.burst.shift import Shift
 from hpcscale.burst.sight import Sight, end, look, nodes_up, record, words
 from hpcscale.burst.words import show_s
 from hpcscale.connect import Connection
@@ -32,7 +32,7 @@ from hpcscale.errors import (
     UnreachableError,
 )
 from hpcscale.ledger import Attempt, Ledger
-from hpcscale.slurm.types import JobState
+from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.units import parse_array
 
 FORWARD = frozenset(
@@ -42,7 +42,7 @@ FOLLOWED = frozenset({Step.MOVED, Step.RELEASING})
 _BY_USER = "its user cancelled it"
 
 
-class Handover(Follow):
+class Handover(Shift):
     """Advances moves.
 
     Args:
@@ -71,6 +71,8 @@ class Handover(Follow):
             Step.RELEASING: self._releasing,
             Step.ENDING: self._ending,
             Step.UNFENCING: self._unfencing,
+            Step.SHIFTING: self._shifting,
+            Step.RESTORING: self._restoring,
         }
 
     def advance(self, move: Move) -> Move:
@@ -101,6 +103,8 @@ class Handover(Follow):
         Raises:
             BurstRefusedError: it is too late, the job runs in the cloud.
         """
+        if move.same_job:
+            return self.undo_shift(move)
         message = "taken back by its user"
         if move.step in FOLLOWED or (move.step is Step.CANCELLING and move.cancel_asked):
             raise _too_late(move)
@@ -129,6 +133,8 @@ class Handover(Follow):
         self.ledger.event(move.run_id, "attempt.cancel", {"by": "its user"})
         if move.step.settled:
             return move
+        if move.same_job:
+            return self.cancel_shift(move)
         if move.step in FOLLOWED:
             self._stop_both(move)
             return self.advance(self.moves.get(move.move_id))
@@ -272,7 +278,8 @@ class Handover(Follow):
         move = kept
         if seen.over and left(move, seen):
             return self._origin_changed(move, seen)
-        restarts = seen.status.restarts if seen.status is not None else origin.restarts
+        # of a job that is gone no start is known to be over
+        restarts = seen.status.restarts if seen.status is not None else 0
         target, _ = self._target(move)
         self._note_fence(move, origin, connection)  # it names whom to ask, from now on
         claim = take(connection.transport, origin, target.submission_id, restarts)
@@ -303,7 +310,7 @@ class Handover(Follow):
     def _pass_on_cancels(self, move: Move, target: Attempt, connection: Connection) -> None:
         """Elements that their user has cancelled on-prem begin nowhere."""
         array = self.ledger.run(move.run_id).spec.array
-        if array is None:
+        if array is None or move.task is not None:
             return
         origin, from_connection = self._origin(move)
         for task in cancelled_elements(from_connection, origin, parse_array(array)[0]):
@@ -330,7 +337,8 @@ class Handover(Follow):
         origin, connection = self._origin(move)
         seen = look(connection, origin, self.ledger)
         idle_s = note_gate_idle(self.ledger, target, there.gated_at, there.begun_at)
-        if seen.pending and not move.cancel_asked and self._stands_in(move, origin, connection):
+        # where it runs, its script finds its claim taken and asks for a requeue
+        if not (seen.over or move.cancel_asked) and self._stands_in(origin, connection, seen):
             message = (
                 f"{origin.ref} waits, for jobs that depend on it, and ends as {target.ref} does"
             )
@@ -362,20 +370,24 @@ class Handover(Follow):
             {"to": str(target.ref)},
             submission_id=origin.submission_id,
         )
-        if seen.status is not None:
-            told = msgspec.structs.replace(seen.status, reason=f"moved to {target.ref}")
+        known = seen.status
+        if known is None and origin.task is not None and origin.job_id is not None:
+            # Slurm keeps no record of an element that is cancelled while it waits
+            known = JobStatus(job_id=origin.job_id, state=JobState.CANCELLED, raw_state="CANCELLED")
+        if known is not None:
+            told = msgspec.structs.replace(known, reason=f"moved to {target.ref}")
             record(self.ledger, connection, origin, told)
         return self.moves.save(move, step=Step.MOVED, message=message, gate_idle_s=idle_s)
 
-    def _stands_in(self, move: Move, origin: Attempt, connection: Connection) -> bool:
+    def _stands_in(self, origin: Attempt, connection: Connection, seen: Sight) -> bool:
         """Whether other jobs wait for the on-prem job's end, and its script can wait for it too."""
-        if STANDS_IN not in origin.script or origin.job_id is None:
+        if STANDS_IN not in origin.script or origin.job_id is None or seen.status is None:
             return False
         answer = connection.client.jobs(everyone=True)
-        own = answer.of(origin.job_id)
-        if not own:  # an empty answer says nothing of those behind it
-            raise UnreachableError(f"squeue does not list {origin.ref}", where=move.from_site)
-        return bool(dependents(answer, own[0]))
+        # an empty answer says nothing of those behind it
+        if not (answer.of(origin.job_id) if seen.pending else answer.jobs):
+            raise UnreachableError(f"squeue does not list {origin.ref}", where=connection.site.name)
+        return bool(dependents(answer, seen.status))
 
     def _until_it_begins(self, move: Move, to_connection: Connection, there: Sight) -> Move | None:
         """Its gate is open, its command has not begun: fence-first, its nodes may not be up."""

@@ -14,6 +14,14 @@ work on one ledger never both do what follows it; an unsettled move is unique fo
                                         ├──► CANCELLED                 its user ended it: both ended
                                         └──► WITHDRAWN                 the on-prem job runs
 
+A move into a partition of the same controller is of one job, and has steps of its own:
+
+.. code-block:: text
+
+    SHIFTING ─► MOVED ─► DONE
+        │         └──► RESTORING ──► FAILED      it is back in its old partition
+        └──► FAILED, WITHDRAWN (it started where it was), CANCELLED
+
 With ``order = "fence-first"`` FENCING comes before SUBMITTING, and nobody waits in SUBMITTED.
 """
 
@@ -38,6 +46,8 @@ class Step(enum.StrEnum):
     CLAIMING = "claiming"  # it stood; the on-prem job's claim may or may not be ours
     OPENING = "opening"  # the claim is ours; the gate may or may not be open
     CANCELLING = "cancelling"  # the gate is open; the on-prem job is being cancelled
+    SHIFTING = "shifting"  # the job's partition may or may not have been changed
+    RESTORING = "restoring"  # its old partition may or may not have been put back
     MOVED = "moved"  # the on-prem job is gone; the cloud job is followed to its end
     RELEASING = "releasing"  # the cloud job has ended; its stand-in on-prem is let go
     ENDING = "ending"  # the cloud job is being ended; ``ends_as`` says what follows
@@ -85,7 +95,13 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         gate_idle_s: how long the cloud job stood at its gate.
         after_number: the run's latest attempt when it began; its own come after that one.
         yielded: another handover has the job's claim; the fence is that one's too.
+        same_job: the job itself moves, into another partition of its controller.
+        old_partition: its partitions before that, as Slurm has them. None: not yet noted.
+        old_gpus: GPUs that were counted before, and ``old_gpu_hour_usd`` at which price.
+        gpus: GPUs that are paid for there, and ``gpu_hour_usd`` at which price.
+        refused: Slurm did not take it there, so that it is not tried again.
         lost_at: when the running cloud job was first no longer known to its Slurm.
+        task: the element of the origin's array that moves alone; ``run_id`` is its own run then.
     """
 
     move_id: int = 0
@@ -120,7 +136,15 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     since_event: int = 0
     retry_at: dt.datetime | None = None
     asked_at: dt.datetime | None = None
+    same_job: bool = False
+    old_partition: str | None = None
+    old_gpus: int = 0
+    old_gpu_hour_usd: Decimal | None = None
+    gpus: int = 0
+    gpu_hour_usd: Decimal | None = None
+    refused: bool = False
     lost_at: dt.datetime | None = None
+    task: int | None = None
     after_number: int | None = None
     yielded: bool = False
     created_at: dt.datetime | None = None
@@ -128,10 +152,10 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Moves:
-    """The moves of one ledger."""
+    """The moves of one ``ledger``."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
 
     def begin(self, move: Move, decision: Mapping[str, Any] | None = None) -> Move | None:
         """Add a move, with the decision that it follows; None when one is under way already.
@@ -139,8 +163,9 @@ class Moves:
         Both are written at once: there is no move, and no dollar, without a decision.
         """
         now = utc_now()
-        latest = max((a.number for a in self._ledger.attempts(move.run_id)), default=0)
-        events = self._ledger.events(move.run_id)
+        latest = max((a.number for a in self.ledger.attempts(move.run_id)), default=0)
+        runs = {move.run_id, self.ledger.attempt(move.origin).run_id}
+        events = [event for run_id in runs for event in self.ledger.events(run_id)]
         move = msgspec.structs.replace(
             move,
             created_at=now,
@@ -149,7 +174,7 @@ class Moves:
             after_number=latest,
             since_event=max((e.event_id for e in events), default=0),
         )
-        with self._ledger.writing() as db:
+        with self.ledger.writing() as db:
             cursor = db.execute(
                 "INSERT OR IGNORE INTO moves (run_id, step, settled, revision, data) "
                 "VALUES (?, ?, ?, ?, ?)",
@@ -158,7 +183,7 @@ class Moves:
             if not cursor.rowcount:
                 return None
             if decision is not None:
-                self._ledger.add_decision("burst", move.reason, decision, run_id=move.run_id)
+                self.ledger.add_decision("burst", move.reason, decision, run_id=move.run_id)
         move = msgspec.structs.replace(move, move_id=int(cursor.lastrowid or 0))
         self._note(move)
         return move
@@ -170,7 +195,7 @@ class Moves:
         changed: Move = msgspec.structs.replace(
             move, **changes, revision=move.revision + 1, updated_at=now
         )
-        with self._ledger.writing() as db:
+        with self.ledger.writing() as db:
             cursor = db.execute(
                 "UPDATE moves SET step = ?, settled = ?, revision = ?, data = ? "
                 "WHERE move_id = ? AND revision = ?",
@@ -220,7 +245,7 @@ class Moves:
         return found
 
     def _read(self, where: str, *values: object) -> list[Move]:
-        rows = self._ledger.rows(
+        rows = self.ledger.rows(
             f"SELECT move_id, data FROM moves {where} ORDER BY move_id",  # noqa: S608 # `where` is this module's own
             *values,
         )
@@ -232,7 +257,7 @@ class Moves:
         ]
 
     def _note(self, move: Move) -> None:
-        self._ledger.event(
+        self.ledger.event(
             move.run_id,
             f"move.{move.step.value}",
             {"to": move.to_site, "reason": move.reason, "message": move.message},
@@ -244,12 +269,20 @@ def _encode(move: Move) -> str:
     return msgspec.json.encode(move).decode()
 
 
+def origin_attempt(ledger: Ledger, move: Move) -> Attempt:
+    """The on-prem attempt that a move is of; of an element that moves alone that element."""
+    origin = ledger.attempt(move.origin)
+    return origin if move.task is None else origin.element(move.task)
+
+
 def target_attempt(ledger: Ledger, move: Move) -> Attempt | None:
     """The cloud attempt of a move, also when the move was interrupted before it noted its id."""
     if move.target:
         return ledger.attempt(move.target)
+    if move.same_job:
+        return None
     # by number: a clock may have been set back between the two
-    after = ledger.attempt(move.origin).number if move.after_number is None else move.after_number
+    after = origin_attempt(ledger, move).number if move.after_number is None else move.after_number
     taken = {m.target for m in Moves(ledger).of_run(move.run_id) if m.move_id != move.move_id}
     for attempt in reversed(ledger.attempts(move.run_id)):
         mine = attempt.number > after and attempt.site == move.to_site

@@ -3,25 +3,31 @@
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import ROUND_UP, Decimal
 
 import msgspec
 
 from hpcscale.burst.arrays import wholly_pending
+from hpcscale.burst.capacity import rested, short
+from hpcscale.burst.catalog import Offer
+from hpcscale.burst.elements import element_run_id, limited
+from hpcscale.burst.elements import waiting as waiting_elements
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Candidate, Forecast, Option, Start
 from hpcscale.burst.policy import Dependents, Policy, TargetTerms
 from hpcscale.burst.shapes import Catalog, shapes
+from hpcscale.burst.within import FEDERATED, as_it_waits, stays
+from hpcscale.cost import CENT
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.render import burst_blockers
-from hpcscale.site import Site
-from hpcscale.slurm.types import Answer, JobState, JobStatus
+from hpcscale.site import Site, split_target
+from hpcscale.slurm.types import Answer, JobState, JobStatus, SiteFacts
 from hpcscale.spec import BurstMode, JobSpec
 from hpcscale.units import parse_array
 from hpcscale.verify import mismatch
 
 STANDS_IN = ".outcome"  # in a script: a job that lost its claim looks how the owner ended
-FEDERATED = 1 << 26  # ids of a federation hold their origin's number above (slurm.conf, MaxJobId)
 _UNKNOWN = Forecast()
 _EMPTY: Catalog = {}
 
@@ -111,6 +117,7 @@ def candidates(
     catalog: Catalog = _EMPTY,
     now: dt.datetime | None = None,
     others: Answer | None = None,
+    facts: SiteFacts | None = None,
 ) -> list[Candidate]:
     """What ``decide`` reads of each waiting run.
 
@@ -118,15 +125,18 @@ def candidates(
         waiting: from ``waiting_runs``.
         answer: all of this user's jobs at the origin, from one squeue.
         policy: the rules.
-        targets: the policy's target sites by name.
+        targets: the policy's targets by name.
         moves: run id -> its moves so far.
         origin: the site that the jobs wait at.
         forecast: of their starts there.
         catalog: rows that the targets' partitions may name.
         now: of the prices' age.
         others: all users' waiting jobs there, which may wait for these; None: not asked for.
+        facts: what the origin says of its partitions, where one of them is a target.
     """
+    waiting = [w for w in waiting if not _moved_within(moves.get(w.run.run_id, []))]
     rents = Rents(targets, catalog, (now or dt.datetime.now(dt.UTC)).date())
+    each = [one for w in waiting for one in (_elements(w, answer, policy, moves) or [w])]
     found = [
         _candidate(
             w,
@@ -136,14 +146,22 @@ def candidates(
             rents=rents,
             moves=moves,
             origin=origin,
+            facts=facts,
         )
-        for w in waiting
+        for w in each
     ]
-    return [_foreseen(c, w, forecast) for c, w in zip(found, waiting, strict=True)]
+    shortages = short(moves.values())
+    return [rested(_foreseen(c, w, forecast), shortages) for c, w in zip(found, each, strict=True)]
+
+
+def _moved_within(mine: list[Move]) -> bool:
+    """Whether it is in another partition now, where it waits for nodes that boot, or runs."""
+    return bool(mine) and mine[-1].same_job and mine[-1].step is Step.MOVED
 
 
 def _foreseen(candidate: Candidate, waiting: Waiting, forecast: Forecast) -> Candidate:
-    start = forecast.starts.get(str(waiting.attempt.job_id), Start())
+    job_id = waiting.attempt.job_id
+    start = forecast.starts.get(str(job_id and job_id.base), Start())  # an element as its array
     why = forecast.why
     if start.p50 is None and not why:
         why = "the forecast has no start for it"
@@ -167,6 +185,51 @@ def to_foresee(
     return found
 
 
+def _elements(
+    waiting: Waiting, answer: Answer, policy: Policy, moves: Mapping[str, list[Move]]
+) -> list[Waiting]:
+    """The waiting elements of an array that has begun, each as a job; empty: it is looked at whole.
+
+    Of very many elements those that may move next: the rest would only be held back.
+    """
+    run, attempt = waiting.run, waiting.attempt
+    array = run.spec.array
+    if array is None or attempt.job_id is None or STANDS_IN not in attempt.script:
+        return []
+    records = [s for s in answer.of(attempt.job_id) if mismatch(attempt, s) is None]
+    whole = moves.get(run.run_id, [])
+    under_way = bool(whole) and not whole[-1].step.settled
+    if under_way or not wholly_pending(records, parse_array(array)[0]) or limited(array):
+        return []
+    spent = _spent_on_elements(attempt, moves) if run.max_cost_usd is not None else None
+    # one at a time where a sum bounds them all: each is held against what the others left of it
+    room = policy.max_moves_per_run if spent is None else 1
+    found = []
+    for task in waiting_elements(records):
+        run_id = element_run_id(run.run_id, task)
+        mine = moves.get(run_id, [])
+        if not mine or (mine[-1].step.settled and mine[-1].step is not Step.FAILED):
+            room -= 1
+            if room < 0:
+                continue
+        spec = msgspec.structs.replace(run.spec, array=str(task))
+        left = None if spent is None or run.max_cost_usd is None else run.max_cost_usd - spent
+        alone = msgspec.structs.replace(run, run_id=run_id, spec=spec, max_cost_usd=left)
+        found.append(Waiting(alone, attempt.element(task)))
+    return found
+
+
+def _spent_on_elements(attempt: Attempt, moves: Mapping[str, list[Move]]) -> Decimal:
+    """Dollars that moves of an array's elements reserved: each at the most it can cost."""
+    sums = (
+        move.reserved_usd or move.estimate_usd or Decimal(0)
+        for each in moves.values()
+        for move in each
+        if move.task is not None and move.origin == attempt.submission_id
+    )
+    return sum(sums, Decimal(0))
+
+
 def _candidate(
     waiting: Waiting,
     *,
@@ -176,6 +239,7 @@ def _candidate(
     rents: Rents,
     moves: Mapping[str, list[Move]],
     origin: Site,
+    facts: SiteFacts | None,
 ) -> Candidate:
     run, attempt = waiting.run, waiting.attempt
     status = _status(attempt, answer)
@@ -183,6 +247,25 @@ def _candidate(
     mine = moves.get(run.run_id, [])
     last = mine[-1] if mine else None
     limit_s = status.time_limit_s if status else attempt.time_limit_s
+    stuck = (
+        *_stuck(waiting, status, answer, origin),
+        *_behind(waiting, waits, origin, policy),
+    )
+    # what keeps a job from another site need not keep it from another partition of its own
+    within = [name for name in policy.to if split_target(name)[1]]
+    options = []
+    for name in policy.to:
+        if name not in within:
+            other = option(run.spec, limit_s, name, policy, rents)
+            kept = (*stuck, *other.blockers) if within else other.blockers
+            options.append(msgspec.structs.replace(other, blockers=kept))
+            continue
+        target = rents.targets[name]
+        blockers = stays(run.spec, attempt, status, facts, origin=origin, target=target)
+        blockers += [f"tried before: {m.message}" for m in mine if m.to_site == name and m.refused]
+        asked = as_it_waits(run.spec, status, target.default_partition or "")
+        there = _rented(asked, blockers, name, policy, rents, staging_s=0)
+        options.append(msgspec.structs.replace(there, same_job=True, partition=None))
     return Candidate(
         run_id=run.run_id,
         ref=str(attempt.ref),
@@ -197,17 +280,15 @@ def _candidate(
         time_limit_s=limit_s,
         deadline=run.deadline,
         max_cost_usd=run.max_cost_usd,
-        options=tuple(option(run.spec, limit_s, name, policy, rents) for name in policy.to),
-        blockers=(
-            *_stuck(waiting, status, answer, origin),
-            *_behind(waiting, waits, origin, policy),
-        ),
+        options=tuple(options),
+        blockers=() if within else stuck,
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
         moving=bool(last and not last.step.settled),
         notes=_notes(waits),
         user=run.user,
         account=run.spec.account or "",
+        project=run.spec.directives.get("wckey") or "",
     )
 
 
@@ -235,33 +316,69 @@ def option(spec: JobSpec, limit_s: int | None, name: str, policy: Policy, rents:
         blockers += burst_blockers(asked, site)
     except HpcscaleError as exc:
         blockers.append(str(exc))
+    return _rented(asked, blockers, name, policy, rents, staging_s=staging_s)
+
+
+def _rented(
+    asked: JobSpec, blockers: list[str], name: str, policy: Policy, rents: Rents, *, staging_s: int
+) -> Option:
+    """What the cheapest of a target's shapes that hold the job would cost."""
+    site = rents.targets[name]
+    terms = policy.target.get(name, TargetTerms())
     found, too_small = shapes(asked, site, rents.catalog, rents.today)
     if not found:
         return Option(site=name, blockers=(*blockers, *too_small))
     shape = found[0]
     cost = shape.cost
+
+    def own(value: int | None, default: int) -> int:
+        return default if value is None else value
+
     why = "; ".join(part for part in (cost.why, shape.note) if part)
     row = shape.offer
     if row is not None:
         why = f"{row.name}: {why}"
-
-    def own(value: int | None, default: int) -> int:
-        return default if value is None else value
+    boot_timeout_s = own(terms.boot_timeout_s, site.burst.boot_timeout_s)
+    usd, worst, unpromised = cost.usd, cost.usd, shape.unpromised
+    if usd is not None and cost.gpu_hour_usd is not None:
+        out, unsaid = egress(asked, row)
+        unpromised = unpromised or unsaid
+        slow_h = Decimal(max(0, boot_timeout_s - shape.boot_s)) / 3600
+        once = usd + (cost.gpus * slow_h * cost.gpu_hour_usd).quantize(CENT, ROUND_UP)
+        usd, worst = usd + out, once * (1 + _requeues(asked)) + out
+        if out:
+            why += f", and ${out} for {asked.burst.egress_gb:g} GB that come back"
 
     return Option(
         site=name,
         boot_s=own(terms.boot_s, shape.boot_s),
         staging_s=staging_s,
-        boot_timeout_s=own(terms.boot_timeout_s, site.burst.boot_timeout_s),
-        cost_usd=cost.usd,
+        boot_timeout_s=boot_timeout_s,
+        cost_usd=usd,
         cost_why=why,
         blockers=tuple(blockers),
-        worst_usd=None if cost.usd is None else cost.usd * (1 + _requeues(spec)),
+        worst_usd=worst,
         partition=shape.partition,
         offer="" if row is None else row.name,
-        unpromised=shape.unpromised,
+        unpromised=unpromised,
         interruption_per_hour=None if row is None else row.interruption_per_hour,
     )
+
+
+def egress(spec: JobSpec, row: Offer | None) -> tuple[Decimal, str]:
+    """Dollars for what comes back, and why they have no bound (empty: they have)."""
+    rate = None if row is None else row.egress_usd_per_gb
+    if not rate:
+        return Decimal(0), ""  # no row says that it costs
+    size = spec.burst.egress_gb
+    if size is None:
+        if not spec.outputs:
+            return Decimal(0), ""  # logs alone
+        return Decimal(0), (
+            f"its outputs cost ${rate} a GB to bring back and their size is not said: "
+            "egress_gb in [burst] of the job file"
+        )
+    return (Decimal(str(size)) * rate).quantize(CENT, ROUND_UP), ""
 
 
 def _requeues(spec: JobSpec) -> int:
@@ -290,10 +407,10 @@ def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: S
         found.append("it is a heterogeneous job, and these do not move")
     if attempt.job_id.base >= FEDERATED:
         found.append("it is a job of a federation, and its siblings may start elsewhere")
-    if spec.array is not None:
+    if spec.array is not None and attempt.task is None:
         records = [s for s in answer.of(attempt.job_id) if mismatch(attempt, s) is None]
         if why := wholly_pending(records, parse_array(spec.array)[0]):
-            found.append(why)
+            found.append(limited(spec.array) or why)
     if status.restarts and not _local_checkpoint(spec, origin):
         found.append(f"it has run here before, and what it left stays on {origin.name}")
     if status.dependency not in {"", "(null)"}:

@@ -37,6 +37,7 @@ class Forecast(_Frozen, frozen=True, kw_only=True):
         why: what it lacks, half a sentence; empty when nothing.
         learned_jobs: ended jobs behind the runtimes; 0: limits stand for runtimes.
         pending: jobs of the queue that wait.
+        coverage: share of this site's past 90 % bounds that held; None: too few yet.
         starts: by Slurm's job id.
     """
 
@@ -44,6 +45,7 @@ class Forecast(_Frozen, frozen=True, kw_only=True):
     why: str = ""
     learned_jobs: int = 0
     pending: int = 0
+    coverage: float | None = None
     starts: dict[str, Start] = {}
 
 
@@ -58,10 +60,12 @@ class Option(_Frozen, frozen=True, kw_only=True):
         cost_why: how the cost was computed, or why it is unknown.
         blockers: why the job cannot run there; empty when it can.
         worst_usd: the most that moving there can cost, requeues included; None when unknown.
+        same_job: it is a partition of the origin: the job itself moves, and nothing is copied.
         partition: of the site, the cheapest whose nodes hold the job; None: its default one.
         offer: row of the catalog that its nodes are rented by; empty: the profile's price.
         unpromised: why no budget or maximum cost can be kept at its price; empty: they can.
         interruption_per_hour: chance that a spot node is taken back within an hour, if known.
+        resting_until: it had no nodes lately (``resting_why``): only a deadline goes there before.
     """
 
     site: str
@@ -72,10 +76,13 @@ class Option(_Frozen, frozen=True, kw_only=True):
     cost_why: str = ""
     blockers: tuple[str, ...] = ()
     worst_usd: Decimal | None = None
+    same_job: bool = False
     partition: str | None = None
     offer: str = ""
     unpromised: str = ""
     interruption_per_hour: float | None = None
+    resting_until: dt.datetime | None = None
+    resting_why: str = ""
 
 
 class Candidate(_Frozen, frozen=True, kw_only=True):
@@ -95,7 +102,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
         start_p90: by when it starts here in nine cases of ten.
         others_s: seconds that this user's other waiting jobs start sooner if it leaves, together.
         unforeseen: why there is no forecast, or what it lacks, half a sentence.
-        user: whose it is; so ``account``: for budgets.
+        user: whose it is; so ``account`` and ``project``: for budgets.
     """
 
     run_id: str
@@ -123,6 +130,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     unforeseen: str = ""
     user: str = ""
     account: str = ""
+    project: str = ""
 
 
 class Action(enum.StrEnum):

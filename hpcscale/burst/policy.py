@@ -3,16 +3,18 @@
 .. code-block:: toml
 
     from = "lab-onprem"
-    to = ["lab-cloud"]          # in order of preference
+    to = ["lab-cloud"]          # in order of preference; SITE/PARTITION: of the origin itself
     max_wait = "30m"            # move a job that waited longer; leave out: no such rule
     deadline = true             # move a job whose deadline needs it
-    deadline_margin = "5m"      # be this much early: at least the interval of your cron line
+    deadline_margin = "10m"     # be this much early; left out: two cron_intervals, fence-first one
     use_start_estimate = true   # Slurm's own estimate may bring a move forward
     max_moves_per_run = 4
     retry_after = "30m"         # after a failed move, leave the job alone this long
     cron_interval = "5m"        # of your cron line; a cloud job waits twice that at its gate
     order = "gate-first"        # or "fence-first": no cloud minutes at the gate
     dependents = "stand-in"     # or "refuse": a job that others wait for does not move
+    at_limit = "end"            # or "warn": a cloud job that has cost what was reserved for it
+    only_between = "20:00-06:00"  # UTC, off-peak: else only deadlines move; leave out: always
 
     [target.lab-cloud]          # overrides of the site's own figures
     boot = "5m"
@@ -20,7 +22,7 @@
     boot_timeout = "20m"
 
     [[budget]]                  # of a calendar month (UTC); reserved before a job is moved
-    of = "account"              # user, account or all
+    of = "account"              # user, account, project (the job's --wckey) or all
     name = "bio"                # left out: each one
     usd_per_month = 500
 
@@ -50,7 +52,9 @@ one rule of their own; ``deadline`` and the limits above hold for them too:
     policy = "never"
 """
 
+import datetime as dt
 import enum
+import re
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -58,12 +62,40 @@ from typing import Any
 import msgspec
 
 from hpcscale.errors import InvalidFileError
+from hpcscale.site import split_target
 from hpcscale.tomlfile import convert_toml, read_toml, with_line
 from hpcscale.units import parse_duration_s
+
+_DAY = 24 * 60
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
+
+
+class Window(_Frozen, frozen=True, kw_only=True):
+    """Hours of a day in UTC, over midnight when it ends before it begins.
+
+    Attributes:
+        first: minute of the day at which it opens.
+        last: minute at which it has closed.
+    """
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        ends = [f"{minute // 60:02}:{minute % 60:02}" for minute in (self.first, self.last)]
+        return f"{ends[0]} and {ends[1]} UTC"
+
+    def opens(self, now: dt.datetime) -> dt.datetime:
+        """When it is open next: ``now`` while it is."""
+        now = now.astimezone(dt.UTC)
+        minute = now.hour * 60 + now.minute
+        if (minute - self.first) % _DAY < (self.last - self.first) % _DAY:
+            return now
+        ahead = dt.timedelta(minutes=(self.first - minute) % _DAY)
+        return now.replace(second=0, microsecond=0) + ahead
 
 
 class PolicyKind(enum.StrEnum):
@@ -96,6 +128,7 @@ class BudgetOf(enum.StrEnum):
 
     USER = "user"
     ACCOUNT = "account"
+    PROJECT = "project"  # Slurm's workload characterization key (sbatch --wckey)
     ALL = "all"
 
 
@@ -110,7 +143,7 @@ class Budget(_Frozen, frozen=True, kw_only=True):
 
     Attributes:
         of: whose.
-        name: which user or account; None: each one.
+        name: which user, account or project; None: each one.
         usd: the limit.
     """
 
@@ -124,6 +157,13 @@ class Order(enum.StrEnum):
 
     GATE_FIRST = "gate-first"  # the on-prem job may still start while the cloud's nodes boot
     FENCE_FIRST = "fence-first"  # it may not, and the cloud job begins as soon as its nodes are up
+
+
+class AtLimit(enum.StrEnum):
+    """What becomes of a cloud job that has cost what was reserved for it."""
+
+    END = "end"  # Slurm ends it, with its signals: a job that checkpoints saves
+    WARN = "warn"
 
 
 class Dependents(enum.StrEnum):
@@ -146,13 +186,15 @@ class _PolicyFile(_Frozen, frozen=True, kw_only=True, rename={"from_": "from"}):
     to: tuple[str, ...]
     max_wait: str | None = None
     deadline: bool = True
-    deadline_margin: str = "0s"
+    deadline_margin: str | None = None
     use_start_estimate: bool = True
     max_moves_per_run: int = 10
     retry_after: str = "30m"
     cron_interval: str = "5m"
     order: Order = Order.GATE_FIRST
     dependents: Dependents = Dependents.STAND_IN
+    at_limit: AtLimit = AtLimit.END
+    only_between: str | None = None
     target: dict[str, _TargetFile] = msgspec.field(default_factory=dict)
     policy: PolicyKind = PolicyKind.RULES
     wait: str | None = None
@@ -178,7 +220,7 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     Attributes:
         source: the file it came from, for messages.
         from_site: the site whose queue overflows.
-        to: target sites, the preferred first.
+        to: targets, the preferred first: sites, or partitions of the origin, ``SITE/PARTITION``.
         max_wait_s: a job that has waited longer moves; None: waiting alone moves nothing.
         deadline: whether a job's deadline moves it.
         deadline_margin_s: added to boot + staging + time limit.
@@ -196,6 +238,8 @@ class Policy(_Frozen, frozen=True, kw_only=True):
         budgets: limits on what may be spent.
         order: whether the on-prem job is fenced before its cloud job is submitted.
         dependents: what becomes of a job that other jobs at its site wait for.
+        at_limit: what becomes of a cloud job that has cost what was reserved for it.
+        only_between: hours at which jobs move but for their deadlines; None: always.
     """
 
     source: str = ""
@@ -210,6 +254,8 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     cron_interval_s: int = 300
     order: Order = Order.GATE_FIRST
     dependents: Dependents = Dependents.STAND_IN
+    at_limit: AtLimit = AtLimit.END
+    only_between: Window | None = None
     target: dict[str, TargetTerms] = msgspec.field(default_factory=dict)
     kind: PolicyKind = PolicyKind.RULES
     wait_s: int = 0
@@ -224,6 +270,11 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     def lease_s(self) -> int:
         """How long a cloud job waits at its gate: a run may come late, or be killed once."""
         return 2 * self.cron_interval_s
+
+
+def default_margin_s(cron_interval_s: int, order: Order) -> int:
+    """What decisions lose between two runs: until the job is looked at, and at its gate."""
+    return cron_interval_s * (2 if order is Order.GATE_FIRST else 1)
 
 
 def load_policy(path: Path) -> Policy:
@@ -263,6 +314,13 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
             raise wrong(key, f"{value!r} is no amount of dollars", "a number above 0, such as 20")
         return amount
 
+    def window(text: str) -> Window:
+        match = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)", text)
+        if match is None or match[1] + match[2] == match[3] + match[4]:
+            raise wrong("only_between", f"{text!r} is no window", 'such as "20:00-06:00", in UTC')
+        first, first_m, last, last_m = (int(number) for number in match.groups())
+        return Window(first=first * 60 + first_m, last=last * 60 + last_m)
+
     used = _KEYS.get(raw.policy, ())
     for key in sorted({key for keys in _KEYS.values() for key in keys}):
         given = getattr(raw, key) is not None
@@ -285,6 +343,14 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         raise wrong("to", f"{raw.from_!r} is both the origin and a target")
     if len(set(raw.to)) != len(raw.to):
         raise wrong("to", "a target is named twice")
+    for name in raw.to:
+        site, partition = split_target(name)
+        if partition is not None and site != raw.from_:
+            raise wrong(
+                "to",
+                f"{name!r}: only jobs of {site} can be moved into a partition of {site}",
+                f'from = "{site}", or the site alone: to = ["{site}"]',
+            )
     if raw.max_moves_per_run < 1:
         raise wrong("max_moves_per_run", "must be at least 1")
     for name in raw.target:
@@ -309,13 +375,17 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         to=raw.to,
         max_wait_s=seconds(raw.max_wait, "max_wait"),
         deadline=raw.deadline,
-        deadline_margin_s=seconds(raw.deadline_margin, "deadline_margin") or 0,
+        deadline_margin_s=default_margin_s(cron_interval_s, raw.order)
+        if raw.deadline_margin is None
+        else seconds(raw.deadline_margin, "deadline_margin") or 0,
         use_start_estimate=raw.use_start_estimate,
         max_moves_per_run=raw.max_moves_per_run,
         retry_after_s=seconds(raw.retry_after, "retry_after") or 0,
         cron_interval_s=cron_interval_s,
         order=raw.order,
         dependents=raw.dependents,
+        at_limit=raw.at_limit,
+        only_between=None if raw.only_between is None else window(raw.only_between),
         target=target,
         kind=raw.policy,
         wait_s=seconds(raw.wait, "wait") or 0,

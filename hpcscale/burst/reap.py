@@ -1,9 +1,10 @@
 """``hpcscale burst reap``: end cloud jobs that no decision owns.
 
 Such a job is one that a killed run left, or that a controller brought back after it had forgotten
-a cancel. Its lease ends it anyway; reaping saves the dollars until then. A job is ended only when
-its decision says that it will never begin, or when its move is over and this makes the decision.
-Jobs of other ledgers that nobody has decided on are left to their own runs and their leases.
+a cancel or an end. Its lease ends it anyway; reaping saves the dollars until then. A job is ended
+only when its decision says that it will never begin, when its move is over and this makes the
+decision, or when its end was noted before. Jobs of other ledgers that nobody has decided on are
+left to their own runs and their leases.
 """
 
 import re
@@ -114,7 +115,9 @@ def _judge(
         assert attempt is not None
         word = decide(connection.transport, attempt, Word.CLOSED).value  # its move is over
     ref = f"{connection.site.name}:{status.job_id}"
-    if word == Word.OPENED:
+    if word == Word.OPENED and attempt is not None and attempt.ended:
+        why, over = f"its end ({attempt.last_state.value}) was noted, and it came back", True
+    elif word == Word.OPENED:
         why, over = "its gate was opened: it is the run's work; hpcscale cancel ends it", False
     elif word in {Word.CLOSED, Word.EXPIRED}:
         why, over = f"{_BEFORE_ITS_COMMAND} ({word})", True

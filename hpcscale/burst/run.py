@@ -12,21 +12,29 @@ import msgspec
 from hpcscale.burst.audit import AuditLog, audited, data_hash
 from hpcscale.burst.catalog_load import rows_for
 from hpcscale.burst.charges import charges
-from hpcscale.burst.decide import decide
+from hpcscale.burst.elements import make_run
 from hpcscale.burst.expect import Foresee, expect
 from hpcscale.burst.handover import Handover
+from hpcscale.burst.kept import Snapshot, keep, planned
+from hpcscale.burst.meter import check
 from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.offer import candidates, to_foresee, waiting_runs
 from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action, BurstPlan, Decision
 from hpcscale.burst.policy import Dependents, Order, Policy
 from hpcscale.burst.shapes import with_catalog
+from hpcscale.burst.within import as_it_waits
 from hpcscale.connect import Connection, connect
+from hpcscale.cost import estimate
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Ledger
 from hpcscale.observe import observe
+from hpcscale.precheck import cached_facts, fetch_facts
 from hpcscale.settings import state_dir
-from hpcscale.site import Site, load_site
+from hpcscale.site import Site, load_target, split_target
+from hpcscale.slurm.types import SiteFacts
+
+FACTS_AGE_S = 30.0
 
 
 class Connections:
@@ -37,14 +45,18 @@ class Connections:
         self._sites: dict[str, Site] = {}
 
     def site(self, name: str) -> Site:
-        """The site's profile, with the catalog's prices where it names rows."""
+        """The profile of a site, or of a partition ``SITE/PARTITION``.
+
+        With the catalog's prices where it names rows.
+        """
         if name not in self._sites:
-            site = load_site(name).site
+            site = load_target(name)
             self._sites[name] = with_catalog(site, rows_for([site]))
         return self._sites[name]
 
     def __call__(self, name: str) -> Connection:
-        """The connection; raises UnreachableError."""
+        """The connection, a partition's is its site's; raises UnreachableError."""
+        name = split_target(name)[0]
         if name not in self._open:
             self._open[name] = audited(connect(self.site(name)), AuditLog())
         return self._open[name]
@@ -92,13 +104,24 @@ def make_plan(
         NotFoundError: the policy names an unknown site.
         UnreachableError: the origin gave no answer.
     """
+    plan = look(ledger, policy, connections, foresee).plan
+    assert plan is not None
+    return plan
+
+
+def look(
+    ledger: Ledger, policy: Policy, connections: Connections, foresee: Foresee = expect
+) -> Snapshot:
+    """Fresh facts with the plan that follows from them; raises as ``make_plan``."""
     everyone = policy.dependents is Dependents.REFUSE  # anybody's job may keep one here then
     targets = {name: connections.site(name) for name in policy.to}
     origin = connections(policy.from_site)
     waiting = waiting_runs(ledger, policy.from_site)
     now = origin.clock.now()
     if not waiting:
-        return BurstPlan(now=now, from_site=policy.from_site, policy=policy.source)
+        nothing = BurstPlan(now=now, from_site=policy.from_site, policy=policy.source)
+        return Snapshot(now=now, policy=policy, jobs=(), plan=nothing)
+    within = any(split_target(name)[1] for name in policy.to)
     answer, moves = origin.client.jobs(), Moves(ledger).latest()
     foresight = foresee(origin, policy, to_foresee(waiting, answer, moves))
     found = candidates(
@@ -112,10 +135,23 @@ def make_plan(
         forecast=foresight.forecast,
         catalog=rows_for(targets.values()),
         now=now,
+        facts=_facts(origin) if within else None,
     )
-    spent = charges(ledger) if policy.budgets else ()
-    pending = foresight.forecast.pending
-    return decide(found, policy, now, spent, replan=foresight.replan, pending=pending)
+    seen = Snapshot(
+        now=now,
+        policy=policy,
+        jobs=tuple(found),
+        charges=tuple(charges(ledger)) if policy.budgets else (),
+        pending=foresight.forecast.pending,
+        coverage=foresight.forecast.coverage,
+    )
+    return planned(seen, foresight.replan)
+
+
+def _facts(origin: Connection) -> SiteFacts:
+    """What the controller says of its partitions: `burst run --for` does not ask at each tick."""
+    known = cached_facts(origin.site, max_age_s=FACTS_AGE_S)
+    return known or fetch_facts(origin.site, origin.client)
 
 
 def tick(
@@ -137,6 +173,7 @@ def tick(
     for site, why in observe(ledger, connections, moved).failed.items():
         done.problems.append(f"{site} gave no answer: {why}")
     for move in under_way:
+        _check_cost(ledger, move, policy, connections, done)
         _advance(handover, move, done)
     try:
         handover.watch()
@@ -147,15 +184,19 @@ def tick(
     except HpcscaleError as exc:
         done.problems.append(f"fences left behind: {exc}")
     try:
-        done.plan = make_plan(ledger, policy, connections, foresee)
+        seen = look(ledger, policy, connections, foresee)
+        done.plan = seen.plan
     except HpcscaleError as exc:
         if not exc.transient:
             raise
         done.problems.append(f"nothing new is decided: {exc}")
         return done
+    assert done.plan is not None
+    kept = keep(seen)  # before anything is done
     _note_refusals(ledger, done.plan)
     for decision in done.plan.moves:
-        begun = begin(ledger, handover.moves, policy, decision, done.plan)
+        target = connections.site(decision.to or "")
+        begun = begin(handover.moves, policy, decision, done.plan, target, kept=kept or "")
         if begun is not None:
             say(f"{begun.run_id} ({begun.name}) moves to {begun.to_site}: {decision.reason}")
             done.begun.append(begun)
@@ -164,15 +205,38 @@ def tick(
 
 
 def begin(
-    ledger: Ledger, moves: Moves, policy: Policy, decision: Decision, plan: BurstPlan
+    moves: Moves,
+    policy: Policy,
+    decision: Decision,
+    plan: BurstPlan,
+    target: Site,
+    *,
+    kept: str = "",
 ) -> Move | None:
-    """Record the decision and its move; None when the run is on its way already."""
+    """Record the decision and its move; None when the run is on its way already.
+
+    Args:
+        moves: of the ledger where the decision is recorded.
+        policy: that was followed.
+        decision: to move.
+        plan: that it is of.
+        target: profile of where it goes.
+        kept: hash of the snapshot that it was made of.
+    """
     assert decision.to is not None
-    origin = ledger.find(decision.ref)
+    ledger = moves.ledger
+    found = ledger.resolve(decision.ref)
+    if found.task is not None:
+        make_run(ledger, found.run, found.task)
+    same_job = split_target(decision.to)[1] is not None
+    step = Step.FENCING if policy.order is Order.FENCE_FIRST else Step.SUBMITTING
+    spec = as_it_waits(ledger.run(decision.run_id).spec, None, target.default_partition or "")
+    terms = estimate(spec, target) if same_job else None
     data = {
         "policy": msgspec.to_builtins(policy),
         "decision": msgspec.to_builtins(decision),
         "now": plan.now.isoformat(),
+        "snapshot": kept,
     }
     _audit("decide to move", decision, data)
     return moves.begin(
@@ -181,12 +245,16 @@ def begin(
             name=decision.name,
             from_site=policy.from_site,
             to_site=decision.to,
+            origin=found.attempt.submission_id,
+            task=found.task,
             partition=decision.partition,
-            origin=origin.submission_id,
             rule=decision.rule.value if decision.rule else "",
             reason=decision.reason,
             order=policy.order,
-            step=Step.FENCING if policy.order is Order.FENCE_FIRST else Step.SUBMITTING,
+            step=Step.SHIFTING if same_job else step,
+            same_job=same_job,
+            gpus=terms.gpus if terms else 0,
+            gpu_hour_usd=terms.gpu_hour_usd if terms else None,
             estimate_usd=decision.cost_usd,
             reserved_usd=decision.worst_usd,
             boot_timeout_s=decision.boot_timeout_s or 1800,
@@ -198,17 +266,31 @@ def begin(
     )
 
 
+def _check_cost(
+    ledger: Ledger, move: Move, policy: Policy, connections: Connections, done: Tick
+) -> None:
+    if move.step is not Step.MOVED:
+        return
+    try:
+        said = check(ledger, move, connections(move.to_site), policy)
+    except HpcscaleError as exc:
+        said = f"{move.run_id}: its cost is not known: {exc}"
+    if said:
+        done.problems.append(said)
+
+
 def _note_refusals(ledger: Ledger, plan: BurstPlan) -> None:
     """Write down which jobs may not move, once for each reason."""
     for decision in plan.decisions:
         if decision.action is not Action.REFUSE:
             continue
-        said = ledger.events(decision.run_id, "move.refused")
+        run_id = ledger.find(decision.ref).run_id  # an element's own run is made when it moves
+        said = ledger.events(run_id, "move.refused")
         if said and said[-1].data.get("reason") == decision.reason:
             continue
         data = {"decision": msgspec.to_builtins(decision), "now": plan.now.isoformat()}
         _audit("refuse", decision, data)
-        ledger.event(decision.run_id, "move.refused", {"reason": decision.reason})
+        ledger.event(run_id, "move.refused", {"reason": decision.reason})
 
 
 def _audit(act: str, decision: Decision, data: dict[str, object]) -> None:
@@ -219,6 +301,7 @@ def _audit(act: str, decision: Decision, data: dict[str, object]) -> None:
         to=decision.to or "",
         reason=decision.reason,
         decision=data_hash(data),
+        snapshot=str(data.get("snapshot", "")),
     )
 
 

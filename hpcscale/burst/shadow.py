@@ -30,6 +30,7 @@ class WouldHave(msgspec.Struct, frozen=True, kw_only=True):
         deadlines: runs with a deadline whose end is known.
         met: of them, that would have met it.
         met_without: of them, that met it as things went, without any move.
+        bounds_held: share of the forecasts' 90 % bounds that held; None: too few have come true.
     """
 
     since: dt.datetime | None = None
@@ -40,6 +41,7 @@ class WouldHave(msgspec.Struct, frozen=True, kw_only=True):
     deadlines: int = 0
     met: int = 0
     met_without: int = 0
+    bounds_held: float | None = None
 
     @property
     def sentence(self) -> str:
@@ -49,10 +51,13 @@ class WouldHave(msgspec.Struct, frozen=True, kw_only=True):
         money = f"${self.usd:,.2f}"
         if self.unknown_costs:
             money += f" and {self.unknown_costs} moves of unknown cost"
+        bounds = "too few forecasts have come true to say how many of the 90 % bounds hold"
+        if self.bounds_held is not None:
+            bounds = f"the 90 % bounds held {self.bounds_held:.0%}"
         return (
             f"since {self.since:%Y-%m-%d}: would have moved {self.moves} of {self.runs} jobs and "
             f"spent {money}; would have met {self.met} of {self.deadlines} deadlines, "
-            f"and {self.met_without} were met without"
+            f"and {self.met_without} were met without; {bounds}"
         )
 
 
@@ -84,8 +89,8 @@ def remember(ledger: Ledger, plan: BurstPlan, policy: Policy, site: Callable[[st
     return new
 
 
-def would_have(ledger: Ledger) -> WouldHave:
-    """Add up what was recorded, with how the runs really ended."""
+def would_have(ledger: Ledger, bounds_held: float | None = None) -> WouldHave:
+    """Add up what was recorded, with how the runs really ended, and how the forecasts did."""
     first_move: dict[str, dict[str, object]] = {}
     seen: set[str] = set()
     since: dt.datetime | None = None
@@ -96,8 +101,8 @@ def would_have(ledger: Ledger) -> WouldHave:
             first_move.setdefault(run_id, data)
     costs = [data["cost_usd"] for data in first_move.values()]
     deadlines = met = met_without = 0
-    for run_id in seen:
-        run = ledger.run(run_id)
+    for run in ledger.runs(seen):  # an element has a run once it really moves
+        run_id = run.run_id
         if run.deadline is None:
             continue
         attempts = ledger.attempts(run_id)
@@ -121,6 +126,7 @@ def would_have(ledger: Ledger) -> WouldHave:
         deadlines=deadlines,
         met=met,
         met_without=met_without,
+        bounds_held=bounds_held,
     )
 
 

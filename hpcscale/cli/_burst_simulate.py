@@ -7,6 +7,7 @@ import click
 from hpcscale.cli._output import emit_json, emit_table, json_option, notice
 
 if TYPE_CHECKING:
+    from hpcscale.history.reading import Reading
     from hpcscale.simulate.compare import Comparison
     from hpcscale.simulate.overflow import Cluster, Rules
 
@@ -19,7 +20,8 @@ DEFAULT_POLICIES = ("no-wait", "constant-wait", "compute-wait", "value")
     required=True,
     metavar="FILE",
     type=click.Path(),
-    help="SWF, sacct -P, Philly's CSV or Starburst's CSV; packed by gzip or not.",
+    help="SWF, sacct -P, Philly's CSV or Starburst's CSV; packed by gzip or not. live:90d asks "
+    "the accounting of --site.",
 )
 @click.option(
     "--policy",
@@ -84,18 +86,18 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
 ) -> None:
     """Replay a history on a cluster with a cloud behind it, under several policies.
 
-    Nothing is asked of Slurm and nothing is moved. The same seed gives the same figures.
+    Nothing is asked of Slurm (but of its accounting, for live:90d) and nothing is moved. The same
+    seed gives the same figures.
     """
     from pathlib import Path
 
     from hpcscale.cli._progress import progress
     from hpcscale.errors import UsageError
-    from hpcscale.history.read import read_history
     from hpcscale.simulate.compare import RUNS, compare
     from hpcscale.simulate.overflow import Expect, instance_of
 
     cluster, boot_h = _cluster(site, cloud, nodes, gpus_per_node, cloud_gpu_hour_usd)
-    reading = read_history(Path(history), gpus_per_node=cluster.gpus_per_node)
+    reading = _history(history, site, cluster.gpus_per_node)
     instance = instance_of(reading.workload, cluster, deadlines=deadlines, seed=seed)
     wanted = list(dict.fromkeys(policies or DEFAULT_POLICIES))
     if equal_wait is not None and equal_wait not in wanted:
@@ -140,6 +142,29 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
     _print(made, data)
     if html is not None:
         notice(f"report: {html}")
+
+
+def _history(history: str, site: str | None, gpus_per_node: int) -> "Reading":
+    from pathlib import Path
+
+    from hpcscale.errors import UsageError
+    from hpcscale.history.read import read_history
+
+    if not history.startswith("live:"):
+        return read_history(Path(history), gpus_per_node=gpus_per_node)
+    from hpcscale.connect import connect
+    from hpcscale.outlook.past import past
+    from hpcscale.site import load_site
+    from hpcscale.units import parse_duration_s
+
+    if site is None:
+        raise UsageError(f"--history {history} asks a site's accounting", hint="--site SITE")
+    try:
+        since_s = parse_duration_s(history.removeprefix("live:")) or 0
+    except ValueError as exc:
+        raise UsageError(str(exc), where="--history", hint="live:90d") from exc
+    with connect(load_site(site).site) as connection:
+        return past(connection, since_s, gpus_per_node=gpus_per_node)
 
 
 def _cluster(

@@ -14,8 +14,15 @@ if TYPE_CHECKING:
 
 @click.command("forecast", cls=JobCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @job_options
+@click.option(
+    "--apply",
+    "lever",
+    type=click.Choice(["time", "time-min", "partition", "nodes"]),
+    help="Change the waiting job as the forecast offers; asks first.",
+)
+@click.option("--yes", is_flag=True, help="With --apply: do not ask.")
 @json_option
-def command(job: JobArguments, as_json: bool) -> None:
+def command(job: JobArguments, lever: str | None, yes: bool, as_json: bool) -> None:
     """When will a job start: of one that waits, or of one not submitted yet.
 
     \b
@@ -26,11 +33,15 @@ def command(job: JobArguments, as_json: bool) -> None:
     A job not submitted yet is asked about at its site and at every site that takes bursts; --site
     asks one alone. p50 is the plan of the queue with learned runtimes; nine of ten jobs start
     before p90, once enough forecasts have come true to calibrate it. Below it: changes of the
-    request that cost nothing and start it sooner. Changes nothing.
+    request that cost nothing and start it sooner. Changes nothing, but for --apply: a shorter limit
+    only where a checkpoint verifies already.
     """  # noqa: D301  # click's mark for text that is not rewrapped
     from hpcscale.extras import require
 
     require("forecast", "a forecast")
+    if lever is not None:
+        _apply(job, lever, yes=yes, as_json=as_json)
+        return
     found = _of_job(job.source, job) if _names_a_job(job.source) else _of_spec(job)
     if as_json:
         emit_json([_plain(forecast) for forecast in found])
@@ -46,6 +57,41 @@ def command(job: JobArguments, as_json: bool) -> None:
     )  # fmt: skip
     for forecast in found:
         _explain(forecast)
+
+
+def _apply(job: JobArguments, name: str, *, yes: bool, as_json: bool) -> None:
+    import msgspec
+
+    from hpcscale.connect import connect
+    from hpcscale.errors import NotFoundError, UsageError
+    from hpcscale.ledger import Ledger, ledger_path
+    from hpcscale.outlook.answer import forecast_job
+    from hpcscale.site import load_site
+    from hpcscale.squeeze import apply, choose
+
+    if not _names_a_job(job.source) or job.source is None:
+        raise UsageError("--apply changes a job that waits", hint="hpcscale forecast JOB --apply …")
+    if not ledger_path().exists():
+        raise NotFoundError(f"{job.source} was not submitted by hpcscale", hint="scontrol update")
+    with Ledger.open(create=False) as ledger:
+        attempt = ledger.resolve(job.source).attempt
+        with connect(load_site(attempt.site).site) as connection:
+            lever = choose(forecast_job(connection, str(attempt.job_id)), name)
+            text = f"{attempt.ref}: {name} {lever.value}, start {_when(lever.start_s)}"
+            if not yes and not _agreed(text):
+                raise UsageError("nothing was changed: it was not agreed to", hint="--yes")
+            done = apply(ledger, connection, attempt, lever, name)
+    if as_json:
+        emit_json(msgspec.to_builtins(done))
+        return
+    before = f" (it was {done.before})" if done.before else ""
+    click.echo(f"{done.job}: {done.field}={done.after}{before}")
+
+
+def _agreed(text: str) -> bool:
+    import sys
+
+    return sys.stdin.isatty() and click.confirm(f"{text}?", err=True)
 
 
 def _names_a_job(source: str | None) -> bool:

@@ -90,6 +90,11 @@ def _show(lab: "Lab", *, as_json: bool) -> None:
     "--grace-time", default=0, show_default=True, metavar="S", help="GraceTime of partition spot."
 )
 @click.option(
+    "--cloud-partition",
+    is_flag=True,
+    help="lab-onprem has a partition `cloud` of nodes that boot on demand: lab-onprem/cloud.",
+)
+@click.option(
     "--cover",
     multiple=True,
     type=click.Path(),
@@ -108,6 +113,7 @@ def up(  # noqa: PLR0917  # click passes them by keyword
     boot_delay: float,
     suspend_time: int,
     grace_time: int,
+    cloud_partition: bool,
     cover: tuple[str, ...],
     no_isolation: bool,
     as_json: bool,
@@ -129,6 +135,7 @@ def up(  # noqa: PLR0917  # click passes them by keyword
             boot_delay_s=boot_delay,
             suspend_time_s=suspend_time,
             grace_time_s=grace_time,
+            cloud_partition=cloud_partition,
             isolate=not no_isolation,
             cover=tuple(Path(each) for each in cover),
         ),

@@ -98,35 +98,27 @@ def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
 
     if spec.burst.mode is BurstMode.NEVER:
         return []
+    from msgspec.structs import replace
+
     from hpcscale.cost import estimate
     from hpcscale.errors import BurstRefusedError
-    from hpcscale.render import burst_blockers
-    from hpcscale.site import load_site, site_names
 
-    notes: list[str] = []
     cloud: list[tuple[str, int]] = []
     free = 0
-    for name in site_names():
-        if name == site.name:
-            continue
-        try:
-            target = load_site(name).site
-        except HpcscaleError as exc:
-            notes.append(f"{name} is left out: {exc}")
-            continue
-        if not target.burst.target:
-            continue
-        blockers = burst_blockers(spec, target)
-        cost = estimate(spec, target)
+    targets, notes = _burst_targets(spec, site)
+    for target, found, staging_s in targets:
+        # partition, account and QOS are the site's own words
+        cost = estimate(replace(spec, partition=None), target)
         most = spec.burst.max_cost_usd
+        blockers = found
         if most is not None and cost.usd is not None and cost.usd > most:
             blockers = [*blockers, f"it may cost ${cost.usd} there, over --max-cost ${most}"]
         if blockers:
-            notes.append(f"cannot burst to {name}: {'; '.join(blockers)}")
+            notes.append(f"cannot burst to {target.name}: {'; '.join(blockers)}")
         else:
             free += 1
-            cloud.append((name, target.burst.boot_allowance_s + target.burst.staging_s))
-            notes.append(f"may burst to {name}, expected cost {cost}")
+            cloud.append((target.name, target.burst.boot_allowance_s + staging_s))
+            notes.append(f"may burst to {target.name}, expected cost {cost}")
     if not free and not notes:
         notes.append("no other site is a burst target (burst.target in a profile)")
     if not free and spec.burst.mode is BurstMode.ONLY:
@@ -150,6 +142,44 @@ def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
         )
         notes += [note] if note else []
     return notes
+
+
+def _burst_targets(
+    spec: "JobSpec", site: "Site"
+) -> "tuple[list[tuple[Site, list[str], int]], list[str]]":
+    """Where jobs of this site may go: the profile, what is in the way, seconds for copying.
+
+    And why profiles could not be read.
+    """
+    import datetime as dt
+
+    from msgspec.structs import replace
+
+    from hpcscale.burst.catalog_load import rows_for
+    from hpcscale.burst.shapes import as_rented
+    from hpcscale.render import burst_blockers, partition_blockers
+    from hpcscale.site import load_site, site_names
+
+    today = dt.datetime.now(dt.UTC).date()
+    found = []
+    notes = []
+    for name in site.burst_partitions:
+        if name not in (spec.partition or site.default_partition or "").split(","):
+            other = site.in_partition(name)
+            found.append((other, partition_blockers(spec, site, other), 0))
+    for name in site_names():
+        if name == site.name:
+            continue
+        try:
+            target = load_site(name).site
+        except HpcscaleError as exc:
+            notes.append(f"{name} is left out: {exc}")
+            continue
+        if target.burst.target:
+            anywhere = replace(spec, partition=None)  # the origin's word
+            there, small = as_rented(anywhere, target, rows_for([target]), today)
+            found.append((there, [*burst_blockers(spec, there), *small], there.burst.staging_s))
+    return found, notes
 
 
 def _dry_run(

@@ -15,7 +15,7 @@ from hpcscale.forecast.naive import planning_order
 from hpcscale.forecast.problem import NEVER, Ints, Problem
 
 _UNIT_CLASSES, _TIME_CLASSES = 64, 512  # most that hints are kept for
-_WORTH_COMPILING = 20_000  # jobs; below, Python takes less than numba does to load
+_WORTH_COMPILING = 8_000  # jobs; below, two plans in Python take less than numba does to load
 _HINTED_FROM = 16  # demands on a resource below which its hints cost more than they save
 
 

@@ -58,6 +58,12 @@ def never_boots(nodes: list[str], faults: Any) -> set[str]:
     return set(nodes) & set(wanted)
 
 
+def slow(node: str, faults: Any) -> float:
+    """By how many seconds a node's boot is slowed down now."""
+    named = faults.get("slow_boot_nodes")
+    return float(faults.get("slow_boot_s", 0)) if not named or node in named else 0.0
+
+
 @contextlib.contextmanager
 def switch(config: Any, node: str) -> Iterator[Path]:
     """The node's power switch, held: its file says when it was last switched off (monotonic)."""
@@ -89,14 +95,15 @@ def resume(config: Any, nodes: list[str], asked: float) -> None:
     """Boot the nodes of one request, which came at ``asked`` (monotonic)."""
     faults = read("faults.json")
     dead = never_boots(nodes, faults)
-    slow = float(faults.get("slow_boot_s", 0))
-    slow_nodes = set(faults.get("slow_boot_nodes") or nodes)
-    delay = {n: config["boot_delay_s"] + (slow if n in slow_nodes else 0) for n in nodes}
-    for node in sorted(nodes, key=lambda n: delay[n]):
+    slowness = {node: slow(node, faults) for node in nodes}
+    for node in sorted(nodes, key=lambda n: slowness[n]):
         if node in dead:
             say(f"{node} does not boot (lab fault no-boot)")
             continue
-        time.sleep(max(0.0, asked + delay[node] - time.monotonic()))
+        ready = asked + config["boot_delay_s"]
+        # read again: it boots at once when the fault ends
+        while (left := ready + slow(node, read("faults.json")) - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
         boot(config, node, asked)
 
 

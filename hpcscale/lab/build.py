@@ -18,6 +18,7 @@ from hpcscale.lab.model import (
     LabOptions,
     LabState,
     SiteState,
+    burst_names,
     node_names,
 )
 from hpcscale.lab.process import SYSTEM_PATH, find, run
@@ -39,7 +40,7 @@ def choose_ports(options: LabOptions) -> tuple[dict[str, dict[str, int]], int, s
     Raises:
         LabError: no block is free.
     """
-    needed = 2 * options.nodes + 8
+    needed = (3 if options.cloud_partition else 2) * options.nodes + 8
     size = -(-needed // PORT_BLOCK) * PORT_BLOCK
     blocks = list(range(PORT_LOW, PORT_HIGH - size, PORT_BLOCK))
     random.SystemRandom().shuffle(blocks)
@@ -59,6 +60,8 @@ def choose_ports(options: LabOptions) -> tuple[dict[str, dict[str, int]], int, s
             ONPREM: {"slurmctld": first, "slurmd": first + 8},
             CLOUD: {"slurmctld": first + 1, "slurmd": first + 8 + n, "sshd": first + 2},
         }
+        if options.cloud_partition:
+            ports[ONPREM]["slurmd_burst"] = first + 8 + 2 * n
         if options.accounting:
             ports[ONPREM]["slurmdbd"] = first + 3
             if options.one_slurmdbd:
@@ -149,7 +152,10 @@ def write_configs(state: LabState, options: LabOptions, host_name: str) -> None:
                 (paths.etc / file).write_text(content)
         _write_program("_taskprolog.sh", paths.etc / "task-prolog")
         if name == CLOUD:
-            _write_cloud(state, site, options, text)
+            _write_cloud(state, site, text)
+            _write_power(state, site, options, node_names(CLOUD, options.nodes))
+        elif options.cloud_partition:
+            _write_power(state, site, options, burst_names(options.nodes))
 
 
 def _write_program(source: str, program: Path) -> None:
@@ -157,9 +163,7 @@ def _write_program(source: str, program: Path) -> None:
     program.chmod(0o755)
 
 
-def _write_cloud(
-    state: LabState, site: SiteState, options: LabOptions, text: config.SiteConfig
-) -> None:
+def _write_cloud(state: LabState, site: SiteState, text: config.SiteConfig) -> None:
     paths = state.paths(CLOUD)
     scontrol = find("scontrol") or "scontrol"
     path_env = f"{Path(scontrol).parent}:{SYSTEM_PATH}"
@@ -167,19 +171,23 @@ def _write_cloud(
     (paths.etc / "sshd_config").write_text(
         config.sshd_config(text, path_env, Path(sftp) if sftp else None)
     )
-    for source, name in (("_login.sh", "login"), ("_prolog.sh", "prolog-slurmctld")):
-        _write_program(source, paths.etc / name)
+    _write_program("_login.sh", paths.etc / "login")
     (paths.run / "ssh-cut").mkdir()
     public = (paths.etc / "ssh_host_ed25519_key.pub").read_text().split()
     known = state.directory / "ssh" / "known_hosts"
     known.write_text(f"[127.0.0.1]:{site.ports['sshd']} {public[0]} {public[1]}\n")
 
+
+def _write_power(state: LabState, site: SiteState, options: LabOptions, nodes: list[str]) -> None:
+    """What boots these nodes and switches them off."""
+    paths = state.paths(site.name)
+    _write_program("_prolog.sh", paths.etc / "prolog-slurmctld")
     (paths.etc / "power.py").write_text(Path(_power.__file__).read_text())
     (paths.etc / "power.json").write_text(
         json.dumps(
             {
                 "boot_delay_s": options.boot_delay_s,
-                "scontrol": scontrol,
+                "scontrol": find("scontrol") or "scontrol",
                 "slurmd": find("slurmd"),
                 "slurm_conf": str(paths.slurm_conf),
                 "run": str(paths.run),
@@ -189,7 +197,7 @@ def _write_cloud(
                         *namespace.tend_argv(paths, site),
                         *namespace.node_argv(paths, site, node),
                     ]
-                    for node in node_names(CLOUD, options.nodes)
+                    for node in nodes
                 },
             },
             indent=1,

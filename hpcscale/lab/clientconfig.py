@@ -50,8 +50,28 @@ def write_overlays(state: LabState) -> None:
         text = _toml(top) + "\n[transport]\n" + _toml(transports[name])
         for partition in ("gpu", "spot", "urgent") if name == ONPREM else ("gpu",):
             text += f"\n[partitions.{partition}]\n" + _toml(shape)
+        if name == ONPREM and options.cloud_partition:
+            text += _cloud_partition(shape, str(scratch / "cloud"))
         text += "\n[software.lab-python]\n" + _toml({"venv": str(state.software)})
         (sites / f"{name}.toml").write_text(text)
+
+
+def _cloud_partition(shape: dict[str, str | int | list[str]], scratch: str) -> str:
+    """The profile of lab-onprem's partition ``cloud``: another network, scratch and price."""
+    text = "\n[partitions.cloud]\n" + _toml(
+        shape | {"gpu_type": "h100", "max_time": "7-00:00:00", "note": "Nodes boot on demand."}
+    )
+    text += "gpu_hour_usd = 6.88\n"
+    text += "\n[partitions.cloud.burst]\ntarget = true\n" + _toml(
+        {"boot_allowance_s": 30, "boot_timeout_s": 120}
+    )
+    text += "\n[partitions.cloud.fabric]\n" + _toml({"kind": "cloud-loopback"})
+    text += "\n[partitions.cloud.fabric.env]\n" + _toml(
+        {"GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
+    )
+    text += "\n[partitions.cloud.env]\n" + _toml({"LAB_SCRATCH": scratch})
+    text += "\n[partitions.cloud.data]\n" + _toml({"regions": ["lab-cloud"], "tags": ["public"]})
+    return text
 
 
 def client_env(state: LabState) -> dict[str, str]:

@@ -8,7 +8,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcscale.lab.model import NODE_PREFIX, ONPREM, LabOptions, SitePaths
+from hpcscale.lab.model import (
+    BURST_PREFIX,
+    NODE_PREFIX,
+    ONPREM,
+    LabOptions,
+    SitePaths,
+    burst_names,
+    node_names,
+)
 
 SOCKETS, CORES = 2, 16
 MEMORY_MB = 512_000
@@ -45,6 +53,12 @@ class SiteConfig:
     def all_nodes(self) -> str:
         """The hostlist of all nodes."""
         return f"{self.prefix}[1-{self.options.nodes}]"
+
+    @property
+    def cloud_nodes(self) -> str:
+        """The hostlist of the nodes of its own cloud partition; empty where it has none."""
+        own = self.site == ONPREM and self.options.cloud_partition
+        return f"{BURST_PREFIX}[1-{self.options.nodes}]" if own else ""
 
     def real_s(self, controller_s: float, at_least_real_s: float) -> int:
         """A timeout in the controller's seconds that lasts at least some real seconds.
@@ -136,16 +150,16 @@ def _accounting(config: SiteConfig) -> list[str]:
     ]
 
 
-def _nodes(config: SiteConfig, extra: str) -> list[str]:
+def _nodes(config: SiteConfig, prefix: str, port: int, extra: str) -> list[str]:
     gres = f" Gres=gpu:h100:{config.options.gpus}" if config.options.gpus else ""
     shape = (
         f"CPUs={SOCKETS * CORES} Boards=1 SocketsPerBoard={SOCKETS} CoresPerSocket={CORES} "
-        f"ThreadsPerCore=1 RealMemory={MEMORY_MB}{gres} Feature={config.prefix},h100{extra}"
+        f"ThreadsPerCore=1 RealMemory={MEMORY_MB}{gres} Feature={prefix},h100{extra}"
     )
     return [
-        f"NodeName={config.prefix}{i} "
-        f"NodeHostname={f'{config.prefix}{i}' if config.host_names else config.controller} "
-        f"NodeAddr=127.0.0.1 Port={config.ports['slurmd'] + i - 1} {shape}"
+        f"NodeName={prefix}{i} "
+        f"NodeHostname={f'{prefix}{i}' if config.host_names else config.controller} "
+        f"NodeAddr=127.0.0.1 Port={port + i - 1} {shape}"
         for i in range(1, config.options.nodes + 1)
     ]
 
@@ -153,8 +167,9 @@ def _nodes(config: SiteConfig, extra: str) -> list[str]:
 def _onprem(config: SiteConfig) -> list[str]:
     nodes, grace_s = config.all_nodes, config.options.grace_time_s
     return [
-        "SlurmctldParameters=preempt_send_user_signal",
-        *_nodes(config, ""),
+        "SlurmctldParameters=preempt_send_user_signal"
+        + (",power_save_interval=1" if config.cloud_nodes else ""),
+        *_nodes(config, config.prefix, config.ports["slurmd"], ""),
         "PartitionName=DEFAULT MaxTime=7-0 DefaultTime=60 State=UP OverSubscribe=NO",
         f"PartitionName=gpu Nodes={nodes} Default=YES PriorityTier=10 PreemptMode=OFF",
         f"PartitionName=spot Nodes={nodes} PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace_s}",
@@ -162,17 +177,35 @@ def _onprem(config: SiteConfig) -> list[str]:
         "PreemptType=preempt/partition_prio",
         "PreemptMode=REQUEUE",
         "TopologyPlugin=topology/tree",
+        *(_cloud_partition(config) if config.cloud_nodes else []),
+    ]
+
+
+def _cloud_partition(config: SiteConfig) -> list[str]:
+    return [
+        *_nodes(config, BURST_PREFIX, config.ports["slurmd_burst"], " State=CLOUD"),
+        f"PartitionName=cloud Nodes={config.cloud_nodes} PriorityTier=10 PreemptMode=OFF",
+        *_power(config),
+        # the nodes on the floor stay on
+        f"SuspendExcNodes={config.all_nodes}",
     ]
 
 
 def _cloud(config: SiteConfig) -> list[str]:
+    return [
+        "SlurmctldParameters=preempt_send_user_signal,power_save_interval=1",
+        *_nodes(config, config.prefix, config.ports["slurmd"], " State=CLOUD"),
+        "PartitionName=DEFAULT MaxTime=7-0 DefaultTime=60 State=UP OverSubscribe=NO",
+        f"PartitionName=gpu Nodes={config.all_nodes} Default=YES",
+        *_power(config),
+    ]
+
+
+def _power(config: SiteConfig) -> list[str]:
+    """How nodes are booted and switched off."""
     options = config.options
     resume_timeout_s = options.resume_timeout_s or config.real_s(20, options.boot_delay_s + 10)
     return [
-        "SlurmctldParameters=preempt_send_user_signal,power_save_interval=1",
-        *_nodes(config, " State=CLOUD"),
-        "PartitionName=DEFAULT MaxTime=7-0 DefaultTime=60 State=UP OverSubscribe=NO",
-        f"PartitionName=gpu Nodes={config.all_nodes} Default=YES",
         f"ResumeProgram={config.paths.etc}/resume",
         f"SuspendProgram={config.paths.etc}/suspend",
         f"ResumeFailProgram={config.paths.etc}/resume-fail",
@@ -197,7 +230,8 @@ def gres_conf(config: SiteConfig) -> str:
     files = (
         f"{config.paths.etc}/dev/nvidia[0-{last}]" if last else f"{config.paths.etc}/dev/nvidia0"
     )
-    return f"NodeName={config.all_nodes} Name=gpu Type=h100 File={files}\n"
+    groups = [nodes for nodes in (config.all_nodes, config.cloud_nodes) if nodes]
+    return "".join(f"NodeName={nodes} Name=gpu Type=h100 File={files}\n" for nodes in groups)
 
 
 def topology_conf(config: SiteConfig) -> str:
@@ -210,6 +244,8 @@ def topology_conf(config: SiteConfig) -> str:
     if config.options.nodes > half:
         lines.append(f"SwitchName=leaf2 Nodes={prefix}[{half + 1}-{config.options.nodes}]")
     lines.append(f"SwitchName=spine Switches=leaf[1-{len(lines)}]")
+    if config.cloud_nodes:  # no cable leads there
+        lines.append(f"SwitchName=cloud Nodes={config.cloud_nodes}")
     return "\n".join(lines) + "\n"
 
 
@@ -253,7 +289,10 @@ def cgroup_conf(version: tuple[int, int]) -> str:
 
 def hosts(config: SiteConfig, host_name: str) -> str:
     """/etc/hosts of a site: it knows its own nodes and no others."""
-    names = " ".join(f"{config.prefix}{i}" for i in range(1, config.options.nodes + 1))
+    count = config.options.nodes
+    names = " ".join(
+        [*node_names(config.site, count), *(burst_names(count) if config.cloud_nodes else [])]
+    )
     return (
         "127.0.0.1 localhost\n::1 localhost ip6-localhost\n"
         f"127.0.0.1 {config.controller} {names}\n127.0.0.1 {host_name}\n"

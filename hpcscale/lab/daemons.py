@@ -15,7 +15,16 @@ from pathlib import Path
 from hpcscale.errors import LabError
 from hpcscale.lab import namespace, sshdir
 from hpcscale.lab.faketime import with_faketime
-from hpcscale.lab.model import CLOUD, LabOptions, LabState, SitePaths, SiteState, node_names
+from hpcscale.lab.model import (
+    CLOUD,
+    ONPREM,
+    LabOptions,
+    LabState,
+    SitePaths,
+    SiteState,
+    burst_names,
+    node_names,
+)
 from hpcscale.lab.process import SYSTEM_PATH, find, kill, run, start_time, tail, wait_until
 
 PACKAGES = {
@@ -139,8 +148,16 @@ class Site:
 
     @property
     def nodes(self) -> list[str]:
-        """The names of the site's nodes."""
+        """The names of the site's nodes, without those of a cloud partition beside others."""
         return node_names(self.name, int(self.lab.options["nodes"]))
+
+    @property
+    def booting_nodes(self) -> list[str]:
+        """The names of its nodes that boot when a job wants them."""
+        if self.name == CLOUD:
+            return self.nodes
+        own = self.name == ONPREM and self.lab.options.get("cloud_partition")
+        return burst_names(int(self.lab.options["nodes"])) if own else []
 
     def env(self) -> dict[str, str]:
         """The environment of a login on this site: nothing of the caller's leaks in."""
@@ -352,7 +369,7 @@ class Site:
             [
                 *namespace.node_argv(self.paths, self.state, node),
                 _program("slurmd"),
-                *(["-b"] if booted or self.name == CLOUD else []),
+                *(["-b"] if booted or node in self.booting_nodes else []),
                 "-N",
                 node,
                 "-f",

@@ -36,7 +36,7 @@ CutMode = Literal["after", "before", "hang", "refuse", "normal"]
 
 def _site_of(lab: Lab, node: str) -> Site:
     for site in lab.sites.values():
-        if node in site.nodes:
+        if node in site.nodes or node in site.booting_nodes:
             return site
     known = ", ".join(f"{s.nodes[0]} … {s.nodes[-1]}" for s in lab.sites.values())
     raise LabError(f"no node is called {node!r}", hint=f"one of {known}")
@@ -147,18 +147,21 @@ def _revive(site: Site, node: str) -> None:
 # ---- boots of cloud nodes
 
 
-def _boot_faults(lab: Lab) -> Path:
-    return lab.site(CLOUD).paths.etc / "faults.json"
+def _boot_faults(site: Site) -> Path:
+    return site.paths.etc / "faults.json"
 
 
 def _set_boot_fault(lab: Lab, **changes: Any) -> None:
-    file = _boot_faults(lab)
-    faults = json.loads(file.read_text()) if file.exists() else {}
-    faults.update(changes)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(faults))
-    # slurmctld's programs read it at any moment
-    temporary.replace(file)
+    for site in lab.sites.values():
+        if not site.booting_nodes:
+            continue
+        file = _boot_faults(site)
+        faults = json.loads(file.read_text()) if file.exists() else {}
+        faults.update(changes)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(faults))
+        # slurmctld's programs read it at any moment
+        temporary.replace(file)
 
 
 def no_boot(lab: Lab, which: int | Sequence[str]) -> None:
@@ -168,20 +171,24 @@ def no_boot(lab: Lab, which: int | Sequence[str]) -> None:
         lab: a running lab.
         which: the last k nodes of each request, or nodes by name. 0 ends the fault.
     """
-    cloud = lab.site(CLOUD)
     if isinstance(which, int):
-        if not 0 <= which <= len(cloud.nodes):
-            raise UsageError(f"the lab has {len(cloud.nodes)} cloud nodes, not {which}")
+        most = len(lab.site(CLOUD).nodes)
+        if not 0 <= which <= most:
+            raise UsageError(f"the lab has {most} cloud nodes, not {which}")
         _set_boot_fault(lab, no_boot=which)
         return
+    known = [node for site in lab.sites.values() for node in site.booting_nodes]
     for node in which:
-        if node not in cloud.nodes:
-            raise LabError(f"no cloud node is called {node!r}", hint=", ".join(cloud.nodes))
+        if node not in known:
+            raise LabError(f"no cloud node is called {node!r}", hint=", ".join(known))
     _set_boot_fault(lab, no_boot=list(which))
 
 
 def slow_boot(lab: Lab, seconds: float, nodes: Sequence[str] = ()) -> None:
-    """From now on, nodes boot this many seconds later (all, or those named). 0 ends the fault."""
+    """From now on, nodes boot this many seconds later (all, or those named).
+
+    0 ends the fault, for nodes that boot just now too.
+    """
     if seconds < 0:
         raise UsageError("a boot cannot be faster than its boot delay", hint="seconds >= 0")
     _set_boot_fault(lab, slow_boot_s=seconds, slow_boot_nodes=list(nodes))
@@ -391,7 +398,7 @@ def active(lab: Lab) -> list[dict[str, str]]:
         for path in site.state.full:
             add("disk-full", site, path)
     cloud = lab.site(CLOUD)
-    file = _boot_faults(lab)
+    file = _boot_faults(cloud)
     for key, value in (json.loads(file.read_text()) if file.exists() else {}).items():
         if value and key in {"no_boot", "slow_boot_s"}:
             nodes = value if isinstance(value, list) else [str(value)]
@@ -406,7 +413,8 @@ def active(lab: Lab) -> list[dict[str, str]]:
 
 def clear(lab: Lab) -> None:
     """End every fault; returns when all nodes can be used again."""
-    _boot_faults(lab).unlink(missing_ok=True)
+    for site in lab.sites.values():
+        _boot_faults(site).unlink(missing_ok=True)
     ssh_cut(lab, "normal")
     for site in lab.sites.values():
         if "slurmdbd" in site.state.ports and site.pid_of("slurmdbd") is None:
@@ -426,6 +434,10 @@ def clear(lab: Lab) -> None:
                 node_restart(lab, node)
             elif not registered(states, [node]) and states.get(node, "").startswith("down"):
                 _power_off(site, node) if site.name == CLOUD else _revive(site, node)
+        if site.name != CLOUD:
+            for node in site.booting_nodes:
+                if states.get(node, "").startswith("down"):
+                    _power_off(site, node)
 
 
 def _power_off(site: Site, node: str) -> None:

@@ -12,6 +12,7 @@ ONPREM = "lab-onprem"
 CLOUD = "lab-cloud"
 SITES = (ONPREM, CLOUD)
 NODE_PREFIX = {ONPREM: "onprem", CLOUD: "cloud"}
+BURST_PREFIX = "burst"  # nodes of the on-prem controller's own cloud partition
 # not "hpcscale": a directory of that name in the working directory would be importable
 STATE_DIR = "hpcscale-state"
 STATE_FILE = "lab.json"
@@ -38,6 +39,8 @@ class LabOptions:
         resume_timeout_s: ResumeTimeout (the controller's seconds); default from the boot delay.
         isolate: own namespaces for each site, where the system allows them.
         cover: further directories that the sites must not see.
+        cloud_partition: lab-onprem's controller has a partition ``cloud`` too, of as many nodes
+            that boot when a job wants them.
         extra_conf: lines appended to a site's slurm.conf.
     """
 
@@ -54,6 +57,7 @@ class LabOptions:
     resume_timeout_s: int | None = None
     isolate: bool = True
     cover: tuple[Path, ...] = ()
+    cloud_partition: bool = False
     extra_conf: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -148,8 +152,8 @@ class SiteState:
         namespace: identity of the pid namespace, or of the mount namespace without one.
         pid_ns: every process of the site ends with the keeper.
         user_ns: the site lives in an unprivileged user namespace.
-        ports: ``slurmctld``, ``slurmd`` (the first of a row), ``sshd``, ``slurmdbd``, or
-            ``slurmdbd_there`` where it is the other site's.
+        ports: ``slurmctld``, ``slurmd`` (the first of a row), ``slurmd_burst`` (likewise),
+            ``sshd``, ``slurmdbd``, or ``slurmdbd_there`` where it is the other site's.
         clock_skew_s: offset of the controller's clock, by ``lab fault clock-skew``.
         full: directories made full by ``lab fault disk-full``.
     """
@@ -244,3 +248,8 @@ def default_dir() -> Path:
 def node_names(site: str, count: int) -> list[str]:
     """``onprem1 … onpremN`` or ``cloud1 … cloudN``."""
     return [f"{NODE_PREFIX[site]}{i}" for i in range(1, count + 1)]
+
+
+def burst_names(count: int) -> list[str]:
+    """``burst1 … burstN``: the nodes of lab-onprem's partition ``cloud``."""
+    return [f"{BURST_PREFIX}{i}" for i in range(1, count + 1)]

@@ -3,7 +3,7 @@
 - ``session_labs``: keeps one plain lab for the session (of each xdist worker).
 - ``lab``: that lab, left without jobs and faults after each test, and made anew when a test ended a
   controller: Slurm 22.05 may take nodes for used by a job that was completing at its restart.
-  Cloud nodes that it booted may still be up: what needs them cold wants a lab of its own.
+  Cloud nodes that it booted stay up: what needs them cold wants a lab of its own.
 - ``lab_env``: ``lab``, with the environment of one of its users and an empty ledger.
 - ``lab_factory``: ``lab_factory(nodes=2, fast=10)`` builds a lab for this test alone (0.5 s);
   ``use_lab(lab)`` then does what ``lab_env`` does.
@@ -29,7 +29,9 @@ from hpcscale.lab.model import LabOptions
 from hpcscale.lab.process import tail, wait_until
 
 LAB_FIXTURES = frozenset({"session_labs", "lab", "lab_env", "lab_factory"})
-IDLE_TIMEOUT_S = 30
+IDLE_TIMEOUT_S = 90
+# the session's cloud nodes stay up: none is on its way down when the next test wants it
+WARM_S = 86400
 MAY_SKIP = pytest.StashKey[bool]()
 LABS = pytest.StashKey[list[Lab]]()
 
@@ -111,7 +113,7 @@ class SessionLabs:
     def get(self) -> Lab:
         """The lab; it is started when there is none."""
         if self._lab is None:
-            self._lab = start(self._config, LabOptions())
+            self._lab = start(self._config, LabOptions(suspend_time_s=WARM_S))
             self._controllers = _controllers(self._lab)
         return self._lab
 

@@ -104,9 +104,12 @@ def other_fabric(script: Script) -> Found:
     site = script.site
     if site is None:
         return
+    known = {name for p in site.partitions.values() if p.fabric for name in p.fabric.env}
     for number, name in assigned_variables(script.source):
         if site.fabric.kind == "efa" and name in EFA_LEFTOVERS:
             continue  # HS011 says it better
+        if name in known:
+            continue  # a partition with a network of its own
         line = script.source.line(number).strip()
         if reason := site.fabric.forbidden.get(name):
             yield number, f"{name} is not to be set at {site.name}: {reason}", f"remove: {line}"

@@ -77,8 +77,11 @@ def take(connection: Connection) -> Snapshot:
         notes.append(f"reservations are not known: {exc.message}")
     hidden = whole.hidden(facts)
     others = any(job.user != user for job in jobs)
-    # root and operators see all in spite of PrivateData; where others' jobs show, so do we
-    queue_level = Level.OWN if "jobs" in hidden and not others and user != "root" else Level.FULL
+    # root, SlurmUser and operators see all in spite of PrivateData (slurm.conf(5)); where others'
+    # jobs show, so do we
+    slurm_user = facts.config.get("SlurmUser", "").partition("(")[0]
+    sees_all = others or user in {"root", slurm_user}
+    queue_level = Level.OWN if "jobs" in hidden and not sees_all else Level.FULL
     history_level = Level.FULL if facts.has_accounting else Level.ABSENT
     limits: tuple[tuple[str, int], ...] = ()
     if facts.has_accounting:

@@ -57,6 +57,12 @@ class Outlook:
         """Ended jobs behind the runtimes."""
         return self._model.learned_jobs if self._model else 0
 
+    @property
+    def coverage(self) -> float | None:
+        """Share of past bounds that held; None: too few yet."""
+        held = self._track.bound.coverage
+        return held if math.isfinite(held) else None
+
     def starts(self, job_ids: Collection[str], without: Collection[str] = ()) -> dict[str, Start]:
         """Starts of these pending jobs, by id.
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 from hpcscale.errors import InvalidFileError, UsageError
 from hpcscale.render.job import job_context
+from hpcscale.render.partitions import own_site, serves
 from hpcscale.render.places import code_in_place, staged_paths
 from hpcscale.render.templating import fill
 from hpcscale.site import Site
 from hpcscale.spec import CodeId, JobSpec
 
-__all__ = ["Gate", "RenderedJob", "burst_blockers", "render"]
+__all__ = ["Gate", "RenderedJob", "burst_blockers", "partition_blockers", "render", "serves"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ def render(
     """
     notices: list[str] = []
     options: list[str] = []
+    own = site if spec.script is not None else own_site(spec, site)
     if spec.script is not None:
         from hpcscale.render.foreign import foreign_text
 
@@ -100,8 +102,8 @@ def render(
         spec=spec,
         spec_hash=spec.spec_hash(),
         sha256=hashlib.sha256(script.encode()).hexdigest(),
-        staged=staged_paths(spec, site),
-        home=code_in_place(spec, site),
+        staged=staged_paths(spec, own),
+        home=code_in_place(spec, own),
         notices=tuple(notices),
         code=code,
     )
@@ -118,3 +120,18 @@ def burst_blockers(spec: JobSpec, site: Site) -> list[str]:
     from hpcscale.render.burstable import blockers
 
     return blockers(spec, site)
+
+
+def partition_blockers(spec: JobSpec, site: Site, other: Site) -> list[str]:
+    """Reasons why a waiting job cannot be moved into another partition; none: it can.
+
+    Args:
+        spec: the job.
+        site: where it was sent.
+        other: ``site.in_partition(NAME)``.
+    """
+    from hpcscale.render.burstable import partition_blockers as found
+
+    if spec.array is not None:
+        return ["it is an array, whose elements may start in both partitions"]
+    return found(spec, site, other)

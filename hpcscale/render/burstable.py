@@ -5,6 +5,7 @@ from hpcscale.lint.finding import Finding
 from hpcscale.lint.portable import FABRIC_VARIABLE, absolute_paths, site_bound, system_path
 from hpcscale.lint.source import Source
 from hpcscale.render.launch import find_software
+from hpcscale.render.partitions import own_site
 from hpcscale.render.places import container_code, declared, is_below, places
 from hpcscale.sbatch_script import SITE_BOUND
 from hpcscale.site import Site
@@ -49,6 +50,66 @@ def blockers(spec: JobSpec, site: Site) -> list[str]:
             f"--input NAME={path}"
             for path in undeclared_paths(spec, site)
         ]
+    return found
+
+
+def partition_blockers(spec: JobSpec, site: Site, other: Site) -> list[str]:
+    """Reasons why one script cannot serve both; none: it can.
+
+    Args:
+        spec: the job.
+        site: where it was sent.
+        other: the profile of another partition there.
+    """
+    here = own_site(spec, site)
+    if spec.script is not None:
+        return ["a script of one's own has no profile in it"]
+    found: list[str] = []
+    try:
+        mine, theirs = find_software(spec, here), find_software(spec, other)
+    except HpcscaleError as exc:
+        return [str(exc)]
+    images = [s is not None and bool(s.image) for s in (mine, theirs)]
+    if images[0] is not images[1]:
+        found.append(f"software {spec.software!r} is an image in one partition alone")
+    elif images[0] and here.container.runtime is not other.container.runtime:
+        found.append(
+            f"containers are started by {here.container.runtime} here and by "
+            f"{other.container.runtime} there"
+        )
+    found += [
+        f"--env {name}: a fabric variable of another network; {other.name} is {other.fabric.kind}"
+        for name in sorted(spec.env)
+        if FABRIC_VARIABLE.fullmatch(name) and name not in other.fabric.env
+    ]
+    found += [
+        f"the sbatch option --{option} names nodes of other partitions"
+        for option in ("nodelist", "nodefile", "exclude", "reservation", "switches")
+        if option in spec.directives
+    ]
+    found += data_blockers(spec.burst.data, other)
+    found += _unseen(spec, here, other)
+    return found
+
+
+def _unseen(spec: JobSpec, here: Site, other: Site) -> list[str]:
+    """Paths that are used in place, and that the other partition's nodes do not see."""
+    if other.shared_dirs == here.shared_dirs:
+        return []
+    known = places(spec, here)
+    found = [
+        f"{place.local} is used in place, and lies below none of the shared_dirs of {other.name}"
+        for place in known
+        if place.in_place and not is_below(place.local, other.shared_dirs)
+    ]
+    in_image = container_code(spec)
+    texts = [*spec.command, *spec.env.values()]
+    for path in dict.fromkeys(p for text in texts for p in absolute_paths(text)):
+        if system_path(path) or declared(path, known) or is_below(path, other.shared_dirs):
+            continue
+        if in_image and is_below(path, (in_image,)):
+            continue
+        found.append(f"{path} lies below none of the shared_dirs of {other.name}")
     return found
 
 

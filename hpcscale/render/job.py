@@ -7,6 +7,7 @@ from hpcscale import __version__
 from hpcscale.errors import InvalidFileError
 from hpcscale.render.directives import directive_lines, job_directives
 from hpcscale.render.launch import find_software, launch, mounts_word, port_offset
+from hpcscale.render.partitions import by_partition, further, own_site
 from hpcscale.render.places import Place, code_root, places, start_dir
 from hpcscale.render.shell import site_path
 from hpcscale.site import ContainerRuntime, Site, Software
@@ -31,22 +32,30 @@ def job_context(
         notices: gets what the user should know.
         code: which program it starts.
     """
+    others = further(spec, site, notices, _blockers)
+    site = own_site(spec, site)
     context = common_context(spec, site, notices, code)
     software = find_software(spec, site)
     image = software is not None and software.image is not None
-    names = sorted({n for key in ("site_env", "user_env") for n, _ in context[key]})
-    names += [v["name"] for v in context["fabric_env"]] + sorted(spec.secrets)
+    words = software_words(spec, site, software, context["places"])
+    names = {n for key in ("site_env", "user_env") for n, _ in context[key]}
+    names |= {v["name"] for v in context["fabric_env"]} | set(spec.secrets)
+    names |= {n for other in others for n in (*other.env, *other.fabric.env)}
     how = launch(
         spec,
         site,
         context["places"],
         image=image,
-        container_env=sorted({*names} - {"PATH", "LD_LIBRARY_PATH"}),
+        container_env=sorted(names - {"PATH", "LD_LIBRARY_PATH"}),
     )
+    directives = job_directives(spec, site)
+    if others:
+        # else it would begin in the cloud partition as soon as its first node is up (sbatch(1))
+        directives.setdefault("wait-all-nodes", "1")
     context |= {
         "foreign": False,
-        "directives": directive_lines(job_directives(spec, site), options),
-        "software": software_words(spec, site, software, context["places"]),
+        "directives": directive_lines(directives, options),
+        "software": words,
         "rendezvous": how.rendezvous,
         "port_offset": port_offset(site),
         "srun": how.srun,
@@ -55,10 +64,57 @@ def job_context(
         "function": spec.function,
         "code_on_path": code_root(spec) is not None,
     }
+    if others:
+        _profiles(spec, site, others, context, words)
     if options:
         given = " ".join(option.partition("=")[0] for option in options)
         context["header_notes"] += [f"hpcscale gives sbatch besides, exact: {given}"]
     return context
+
+
+def _blockers(spec: JobSpec, site: Site, other: Site) -> list[str]:
+    from hpcscale.render.burstable import partition_blockers  # most jobs need it not
+
+    return partition_blockers(spec, site, other)
+
+
+def _profiles(
+    spec: JobSpec,
+    site: Site,
+    others: list[Site],
+    context: dict[str, Any],
+    software: dict[str, Any] | None,
+) -> None:
+    """Leave in the context what all profiles set, and put the rest below ``profiles``."""
+    bases: list[dict[str, Any]] = [
+        {
+            "env": context["site_env"],
+            "fabric": {"kind": context["fabric_kind"], "env": context["fabric_env"]},
+            "software": software,
+        }
+    ]
+    for other in others:
+        _check_names(other)
+        found = find_software(spec, other)
+        bases.append(
+            {
+                "env": sorted(other.env.items()),
+                "fabric": {"kind": other.fabric.kind, "env": _fabric_env(other)},
+                "software": software_words(spec, other, found, context["places"]),
+            }
+        )
+    common, own = by_partition(bases)
+    fabric = common["fabric"]
+    context |= {
+        "site_env": common["env"],
+        "fabric_env": fabric["env"] if isinstance(fabric, dict) else [],
+        "software": common["software"],
+        "profiles": [
+            mine | {"site": other.name, "partition": other.default_partition}
+            for mine, other in zip(own[1:], others, strict=True)
+        ]
+        + [own[0] | {"site": site.name, "partition": None}],
+    }
 
 
 def common_context(
@@ -102,17 +158,22 @@ def common_context(
         "array": spec.array,
         "checkpoint": checkpoint,
         "site_env": sorted(site.env.items()),
-        "fabric_env": [
-            {
-                "name": name,
-                "value": v.value,
-                "status": "an example: set your own" if v.example else v.status.value,
-            }
-            for name, v in sorted(site.fabric.env.items())
-        ],
+        "fabric_env": _fabric_env(site),
+        "profiles": [],
         "user_env": sorted(spec.env.items()),
         "secrets": sorted(spec.secrets),
     }
+
+
+def _fabric_env(site: Site) -> list[dict[str, str]]:
+    return [
+        {
+            "name": name,
+            "value": v.value,
+            "status": "an example: set your own" if v.example else v.status.value,
+        }
+        for name, v in sorted(site.fabric.env.items())
+    ]
 
 
 def _provenance(code: CodeId | None) -> list[str]:

@@ -12,9 +12,11 @@ from hpcscale.site.load import (
     LAB_SITES,
     LoadedSite,
     load_site,
+    load_target,
     require_host,
     site_dirs,
     site_names,
+    split_target,
     user_file,
 )
 from hpcscale.site.profile import (
@@ -56,9 +58,11 @@ __all__ = [
     "convert_toml",
     "etc_dir",
     "load_site",
+    "load_target",
     "read_toml",
     "require_host",
     "site_dirs",
     "site_names",
+    "split_target",
     "user_file",
 ]

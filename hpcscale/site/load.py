@@ -128,6 +128,34 @@ def user_file(name: str) -> Path:
 LAB_SITES = ("lab-onprem", "lab-cloud")
 
 
+def split_target(name: str) -> tuple[str, str | None]:
+    """``SITE/PARTITION`` or ``SITE``: the site, and the partition or None."""
+    site, slash, partition = name.partition("/")
+    return site, partition if slash else None
+
+
+def load_target(name: str) -> Site:
+    """What jobs may be moved to: a site, or a partition of one as ``SITE/PARTITION``.
+
+    Raises:
+        NotFoundError: no such site, or no such partition in its profile.
+        InvalidFileError: as ``load_site``.
+    """
+    site_name, partition = split_target(name)
+    site = load_site(site_name).site
+    if partition is None:
+        return site
+    if partition not in site.partitions:
+        targets = [f"{site_name}/{name}" for name in site.burst_partitions]
+        raise NotFoundError(
+            f"the profile of {site_name} has no partition {partition!r}",
+            hint=f"one of {', '.join(targets)}"
+            if targets
+            else f"[partitions.{partition}] with burst.target = true in {user_file(site_name)}",
+        )
+    return site.in_partition(partition)
+
+
 def require_host(site: Site) -> None:
     """Refuse to connect to a profile that says not where yet. Rendering needs no such thing.
 
@@ -135,7 +163,7 @@ def require_host(site: Site) -> None:
         UnreachableError: a lab's site, and no lab is running.
         InvalidFileError: no host, with the file and the lines to write.
     """
-    if site.name in LAB_SITES and not site.transport.slurm_conf:
+    if split_target(site.name)[0] in LAB_SITES and not site.transport.slurm_conf:
         raise UnreachableError(
             "no lab is running",
             where=f"site {site.name}",
@@ -174,6 +202,13 @@ def _convert(merged: dict[str, Any], origins: dict[str, str], name: str) -> Site
             hint=f"add [partitions.{site.default_partition}], or name one of these",
         )
     for partition, known in site.partitions.items():
+        if known.burst.target and known.fabric is None:
+            key = f"partitions.{partition}.burst.target"
+            raise InvalidFileError(
+                f"jobs may be moved into partition {partition}, and its fabric is not told",
+                where=with_line(origins[key], key),
+                hint=f'[partitions.{partition}.fabric] with its kind, such as kind = "efa"',
+            )
         try:
             parse_duration_s(known.max_time or "")
         except ValueError as exc:
@@ -211,6 +246,21 @@ def _expand_variables(
 
     Its source, date and mark would otherwise still be those of the value that it replaced.
     """
+    partitions = layer.get("partitions")
+    if isinstance(partitions, dict):
+        filled_in = {
+            name: _expand_fabric(table, f"partitions.{name}.", origin, origins)
+            if isinstance(table, dict)
+            else table
+            for name, table in partitions.items()
+        }
+        layer = layer | {"partitions": filled_in}
+    return _expand_fabric(layer, "", origin, origins)
+
+
+def _expand_fabric(
+    layer: dict[str, Any], at: str, origin: str, origins: Mapping[str, str]
+) -> dict[str, Any]:
     fabric = layer.get("fabric")
     variables = fabric.get("env") if isinstance(fabric, dict) else None
     if not isinstance(fabric, dict) or not isinstance(variables, dict):
@@ -218,7 +268,7 @@ def _expand_variables(
     filled: dict[str, Any] = {}
     for name, given in variables.items():
         short = {"value": given} if isinstance(given, str) else given
-        replaces = f"fabric.env.{name}.value" in origins or isinstance(given, str)
+        replaces = f"{at}fabric.env.{name}.value" in origins or isinstance(given, str)
         if replaces and isinstance(short, dict) and "value" in short:
             own = {
                 "source": origin,

@@ -58,41 +58,6 @@ class TransportConfig(_Frozen, frozen=True, kw_only=True):
     connect_timeout_s: float = 10.0
 
 
-class Partition(_Frozen, frozen=True, kw_only=True):
-    """What the profile knows of a partition; the live controller's word wins in ``site check``.
-
-    Attributes:
-        nodes: how many it has.
-        gpus_per_node: when it differs from the site's.
-        gpu_type: as in GRES, such as ``h100``.
-        cpus_per_node: as Slurm counts them.
-        mem_gb_per_node: memory that jobs can have of a node.
-        max_time: longest time limit, a Slurm duration; left out when unlimited or unknown.
-        max_nodes: most nodes of one job; left out when unlimited or unknown.
-        features: what ``--constraint`` may name here.
-        default: the controller's own default partition.
-        preemptible: its jobs may be stopped for others.
-        gpu_hour_usd: price of a GPU-hour here when it differs from the site's.
-        offer: row of the catalog whose instances its nodes are, such as
-            ``aws/us-east-1/p5.48xlarge``; price, boot and interruption rate are the row's then.
-        note: for people.
-    """
-
-    nodes: int | None = None
-    gpus_per_node: int | None = None
-    gpu_type: str | None = None
-    cpus_per_node: int | None = None
-    mem_gb_per_node: float | None = None
-    max_time: str | None = None
-    max_nodes: int | None = None
-    features: tuple[str, ...] = ()
-    default: bool = False
-    preemptible: bool = False
-    gpu_hour_usd: Decimal | None = None
-    offer: str | None = None
-    note: str | None = None
-
-
 class Evidence(enum.StrEnum):
     """How a fabric variable is known."""
 
@@ -218,6 +183,66 @@ class Software(_Frozen, frozen=True, kw_only=True):
     note: str | None = None
 
 
+class Partition(_Frozen, frozen=True, kw_only=True):
+    """What the profile knows of a partition; the live controller's word wins in ``site check``.
+
+    A partition whose nodes are other nodes (a cloud partition of the same controller) says below
+    what differs for jobs there; everything else is the site's. With ``burst.target`` jobs that
+    wait in other partitions may be moved into it: a burst policy names it ``SITE/PARTITION``.
+
+    Attributes:
+        nodes: how many it has.
+        gpus_per_node: when it differs from the site's.
+        gpu_type: as in GRES, such as ``h100``.
+        cpus_per_node: as Slurm counts them.
+        mem_gb_per_node: memory that jobs can have of a node.
+        max_time: longest time limit, a Slurm duration; left out when unlimited or unknown.
+        max_nodes: most nodes of one job; left out when unlimited or unknown.
+        features: what ``--constraint`` may name here.
+        default: the controller's own default partition.
+        preemptible: its jobs may be stopped for others.
+        gpu_hour_usd: price of a GPU-hour here when it differs from the site's; of a burst target
+            it must be said, else it is unknown.
+        offer: row of the catalog whose instances its nodes are, such as
+            ``aws/us-east-1/p5.48xlarge``; price, boot and interruption rate are the row's then.
+        shared_dirs: when its nodes see fewer of the site's ``shared_dirs``. They must see the
+            site's ``state_dir``.
+        fabric: its own network; needed of a burst target.
+        env: exported besides the site's own, and stronger: its scratch directories.
+        container: what containers need of the host, when it differs.
+        software: named environments that are provided in another way here.
+        data: where data would be; of a burst target that says nothing: nowhere.
+        burst: whether jobs may be moved here, and what to expect of nodes that must first boot.
+        note: for people.
+    """
+
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    gpu_type: str | None = None
+    cpus_per_node: int | None = None
+    mem_gb_per_node: float | None = None
+    max_time: str | None = None
+    max_nodes: int | None = None
+    features: tuple[str, ...] = ()
+    default: bool = False
+    preemptible: bool = False
+    gpu_hour_usd: Decimal | None = None
+    offer: str | None = None
+    shared_dirs: tuple[str, ...] | None = None
+    fabric: Fabric | None = None
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    container: Container | None = None
+    software: dict[str, Software] = msgspec.field(default_factory=dict)
+    data: DataRules | None = None
+    burst: BurstTarget = BurstTarget()
+    note: str | None = None
+
+    @property
+    def own_profile(self) -> bool:
+        """Whether jobs here need other lines in their scripts than elsewhere on the site."""
+        return bool(self.burst.target or self.fabric or self.env or self.container or self.software)
+
+
 class Launch(_Frozen, frozen=True, kw_only=True):
     """Options that the site's nodes want on every srun line.
 
@@ -285,7 +310,8 @@ class Site(_Frozen, frozen=True, kw_only=True):
         """Dollars for a GPU-hour; None when unknown (a price of 0 is unknown)."""
         known = self.partitions.get(partition or "")
         price = known.gpu_hour_usd if known else None
-        if price is None and self.price is not None:
+        rented = known is not None and known.burst.target  # what the floor costs says nothing
+        if price is None and self.price is not None and not rented:
             price = self.price.gpu_hour_usd
         return price or None
 
@@ -295,3 +321,37 @@ class Site(_Frozen, frozen=True, kw_only=True):
         if known is not None and known.gpus_per_node is not None:
             return known.gpus_per_node
         return self.gpus_per_node
+
+    @property
+    def burst_partitions(self) -> tuple[str, ...]:
+        """Partitions that jobs of the others may be moved into."""
+        return tuple(name for name, known in self.partitions.items() if known.burst.target)
+
+    def in_partition(self, name: str) -> "Site":
+        """The site as a job in this partition sees it, called ``SITE/PARTITION``."""
+        own = self.partitions[name]
+        rented = own.burst.target
+        data = own.data or (DataRules() if rented else self.data)
+        changed: Site = msgspec.structs.replace(
+            self,
+            name=f"{self.name}/{name}",
+            default_partition=name,
+            gpus_per_node=self.partition_gpus_per_node(name),
+            gpu_type=own.gpu_type or self.gpu_type,
+            shared_dirs=self.shared_dirs if own.shared_dirs is None else own.shared_dirs,
+            fabric=own.fabric or self.fabric,
+            env=self.env | own.env,
+            container=own.container or self.container,
+            software=self.software | own.software,
+            data=data,
+            burst=own.burst if rented else self.burst,
+            price=None if rented else self.price,  # what the floor costs says nothing
+        )
+        return changed
+
+    def profile_of(self, partition: str | None) -> "Site":
+        """The profile of a job in this partition (None: the default): the site's or its own."""
+        name = partition or self.default_partition or ""
+        known = self.partitions.get(name)
+        own = known is not None and known.own_profile and "/" not in self.name
+        return self.in_partition(name) if own else self

@@ -21,7 +21,7 @@ from hpcscale.errors import (
 )
 from hpcscale.slurm import _answers, _squeue
 from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S, Completed, Transport
-from hpcscale.slurm.types import Answer, JobStatus, SiteFacts, Switch
+from hpcscale.slurm.types import Answer, JobStatus, SiteFacts, Switch, in_array
 from hpcscale.units import JobId
 
 _SUBMITTED = re.compile(r"^(\d+)(?:;\S+)?$", re.MULTILINE)
@@ -115,8 +115,12 @@ class CliClient:
 
     def update(self, job_id: JobId, fields: Mapping[str, str]) -> bool:
         """``scontrol update``; False when Slurm said no. The verdict is a re-read."""
+        return not self.change(job_id, fields)
+
+    def change(self, job_id: JobId, fields: Mapping[str, str]) -> str:
+        """``scontrol update``; what Slurm said against it."""
         pairs = [f"{key}={value}" for key, value in fields.items()]
-        return self._act(["scontrol", "update", f"JobId={job_id}", *pairs])
+        return self._objection(["scontrol", "update", f"JobId={job_id}", *pairs])
 
     def cancel(
         self, job_id: JobId, *, pending_only: bool = False, signal: str | None = None
@@ -257,10 +261,16 @@ class CliClient:
         return _answers.require_success(self._ask(argv), self.transport.name)
 
     def _act(self, argv: Sequence[str]) -> bool:
+        return not self._objection(argv)
+
+    def _objection(self, argv: Sequence[str]) -> str:
+        """Slurm's words when it did not do it, or not all of it; empty when it did."""
         done = self._ask(argv)
         if (error := _answers.no_answer(done, self.transport.name)) is not None:
             raise error
-        return done.returncode == 0 and "error" not in done.stderr
+        if done.returncode == 0 and "error" not in done.stderr:
+            return ""
+        return _answers.message(done) or f"exit code {done.returncode}"
 
     def _squeue(
         self, choice: Sequence[str], wanted: _squeue.Wanted | None, *, states: str = "all"
@@ -289,7 +299,9 @@ class CliClient:
         self._require_word(done, [job_id])
         fields = done.stdout.split(separator)
         for shown, nodes in zip(fields[::2], fields[1::2], strict=False):
-            if shown.strip().partition("_[")[0] == str(job_id):
+            head, _, rest = shown.strip().partition("_[")
+            waits = job_id.array_task is not None and in_array(rest.rstrip("]"), job_id.array_task)
+            if head == str(job_id) or (waits and head == str(job_id.base)):
                 return "" if nodes in {"(null)", "N/A"} else nodes
         return ""
 

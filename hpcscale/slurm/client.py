@@ -85,6 +85,9 @@ class SlurmClient(Protocol):
     def update(self, job_id: JobId, fields: Mapping[str, str]) -> bool:
         """``scontrol update``; False when Slurm refused. Re-read the job for the verdict."""
 
+    def change(self, job_id: JobId, fields: Mapping[str, str]) -> str:
+        """``update``, with Slurm's words when it refused; empty when it did not."""
+
     def cancel(
         self, job_id: JobId, *, pending_only: bool = False, signal: str | None = None
     ) -> bool:

@@ -116,6 +116,14 @@ def profile(site: Site, today: dt.date) -> Iterator[Check]:
     else:
         how = ", ".join(f"{name} ({known.status})" for name, known in site.fabric.env.items())
         yield Check("fabric", Verdict.OK, f"{site.fabric.kind}: {how or 'sets no variable'}")
+    for name in site.burst_partitions:
+        if site.gpu_hour_usd(name) is None and site.partitions[name].offer is None:
+            yield Check(
+                f"price of partition {name}",
+                Verdict.WARN,
+                "jobs may be moved there, and a GPU-hour's price is unknown",
+                f"write gpu_hour_usd below [partitions.{name}] in {user_file(site.name)}",
+            )
     if site.gpu_hour_usd() is None:
         yield Check(
             "price",

@@ -3,7 +3,8 @@
 It is a ``Transport``: ``CliClient(FakeSlurm())`` is a client. It passes the contract suite that
 real Slurm passes (``tests/contract``). Slurm's commands are faked; everything else, files too, is
 this machine's own. What it does not fake it refuses or has no way to ask for: het jobs,
-accounting, preemption, dependencies, several partitions, node failures.
+accounting, preemption, node failures, jobs of several partitions; of dependencies others than
+afterok, afternotok, afterany and singleton.
 
 A job script is not executed: it lasts as long as its ``sleep N`` lines say and ends with its last
 ``exit N``. A node is given whole to a job that asks for no GPUs.

@@ -15,7 +15,7 @@ from hpcscale.units import (
     parse_duration_s,
 )
 
-_REFUSED_OPTIONS = {"dependency", "deadline", "begin", "constraint", "nodelist", "reservation"}
+_REFUSED_OPTIONS = {"deadline", "begin", "constraint", "nodelist", "reservation"}
 
 
 class FakeCommands(FakeController):
@@ -37,7 +37,7 @@ class FakeCommands(FakeController):
             return 1, "", "sbatch: error: This does not look like a batch script.\n"
         failed = "allocation failure: " if "test-only" in options else (
             "sbatch: error: Batch job submission failed: ")  # fmt: skip
-        if (partition := options.get("partition", "gpu")) != "gpu":
+        if (partition := options.get("partition", "gpu")) not in self.partitions:
             return (
                 1,
                 "",
@@ -95,6 +95,7 @@ class FakeCommands(FakeController):
             tasks=tasks,
             throttle=throttle,
             held="hold" in options,
+            dependency=options.get("dependency", ""),
         )
         return 0, f"{number}\n", ""
 
@@ -145,14 +146,14 @@ class FakeCommands(FakeController):
             "tres-alloc": f"cpu=1,node={job.nodes_wanted},billing=1",
             "tres-per-node": gpus,
             "tres-per-job": "N/A",
-            "Dependency": "(null)",
+            "Dependency": self._shown_dependency(job) or "(null)",
             "RestartCnt": str(job.restarts),
             "PriorityLong": "0"
             if job.held or job.reason == "BadConstraints"
             else str(4294901760 - job.number),
             "TimeLimit": format_duration(job.limit_s),
             "SubmitTime": str(job.submitted),
-            "EligibleTime": str(job.eligible),
+            "EligibleTime": "N/A" if job.reason.startswith("Dependency") else str(job.eligible),
             "StartTime": str(job.started) if job.started is not None else "N/A",
             "EndTime": str(job.ends) if job.ends is not None else "N/A",
             "exit_code": str(job.status),
@@ -165,14 +166,15 @@ class FakeCommands(FakeController):
 
     def _sinfo(self, argv: list[str], _: str) -> tuple[int, str, str]:
         options = read_options(argv)
-        names = expand_hostlist(options.get("nodes", "")) or self.node_names
+        partition_of = {n: name for name, nodes in self.partitions.items() for n in nodes}
+        names = expand_hostlist(options.get("nodes", "")) or list(partition_of)
         columns = [c.partition(":")[::2] for c in options["Format"].split(",")]
         out = ""
-        for node in [n for n in names if n in self.node_names]:
+        for node in [n for n in names if n in partition_of]:
             values = {
                 "NodeList": node,
                 "StateComplete": self._node_state(node),
-                "PartitionName": "gpu",
+                "PartitionName": partition_of[node],
                 "Gres": f"gpu:h100:{self.gpus}" if self.gpus else "(null)",
                 "CPUs": "32",
                 "Memory": "512000",
@@ -214,10 +216,12 @@ class FakeCommands(FakeController):
     def _scontrol(self, argv: list[str], _: str) -> tuple[int, str, str]:
         words = [w for w in argv if not w.startswith("-")]
         if words[:2] == ["show", "partition"]:
-            return 0, (
-                "PartitionName=gpu AllowAccounts=ALL AllowQos=ALL Default=YES DefaultTime=01:00:00"
-                f" MaxNodes=UNLIMITED MaxTime=7-00:00:00 Nodes={fold_hostlist(self.node_names)}"
-                f" State=UP TotalNodes={len(self.node_names)}\n"
+            return 0, "".join(
+                f"PartitionName={name} AllowAccounts=ALL AllowQos=ALL"
+                f" Default={'YES' if name == 'gpu' else 'NO'} DefaultTime=01:00:00"
+                f" MaxNodes=UNLIMITED MaxTime=7-00:00:00 Nodes={fold_hostlist(nodes)}"
+                f" State=UP TotalNodes={len(nodes)}\n"
+                for name, nodes in self.partitions.items()
             ), ""  # fmt: skip
         if words[:2] == ["show", "topology"]:
             return 0, "", ""
@@ -226,7 +230,7 @@ class FakeCommands(FakeController):
                 "AccountingStorageType = accounting_storage/none\nClusterName = fake\n"
                 f"MaxArraySize = 1001\nMaxJobCount = {self.max_jobs}\nSLURM_VERSION = 22.05.8\n"
             ), ""  # fmt: skip
-        if words[0] not in {"update", "requeue"}:
+        if words[0] not in {"update", "requeue", "release"}:
             raise InternalError(f"FakeSlurm does not fake scontrol {' '.join(words)}")
         fields = dict(w.partition("=")[::2] for w in words[1:] if "=" in w)
         target = fields.pop("JobId", words[1])
@@ -237,6 +241,9 @@ class FakeCommands(FakeController):
         return (1, "", f"{refusals[0]} for job {target}\n") if refusals else (0, "", "")
 
     def _change(self, job: FakeJob, verb: str, fields: dict[str, str]) -> str:
+        if verb == "release":
+            job.held = False
+            return ""
         if verb == "requeue":
             if job.state == "PENDING":
                 return "Job is pending execution"
@@ -249,8 +256,15 @@ class FakeCommands(FakeController):
             return "Job has already finished"
         if job.state != "PENDING" and fields.keys() & {"ExcNodeList", "StartTime", "Partition"}:
             return "Job is no longer pending execution"
+        if "Partition" in fields:
+            if self.refuses_updates:
+                return self.refuses_updates
+            if fields["Partition"] not in self.partitions:
+                return "Invalid partition name specified"
         for key, value in fields.items():
             match key:
+                case "Partition":
+                    job.partition = value
                 case "Comment":
                     job.comment = value
                 case "ExcNodeList":

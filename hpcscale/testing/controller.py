@@ -21,6 +21,7 @@ class FakeController:
         clock: moves when it is told to.
         user: who owns all jobs.
         max_jobs: slurm.conf MaxJobCount.
+        cloud_nodes: of partition ``cloud``, named ``burst1`` and on; 0: there is none.
     """
 
     def __init__(
@@ -33,10 +34,15 @@ class FakeController:
         clock: ManualClock | None = None,
         user: str = "root",
         max_jobs: int = 10_000,
+        cloud_nodes: int = 0,
     ) -> None:
         self.max_jobs = max_jobs
         self.clock = clock or ManualClock()
         self.node_names = [f"node{i}" for i in range(1, nodes + 1)]
+        self.partitions = {"gpu": self.node_names}
+        if cloud_nodes:
+            self.partitions["cloud"] = [f"burst{i}" for i in range(1, cloud_nodes + 1)]
+        self.refuses_updates = ""  # Slurm's words against a change of partition
         self.gpus = gpus
         self.boot_s = boot_s
         self.requeue_delay_s = requeue_delay_s
@@ -112,29 +118,64 @@ class FakeController:
 
     def _busy(self) -> dict[str, int]:
         """GPUs taken on each node; a job without GPUs takes all."""
-        busy = dict.fromkeys(self.node_names, 0)
+        busy = dict.fromkeys((n for nodes in self.partitions.values() for n in nodes), 0)
         for job in self.jobs.values():
             if job.state in {"RUNNING", "CONFIGURING"}:
                 for node in job.nodes:
                     busy[node] += job.gpus_per_node or max(1, self.gpus)
         return busy
 
+    def _term(self, job: FakeJob, term: str) -> str:
+        """What one term of a dependency says now: ``unfulfilled``, ``failed``, or empty (met)."""
+        kind, _, base = term.partition(":")
+        if kind == "singleton":
+            same = [
+                j
+                for j in self.jobs.values()
+                if (j.name, j.user) == (job.name, job.user)
+                and j.base != job.base
+                and (j.state in {"RUNNING", "CONFIGURING"}
+                     or (j.state == "PENDING" and j.base < job.base))
+            ]  # fmt: skip
+            return "unfulfilled" if same else ""
+        ends = [j.state for j in self.jobs.values() if j.base == int(base)]
+        if any(state in {"PENDING", "RUNNING", "CONFIGURING"} for state in ends):
+            return "unfulfilled"
+        good = bool(ends) and all(state == "COMPLETED" for state in ends)
+        met = {"afterany": True, "afterok": good, "afternotok": bool(ends) and not good}
+        return "" if met[kind] else "failed"
+
+    def _dependency(self, job: FakeJob) -> dict[str, str]:
+        """The terms that are not met, and what each says; Slurm forgets those that are."""
+        terms = [t for t in job.dependency.split(",") if t]
+        return {term: said for term in terms if (said := self._term(job, term))}
+
+    def _shown_dependency(self, job: FakeJob) -> str:
+        return ",".join(f"{term}({said})" for term, said in self._dependency(job).items())
+
     def _schedule(self, now: int) -> None:
-        blocked = False
+        blocked: set[str] = set()
         for job in sorted(self.jobs.values(), key=lambda j: j.number):
             while job.state == "PENDING":
                 if job.held:
                     job.reason = "JobHeldUser"
                     break
+                if job.dependency:
+                    unmet = self._dependency(job)
+                    if unmet:
+                        never = "failed" in unmet.values()
+                        job.reason = "DependencyNeverSatisfied" if never else "Dependency"
+                        break
+                    job.dependency, job.eligible = "", max(job.eligible, now)
                 if now < job.eligible:
                     job.reason = "BeginTime"
                     break
                 excluded = set(expand_hostlist(job.exclude))
-                allowed = [n for n in self.node_names if n not in excluded]
+                allowed = [n for n in self.partitions[job.partition] if n not in excluded]
                 if len(allowed) < job.nodes_wanted:
                     job.reason = "BadConstraints" if excluded else "PartitionConfig"
                     break
-                if blocked:
+                if job.partition in blocked:
                     job.reason = "Priority"
                     break
                 busy = self._busy()
@@ -149,7 +190,8 @@ class FakeController:
                     job.reason = "JobArrayTaskLimit"
                     break
                 if len(free) < job.nodes_wanted:
-                    job.reason, blocked = "Resources", True
+                    job.reason = "Resources"
+                    blocked.add(job.partition)
                     break
                 self._start(job, free[: job.nodes_wanted], now)
 

@@ -40,6 +40,7 @@ class FakeJob:
     status: int = 0  # wait status
     restarts: int = 0
     held: bool = False
+    dependency: str = ""  # as sbatch was given it; "?" is not faked
 
     @property
     def shown_id(self) -> str:

@@ -1,14 +1,15 @@
-"""The places that keep the contract: the fake, and real Slurm here, over paramiko, ssh and -M."""
+"""The places that keep the contract: the fake, that of the simulation, and real Slurm here, over paramiko, ssh and -M."""
 
 import contextlib
 import time
 from dataclasses import dataclass
 
 import pytest
+from sim_site import MemorySlurm
 
 from hpcscale.lab import LabOptions, faults
 from hpcscale.lab.process import patience
-from hpcscale.lab.pytest_plugin import cancel_all, start
+from hpcscale.lab.pytest_plugin import WARM_S, cancel_all, start
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
 from hpcscale.slurm.local import LocalTransport
@@ -26,6 +27,14 @@ REAL = [
 ]
 
 
+def pytest_collection_modifyitems(items):
+    """What mostly waits for Slurm waits here and over paramiko; over ssh too in `make test-all`."""
+    for item in items:
+        place = getattr(item, "callspec", None) and item.callspec.params.get("place")
+        if place == "lab-openssh" and item.get_closest_marker("mostly_waits"):
+            item.add_marker("slow")
+
+
 @dataclass
 class Place:
     kind: str
@@ -36,7 +45,7 @@ class Place:
 
     @property
     def real(self):
-        return self.kind != "fake"
+        return self.kind not in {"fake", "simulated"}
 
     def until(self, condition, what, timeout_s=90):
         """Poll, letting time pass; the value that made the condition true."""
@@ -72,7 +81,7 @@ class Place:
 
 @pytest.fixture(scope="session")
 def clusters_session(pytestconfig):
-    lab = start(pytestconfig, LabOptions(accounting=True, one_slurmdbd=True))
+    lab = start(pytestconfig, LabOptions(accounting=True, one_slurmdbd=True, suspend_time_s=WARM_S))
     yield lab
     lab.down()
 
@@ -85,10 +94,17 @@ def clusters(clusters_session):
     cancel_all(clusters_session)
 
 
+def simulated():
+    """A site of ``tests/sim_world.py``: files in memory, and answers that are remembered."""
+    site = MemorySlurm()
+    site.remembers = True
+    return site
+
+
 def make_place(kind, request, tmp_path, monkeypatch):
-    if kind == "fake":
-        fake = FakeSlurm()
-        (tmp_path / "site").mkdir()
+    if kind in {"fake", "simulated"}:
+        fake = FakeSlurm() if kind == "fake" else simulated()
+        fake.run(["mkdir", "-p", str(tmp_path / "site")])
         return Place(kind, fake, CliClient(fake), "gpu", str(tmp_path / "site"))
     lab = request.getfixturevalue("clusters" if kind == "lab-M" else "lab")
     monkeypatch.setenv("HPCSCALE_CONFIG_DIR", lab.env()["HPCSCALE_CONFIG_DIR"])
@@ -116,7 +132,17 @@ def make_place(kind, request, tmp_path, monkeypatch):
     return Place(kind, transport, client, "gpu", scratch)
 
 
-@pytest.fixture(params=["fake", *REAL])
+def pytest_generate_tests(metafunc):
+    """The simulation's site has Slurm's commands, and no others to speak of."""
+    if "place" in metafunc.fixturenames:
+        of_slurm = metafunc.module.__name__.rpartition(".")[2] in {
+            "test_client_contract", "test_no_answer",
+        }  # fmt: skip
+        kinds = ["fake", *["simulated"] * of_slurm, *REAL]
+        metafunc.parametrize("place", kinds, indirect=True)
+
+
+@pytest.fixture
 def place(request, tmp_path, monkeypatch):
     place = make_place(request.param, request, tmp_path, monkeypatch)
     yield place

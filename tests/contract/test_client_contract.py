@@ -50,6 +50,7 @@ def test_a_job_is_told_with_all_its_fields(place):
     assert status.observed_at.tzinfo is dt.UTC
 
 
+@pytest.mark.mostly_waits
 def test_a_job_runs_and_ends_with_its_exit_code(place):
     job = place.submit(script="sleep 1\nexit 3")
     status = place.until_state(job, JobState.FAILED)
@@ -100,6 +101,7 @@ def test_every_element_counts_against_the_controllers_limit(place):
     assert place.client.job_count() == before + 11
 
 
+@pytest.mark.mostly_waits
 def test_elements_of_an_array_run_and_end_on_their_own(place):
     array = place.submit("--array=1-3%1", "--gpus-per-node=1")
     first = JobId(array.base, 1)
@@ -119,6 +121,7 @@ def test_elements_of_an_array_run_and_end_on_their_own(place):
     place.until_state(JobId(array.base, 2), JobState.RUNNING)
 
 
+@pytest.mark.mostly_waits
 def test_cancel_a_pending_and_a_running_job(place):
     held = place.submit("--hold")
     assert place.client.cancel(held, pending_only=True)
@@ -136,6 +139,7 @@ def test_cancel_a_pending_and_a_running_job(place):
     place.client.cancel(JobId(999_999))
 
 
+@pytest.mark.mostly_waits
 def test_the_fence_holds_a_pending_job_and_is_refused_by_a_running_one(place):
     nodes = ",".join(place.client.facts().partitions["gpu"].node_list.split())
     job = place.submit("--hold")
@@ -150,6 +154,58 @@ def test_the_fence_holds_a_pending_job_and_is_refused_by_a_running_one(place):
     assert not place.client.update(JobId(999_999), {"ExcNodeList": nodes})
 
 
+def test_the_fence_of_an_array_that_has_begun_is_of_those_that_wait(place):
+    nodes = place.client.facts().partitions["gpu"].node_list
+    array = place.submit("--array=1-3%1", "--gpus-per-node=1")
+    first = JobId(array.base, 1)
+    place.until_state(first, JobState.RUNNING)
+    place.client.update(array, {"ExcNodeList": nodes})  # refused for the first alone
+    assert place.client.show(array).exc_nodes == nodes
+    assert place.client.show(first).exc_nodes == ""
+    place.client.update(array, {"ExcNodeList": ""})
+    assert place.client.show(array).exc_nodes == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "runs"),
+    [("afterok", 0, True), ("afterok", 3, False), ("afternotok", 3, True), ("afterany", 3, True)],
+)
+def test_a_job_waits_for_the_end_of_another(place, kind, code, runs):
+    first = place.submit("--hold", script=f"exit {code}")
+    after = place.submit(f"--dependency={kind}:{first}", script="exit 0")
+    status = place.until(
+        lambda: (s := place.client.show(after)).reason == "Dependency" and s, "it waits"
+    )
+    assert status.state is JobState.PENDING
+    assert status.dependency == f"{kind}:{first}(unfulfilled)"
+    assert place.client._act(["scontrol", "release", str(first)])
+    place.until_state(first, JobState.COMPLETED, JobState.FAILED)
+    if runs:
+        status = place.until_state(after, JobState.COMPLETED)
+        assert status.dependency in {"", "(null)"}
+        return
+    status = place.until(
+        lambda: (s := place.client.show(after)).reason == "DependencyNeverSatisfied" and s, "never"
+    )
+    assert status.state is JobState.PENDING
+    assert status.dependency == f"{kind}:{first}(failed)"
+
+
+def test_a_singleton_waits_for_older_jobs_of_its_name(place):
+    name = f"--job-name=chain-{place.client.now().timestamp():.0f}"
+    first = place.submit("--hold", name)
+    second, third = (place.submit("--dependency=singleton", name, script="exit 0") for _ in "23")
+    for job in (second, third):
+        status = place.until(
+            lambda job=job: (s := place.client.show(job)).reason == "Dependency" and s, "it waits"
+        )
+        assert status.dependency == "singleton(unfulfilled)"
+    assert place.client.cancel(first)
+    done = [place.until_state(job, JobState.COMPLETED) for job in (second, third)]
+    assert done[0].end_time <= done[1].start_time
+
+
+@pytest.mark.mostly_waits
 def test_a_fenced_job_shows_why_it_waits(place):
     nodes = place.client.facts().partitions["gpu"].node_list
     place.until_state(place.submit("--nodes=4", "--exclusive"), JobState.RUNNING)
@@ -171,6 +227,7 @@ def test_the_comment_can_be_changed_until_the_end(place):
     assert place.client.show(job).comment == text
 
 
+@pytest.mark.mostly_waits
 def test_a_requeue_counts_and_gives_a_new_submit_time(place):
     job = place.submit("--requeue")
     first = place.until_state(job, JobState.RUNNING)
@@ -178,7 +235,8 @@ def test_a_requeue_counts_and_gives_a_new_submit_time(place):
     place.until(lambda: place.client.now() > first.submit_time + dt.timedelta(seconds=1), "1 s")
     assert place.client.requeue(job)
     place.until(lambda: place.client.show(job).restarts == 1, "requeued")
-    status = place.until_state(job, JobState.PENDING)
+    # it waits for some seconds; on a slow machine it may run again before we look
+    status = place.until_state(job, JobState.PENDING, JobState.RUNNING)
     assert status.submit_time > first.submit_time
     assert status.exit_code is None
     place.until_state(job, JobState.RUNNING)

@@ -1,6 +1,9 @@
 """No answer is never taken for an answer: a stopped and a dead controller, faked and real."""
 
+import contextlib
+
 import pytest
+from lab_helpers import impatient
 
 from hpcscale.errors import NotSentError, SubmitUnknownError, UnreachableError
 from hpcscale.lab import faults
@@ -23,7 +26,8 @@ class Controller:
 
             self.fake, self.lab = None, request.getfixturevalue("lab")
             transport, conf = LocalTransport(), self.lab.env()["SLURM_CONF"]
-        self.client = CliClient(transport, slurm_conf=conf, timeout_s=3)
+        self.client = CliClient(transport, slurm_conf=conf, timeout_s=1)
+        self.after = contextlib.ExitStack()
         self.slow = CliClient(transport, slurm_conf=conf, timeout_s=30)
 
     def hang(self):
@@ -37,11 +41,13 @@ class Controller:
             self.fake.stop()
         else:
             faults.controller(self.lab, "lab-onprem", "kill")
+            self.after.enter_context(impatient(self.lab))
 
     def revive(self):
         if self.fake:
             self.fake.resume()
         else:
+            self.after.close()
             faults.clear(self.lab)
 
 

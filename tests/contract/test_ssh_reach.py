@@ -3,14 +3,17 @@
 import os
 import shlex
 import subprocess
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from sshd_helpers import Relay, Sshd, keygen
 
 from hpcscale.connect import make_transport
 from hpcscale.errors import HostKeyError, NotSentError, UnreachableError
+from hpcscale.lab.process import patience
 from hpcscale.site import TransportConfig, TransportKind, load_site
 from hpcscale.slurm import _ssh_login
 from hpcscale.slurm.openssh import OpensshTransport
@@ -174,7 +177,7 @@ def test_a_login_that_asks_goes_through_the_master_that_the_user_opens(lab, tmp_
         assert line == transport.master_command()
         assert line.startswith("ssh -fN -o ControlMaster=yes")
         subprocess.run(
-            ["bash", "-c", line], env={**os.environ, **person}, check=True, timeout=30,
+            ["bash", "-c", line], env={**os.environ, **person}, check=True, timeout=patience(60),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         assert (tmp_path / "asked").read_text() == "asked\n"
@@ -184,7 +187,7 @@ def test_a_login_that_asks_goes_through_the_master_that_the_user_opens(lab, tmp_
         # the master goes: said again, at once, with the same line
         assert transport.run(["true"]).returncode == 0
         ended = ["ssh", "-F", file, "-O", "exit", "login"]
-        subprocess.run(ended, check=True, timeout=10, capture_output=True)
+        subprocess.run(ended, check=True, timeout=patience(60), capture_output=True)
         with pytest.raises(NotSentError) as caught:
             transport.run(["true"])
         assert caught.value.hint.endswith(line)
@@ -214,11 +217,11 @@ def test_a_locked_key_wants_the_agent(lab, tmp_path, monkeypatch):
         socket = str(tmp_path / "agent")
         agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
         monkeypatch.setenv("SSH_AUTH_SOCK", socket)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patience(30)
         while not os.path.exists(socket) and time.monotonic() < deadline:  # noqa: PTH110
             time.sleep(0.02)
         subprocess.run(["ssh-add", str(key)], env={**os.environ, **person}, check=True,
-                       timeout=20, capture_output=True, stdin=subprocess.DEVNULL)  # fmt: skip
+                       timeout=patience(60), capture_output=True, stdin=subprocess.DEVNULL)  # fmt: skip
         assert transport.run(["echo", "in"]).stdout == "in\n"
         transport.close()
         by_default = SshTransport(
@@ -235,7 +238,7 @@ def test_a_locked_key_wants_the_agent(lab, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_sshd_that_goes_and_comes_back(tmp_path, sshd, key, kind):
+def test_an_sshd_that_goes_and_comes_back(tmp_path, sshd, key, kind, monkeypatch):
     file = own_config(tmp_path, sshd, key)
     transport = make_transport(
         TransportConfig(kind=TransportKind(kind), host="login", ssh_config=file), "x"
@@ -253,11 +256,19 @@ def test_an_sshd_that_goes_and_comes_back(tmp_path, sshd, key, kind):
         killer.join(30)
         assert not isinstance(caught.value, NotSentError)
         assert transport_reader(sshd)(witness) == "once\n"
-        # away for a second: the next command waits for it instead of failing
-        starter = threading.Timer(0.8, sshd.start)
-        starter.start()
+        # away for a moment: the next command waits for it instead of failing
+        pauses = []
+
+        def pause(seconds):
+            if not pauses:
+                sshd.start()
+            pauses.append(seconds)
+            time.sleep(seconds)
+
+        module = sys.modules[type(transport).__module__]
+        monkeypatch.setattr(module, "time", SimpleNamespace(**{**vars(time), "sleep": pause}))
         assert transport.run(["echo", "2"]).stdout == "2\n"
-        starter.join(20)
+        assert pauses
         assert transport_reader(sshd)(witness) == "once\n"
     finally:
         transport.close()
@@ -269,7 +280,7 @@ def transport_reader(sshd):
 
 
 def wait_for(read, path, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patience(timeout_s)
     while not read(path) and time.monotonic() < deadline:
         time.sleep(0.05)
 
@@ -286,7 +297,7 @@ def test_an_idle_connection_is_kept_alive_and_a_dead_one_replaced(tmp_path, sshd
     try:
         assert transport.run(["echo", "1"]).stdout == "1\n"
         before = relay.sent
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patience(30)
         while relay.sent == before and time.monotonic() < deadline:
             time.sleep(0.05)
         assert relay.sent > before  # nobody asked for anything
@@ -294,7 +305,7 @@ def test_an_idle_connection_is_kept_alive_and_a_dead_one_replaced(tmp_path, sshd
         relay.go_deaf()  # as when a firewall forgets a connection
         began = time.monotonic()
         assert transport.run(["echo", "2"]).stdout == "2\n"
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < patience(8)
         assert relay.connections == 2
     finally:
         transport.close()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from job_helpers import data, hpcscale
+from lab_helpers import impatient
 
 from hpcscale.connect import connect
 from hpcscale.errors import NotSentError, UnreachableError
@@ -26,6 +27,7 @@ def m_lab(lab_factory, use_lab, monkeypatch):
     return lab
 
 
+@pytest.mark.begins_first
 def test_a_site_by_m_from_submit_to_outage(m_lab, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     faults.ssh_cut(m_lab, "refuse")  # nothing of this goes over ssh
@@ -79,10 +81,11 @@ def test_a_site_by_m_from_submit_to_outage(m_lab, tmp_path, monkeypatch):
     assert client.cancel(held)
     # the other controller dead: the same, and nothing was submitted
     faults.controller(m_lab, "lab-cloud", "kill")
-    with pytest.raises(UnreachableError):
-        client.now()
-    with pytest.raises(NotSentError):
-        client.sbatch("#!/bin/sh\ntrue\n", ["--comment=never", "--output=/dev/null"])
+    with impatient(m_lab):  # the commands of the on-prem site's login node
+        with pytest.raises(UnreachableError):
+            client.now()
+        with pytest.raises(NotSentError):
+            client.sbatch("#!/bin/sh\ntrue\n", ["--comment=never", "--output=/dev/null"])
     faults.clear(m_lab)
     assert wait_until(lambda: answers() is not None, 60)
     assert not [s for s in client.jobs().jobs.values() if s.comment == "never"]

@@ -37,6 +37,7 @@ def test_the_stored_output_is_a_whole_story():
 
 
 @pytest.mark.lab
+@pytest.mark.begins_first
 @pytest.mark.timeout(300)
 def test_the_demo_runs_and_prints_what_the_readme_shows():
     done = subprocess.run(

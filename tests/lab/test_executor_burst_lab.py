@@ -16,7 +16,7 @@ from hpcscale.executor import probe, watch
 
 # whole moves on real Slurm
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",), max_wait_s=60)
+POLICY = Policy(from_site="lab-onprem", to=("lab-cloud",), max_wait_s=5)
 
 
 class Moving(World):

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from hpcscale.lab.process import patience
+
 APP = """
 import platform
 from pathlib import Path
@@ -37,7 +39,7 @@ def sweep(directory, site, xs):
             f"hydra.launcher.site={site}", f"hydra.launcher.python={sys.executable}",
             "hydra.launcher.timeout_min=5", "hydra.sweep.dir=sweep", f"+x={xs}", "+y=10",
         ],
-        cwd=directory, env=dict(os.environ), capture_output=True, text=True, timeout=150,
+        cwd=directory, env=dict(os.environ), capture_output=True, text=True, timeout=patience(150),
         check=False,
     )  # fmt: skip
 

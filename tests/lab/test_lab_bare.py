@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from lab_helpers import ROOT
 
+from hpcscale.lab.process import patience
+
 WITHOUT = Path(__file__).parent / "without.py"
 WORK = """
 import sys
@@ -27,7 +29,7 @@ def test_slurmd_starts_where_there_are_no_cgroups(ordinary, user):
         done = ordinary(*work, wrapper=without)
     else:
         done = subprocess.run(
-            [*without, *work], capture_output=True, text=True, timeout=60, check=False,
+            [*without, *work], capture_output=True, text=True, timeout=patience(60), check=False,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
     assert done.stdout.split() == ["onprem1"], done.stderr

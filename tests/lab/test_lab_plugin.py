@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from hpcscale.lab.process import patience
+
 NO_SLURM = """
 from hpcscale.lab import daemons
 pytest_plugins = ["hpcscale.lab.pytest_plugin"]
@@ -27,9 +29,11 @@ def run_pytest(tmp_path, conftest, **env):
     (tmp_path / "conftest.py").write_text(conftest)
     (tmp_path / "test_it.py").write_text(TEST)
     environment = {k: v for k, v in os.environ.items() if k not in {"CI", "HPCSCALE_STRICT_SLURM"}}
+    # it wants none of the plugins installed here, some of which load for seconds
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(tmp_path)],
-        capture_output=True, text=True, timeout=120, check=False, env=environment | env,
+        capture_output=True, text=True, timeout=patience(120), check=False, env=environment | env,
         cwd=tmp_path,
     )  # fmt: skip
     return done.stdout

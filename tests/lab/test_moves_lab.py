@@ -12,6 +12,7 @@ from burst_world import FENCE_FIRST, World, hpcscale
 
 from hpcscale.burst.claims import Word, decision
 from hpcscale.burst.moves import Step
+from hpcscale.lab.process import patience
 from hpcscale.slurm.types import JobState
 from hpcscale.train import checkpoint
 
@@ -138,7 +139,7 @@ def test_a_fence_whose_owner_never_comes_back_is_lifted_from_another_login_node(
     policy.write_text('from = "lab-onprem"\nto = ["lab-cloud"]\ncron_interval = "4s"\n')
     killed = subprocess.run(
         [sys.executable, "-c", KILL_WITH_THE_CLAIM, "burst", "run", "--policy", str(policy), "--wait"],
-        capture_output=True, text=True, timeout=90, check=False,
+        capture_output=True, text=True, timeout=patience(120), check=False,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert world.job("lab-onprem", job.ref.job_id)["ExcNodeList"] == "onprem[1-4]"

@@ -2,7 +2,9 @@
 
 import datetime as dt
 import json
+import os
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from burst_world import World, hpcscale
@@ -22,6 +24,19 @@ def world(lab_env, tmp_path):
     world = World(lab_env, project)
     yield world
     world.close()
+
+
+def price(as_of):
+    """The partition gpu of lab-cloud is rented by a row of this day."""
+    etc = Path(os.environ["HPCSCALE_ETC_DIR"])
+    for name, text in {
+        "sites/lab-cloud": '[partitions.gpu]\noffer = "x/r/h100x4"\n',
+        "catalog/x": '[[offer]]\nprovider = "x"\nregion = "r"\ninstance = "h100x4"\ngpus = 4\n'
+        f'on_demand_usd = 20.0\nboot_p95_s = 36\nsource = "made up"\nas_of = {as_of}\n',
+    }.items():
+        file = etc / f"{name}.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
 
 
 def policy(kind, **kw):
@@ -76,6 +91,7 @@ def test_each_policy_decides_one_queue_by_its_own_rule(world):
     assert world.moves.all() == []
 
 
+@pytest.mark.slow  # a whole move; what the policy says is seen above
 def test_value_moves_a_job_for_its_wait_and_says_so_beforehand(world, tmp_path):
     world.fill()
     job = world.submit("echo done on $(hostname)", mode=BurstMode.AUTO)
@@ -84,9 +100,18 @@ def test_value_moves_a_job_for_its_wait_and_says_so_beforehand(world, tmp_path):
         'from = "lab-onprem"\nto = ["lab-cloud"]\npolicy = "value"\nhour_usd = 100\n'
         '[[budget]]\nof = "user"\nusd_per_month = 100\n'
     )
+    # its nodes are instances of the catalog; a price of last year keeps no budget
+    price(dt.datetime.now(dt.UTC).date() - dt.timedelta(days=365))
+    done = hpcscale("burst", "explain", job.run_id, "--policy", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "refuse" in done.stdout
+    assert "its price is 365 days old" in done.stdout
+    price(dt.datetime.now(dt.UTC).date())
     done = hpcscale("burst", "explain", job.run_id, "--policy", str(path))
     assert done.returncode == 0, done.stderr
     assert "move to lab-cloud" in done.stdout
+    # 2 nodes of 4 GPUs for 600 s, a lease of 600 s, 5 s of staging and the row's 36 s of boot
+    assert "cost: $13.79 (x/r/h100x4: " in done.stdout
     assert "why: start p50 " in done.stdout
     assert "else it would start here in " in done.stdout
     done = hpcscale("burst", "run", "--policy", str(path), "--wait", "--json")

@@ -204,10 +204,11 @@ def begin(job_, nth):
     return int(re.findall(r"begin at (\d+)", job_.log)[nth - 1])
 
 
+@pytest.mark.begins_first
 @pytest.mark.parametrize("launcher", BOTH)
 def test_before_the_time_limit_it_saves_and_goes_on(start, launcher):
-    # the signal comes up to 60 s early: with 60 s of lead, at once
-    job_ = start(render(stepping(launcher, lead_s=45, time_limit_s=60), ONPREM))
+    # the signal comes up to 30 s early, at slurmctld's next tick: 5 s after the start, or later
+    job_ = start(render(stepping(launcher, lead_s=85, time_limit_s=120), ONPREM))
     job_.running("begin at")
     until(lambda: "saved" in job_.log, 60, f"it saves: {job_.log}")
     goes_on(job_)
@@ -271,7 +272,7 @@ def test_a_cancelled_job_does_not_come_back(start, launcher):
 
 
 def test_restarts_are_bounded(start):
-    job_ = start(render(stepping(lead_s=45, time_limit_s=60, max_restarts=0), ONPREM))
+    job_ = start(render(stepping(lead_s=85, time_limit_s=120, max_restarts=0), ONPREM))
     assert job_.over(90) == 99
     assert "0 restarts are allowed" in job_.log
     assert job_.events("ended")["0"]["requeued"] is False
@@ -280,7 +281,7 @@ def test_restarts_are_bounded(start):
 @pytest.mark.slow
 def test_a_command_that_does_not_stop_is_ended(start):
     text = "trap '' TERM; echo begin at 0; while :; do sleep 0.1; done"
-    spec = stepping(Launcher.PLAIN, lead_s=45, time_limit_s=60, max_restarts=0, text=text)
+    spec = stepping(Launcher.PLAIN, lead_s=85, time_limit_s=120, max_restarts=0, text=text)
     spec = msgspec.structs.replace(
         spec, checkpoint=msgspec.structs.replace(spec.checkpoint, stop_wait_s=1)
     )

@@ -8,6 +8,8 @@ import pytest
 from job_helpers import data, hpcscale
 from lab_helpers import job
 
+from hpcscale.lab.process import patience
+
 SMALL = ("--site", "lab-onprem", "--gpus-per-node", "1", "--time", "5")
 
 
@@ -37,7 +39,7 @@ def test_an_answer_that_cannot_be_printed_is_said_with_the_job(lab_env):
     with open("/dev/full", "w") as full:  # noqa: PTH123  # a device
         done = subprocess.run(
             [sys.executable, "-m", "hpcscale", *words],
-            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=patience(60), check=False,
         )  # fmt: skip
     run = data("status", "unheard")["runs"][0]
     assert done.returncode == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from job_helpers import attempts, data, hpcscale, start
-from lab_helpers import job, until
+from lab_helpers import impatient, job, until
 
 from hpcscale.cli._output import printable
 from hpcscale.errors import (
@@ -113,7 +113,7 @@ def test_a_site_that_cannot_be_reached_leaves_nothing_open(lab_env):
 
 def test_a_dead_controller_leaves_nothing_open(lab_env):
     faults.controller(lab_env, "lab-onprem", "kill")
-    with pytest.raises(NotSentError):
+    with impatient(lab_env), pytest.raises(NotSentError):
         start("lab-onprem", "true")
     with Ledger.open() as ledger:
         assert ledger.open_attempts() == []
@@ -223,13 +223,15 @@ def test_a_submitter_that_is_killed_loses_no_job(lab_env, request, fault):
 # --- dependencies
 
 
-def test_a_dependency_is_slurms_own(lab_env):
-    first = start("lab-onprem", "sleep 3", name="first")
+def test_a_dependency_is_slurms_own(lab_env, tmp_path):
+    end = lab_env.site("lab-onprem").paths.scratch / f"end-{tmp_path.name}"
+    first = start("lab-onprem", f"until [ -e {end} ]; do sleep 0.2; done", name="first")
     second = start("lab-onprem", "true", name="second", after=(f"afterok:{first.run_id}",))
     assert f"afterok:{first.ref.job_id}" in job(
         lab_env.site("lab-onprem"), str(second.ref.job_id)
     ).get("Dependency", "")
     assert "waits for another job" in hpcscale("status", "second").stdout
+    end.touch()
     hpcscale("wait", "first", "second")
 
 

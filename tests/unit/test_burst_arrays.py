@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from fake_sites import FENCE_FIRST, NODES, POLICY, Sites
+from fake_sites import FENCE_FIRST, NODES, POLICY, Sites, Waited
 from render_cases import ONPREM
 
 from hpcscale.burst.arrays import as_one, exit_codes, wholly_pending
@@ -108,15 +108,37 @@ def test_an_element_that_begins_on_prem_ends_the_move(sites):
     assert sites.excluded(job) == ""
 
 
-def test_an_array_that_has_begun_does_not_move(sites):
+def test_elements_that_wait_keep_no_fence_when_one_began_in_between(sites, monkeypatch):
+    job = sites.submit(array="0-3%1")
+    sites.user_excludes(job, "node1")
+    fence = Handover._fence
+    filler = min(sites.onprem.jobs)
+
+    def one_begins_first(self, *args):
+        client(sites).cancel(JobId(filler))
+        sites.onprem.advance(1)
+        return fence(self, *args)
+
+    monkeypatch.setattr(Handover, "_fence", one_begins_first)
+    sites.tick()
+    if sites.policy is POLICY:
+        sites.both(40)
+        sites.report(sites.target(job).submission_id, "gated", task=0, time=100.0)
+        sites.tick()
+    assert sites.move(job).step is Step.WITHDRAWN, sites.move(job)
+    waits = [j for j in sites.onprem.jobs.values() if j.tasks]
+    assert [j.exclude for j in waits] == ["node1"]
+    assert "fenced" not in waits[0].comment
+
+
+def test_of_an_array_that_is_not_whole_elements_move(sites):
     job = sites.submit(array="0-3")
     records = client(sites).jobs([job.ref.job_id]).of(job.ref.job_id)
     assert wholly_pending(records, range(4)) == ""
     assert "are gone" in wholly_pending(records, range(5))
     sites.connections["lab-onprem"].client.cancel(JobId(job.ref.job_id.base, 1))
-    (decision_,) = sites.tick().plan.decisions
-    assert decision_.action is Action.REFUSE
-    assert "some of its elements are gone" in decision_.reason
+    moves = sites.tick().plan.moves
+    assert {d.ref for d in moves} == {f"lab-onprem:{job.ref.job_id}_{k}" for k in (0, 2, 3)}
 
 
 def test_an_element_that_its_user_cancels_mid_move_begins_nowhere(sites):
@@ -170,24 +192,6 @@ def test_an_array_as_one_job():
 # --- jobs that others wait for
 
 
-class Waited:
-    """A client that tells of a job which waits for another: FakeSlurm knows no dependencies."""
-
-    def __init__(self, real, job_id, dependency):
-        self.real, self.job_id, self.dependency = real, str(job_id), dependency
-
-    def __getattr__(self, name):
-        return getattr(self.real, name)
-
-    def jobs(self, *args, **kw):
-        answer = self.real.jobs(*args, **kw)
-        if self.job_id in answer.jobs:
-            answer.jobs[self.job_id] = msgspec.structs.replace(
-                answer.jobs[self.job_id], dependency=self.dependency, reason="Dependency"
-            )
-        return answer
-
-
 def waited_for(sites, dependency="afterok:{}(unfulfilled)"):
     job = sites.submit()
     other = sites.batch("--job-name=urgent")
@@ -223,6 +227,24 @@ def test_a_job_that_others_wait_for_stands_in_for_its_cloud_attempt(sites, depen
     fake.state, fake.started, fake.ends = "COMPLETED", 1, 2  # its script has read the outcome
     sites.tick()
     assert sites.move(job).step is Step.DONE
+
+
+def test_a_job_that_others_wait_for_stands_in_also_where_it_has_started_in_vain(sites):
+    job, _ = waited_for(sites)
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id, "gated", time=100.0)
+    sites.tick()
+    assert sites.move(job).step is Step.CANCELLING
+    fake = sites.onprem.jobs[job.ref.job_id.base]
+    fake.state = "RUNNING"  # a controller forgot the fence; its script will find its claim taken
+    sites.report(sites.target(job).submission_id, time=104.0)
+    sites.tick()
+    assert (sites.move(job).step, sites.move(job).stand_in) == (Step.MOVED, True)
+    assert fake.state == "RUNNING"
+    fake.state, fake.exclude, fake.restarts = "PENDING", "", 1  # as its script asked
+    sites.tick()
+    assert sites.excluded(job) == NODES
 
 
 def waiting_job(number, name="urgent", user="me", dependency=""):

@@ -8,10 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcscale.burst.budget import Charge, Purse
+from hpcscale.burst.budget import Charge, Payer, Purse
 from hpcscale.burst.decide import decide
 from hpcscale.burst.plan import Action, Candidate, Option, Rule
-from hpcscale.burst.policy import Budget, BudgetOf, Policy, PolicyKind, load_policy
+from hpcscale.burst.policy import (
+    Budget,
+    BudgetOf,
+    Order,
+    Policy,
+    PolicyKind,
+    default_margin_s,
+    load_policy,
+)
 from hpcscale.errors import InvalidFileError
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode
@@ -122,7 +130,7 @@ def test_a_worst_case_over_the_maximum_is_refused_though_one_start_is_not():
         policy(PolicyKind.ALWAYS), job(max_cost_usd=Decimal(50), options=(requeues,))
     )
     assert decision.action is Action.REFUSE
-    assert "requeues included" in decision.reason
+    assert "slow boots and requeues" in decision.reason
 
 
 BUDGET = Budget(of=BudgetOf.ACCOUNT, name="bio", usd=Decimal(50))
@@ -144,7 +152,7 @@ def test_moves_of_one_plan_share_a_budget_and_the_urgent_one_spends_first():
 def test_last_months_bills_do_not_count_and_running_jobs_do():
     always = policy(PolicyKind.ALWAYS, budgets=(BUDGET,))
     april = NOW - dt.timedelta(days=3)
-    bill = {"user": "ada", "account": "bio", "at": april, "usd": Decimal(45)}
+    bill = {"payer": Payer(user="ada", account="bio"), "at": april, "usd": Decimal(45)}
     assert decide([job()], always, NOW, [Charge(**bill, settled=True)]).moves
     assert not decide([job()], always, NOW, [Charge(**bill)]).moves
 
@@ -166,8 +174,8 @@ def test_a_budget_is_never_exceeded_whatever_jobs_cost_within_their_bounds(jobs,
     charges: list[Charge] = []
     for user, worst, real in jobs:
         purse = Purse(budgets, charges, NOW)
-        if purse.refusal(user, "x", worst) is None:
-            charges.append(Charge(user=user, account="x", at=NOW, usd=worst))
+        if purse.refusal(Payer(user=user), worst) is None:
+            charges.append(Charge(payer=Payer(user=user), at=NOW, usd=worst))
         elif charges:
             # the oldest ends, at no more than its bound
             first = next((k for k, c in enumerate(charges) if not c.settled), None)
@@ -176,7 +184,7 @@ def test_a_budget_is_never_exceeded_whatever_jobs_cost_within_their_bounds(jobs,
                 charges[first] = msgspec.structs.replace(charges[first], usd=usd, settled=True)
         assert sum((c.usd for c in charges), Decimal(0)) <= limit
         for name in "abc":
-            mine = sum((c.usd for c in charges if c.user == name), Decimal(0))
+            mine = sum((c.usd for c in charges if c.payer.user == name), Decimal(0))
             assert mine <= limit / 2
 
 
@@ -217,6 +225,42 @@ def test_a_feasible_deadline_is_met_while_boot_and_runtime_keep_their_bounds(
         now += dt.timedelta(seconds=tick_s) * ticks
     end = now + dt.timedelta(seconds=boot * 300 + 100 + run * limit_s)
     assert end <= deadline
+
+
+@given(
+    kind=st.sampled_from([k for k in PolicyKind if k is not PolicyKind.NEVER]),
+    order=st.sampled_from(list(Order)),
+    interval_s=st.integers(1, 900),
+    phase=st.floats(0, 1, exclude_max=True),
+    limit_s=st.integers(60, 100_000),
+    slack_s=st.integers(0, 100_000),
+    boot=st.floats(0, 1),
+    run=st.floats(0, 1),
+)
+def test_with_the_margin_left_out_no_cron_line_and_no_gate_loses_a_deadline(
+    *, kind, order, interval_s, phase, limit_s, slack_s, boot, run
+):
+    """Cron looks at any phase; a gang that comes to its gate waits there for the next look."""
+    margin_s = default_margin_s(interval_s, order)
+    option = msgspec.structs.replace(CLOUD, boot_s=300, staging_s=100)
+    one_policy = policy(
+        kind, wait_s=10**7, depth=0, wait_per_gpu_hour_s=10**6, hour_usd=Decimal("0.01"),
+        deadline_margin_s=margin_s, cron_interval_s=interval_s, order=order,
+    )  # fmt: skip
+    deadline = NOW + dt.timedelta(seconds=400 + limit_s + margin_s + slack_s)
+    tick = dt.timedelta(seconds=interval_s)
+    now = NOW + tick * phase
+    for _ in range(10**6):
+        one = job(waiting_since=NOW, deadline=deadline, time_limit_s=limit_s, options=(option,))
+        (decision,) = decide([one], one_policy, now).decisions
+        if decision.action is Action.MOVE:
+            break
+        assert decision.when is not None
+        now += tick * max(1, -(-(decision.when - now) // tick))
+    begins = now + dt.timedelta(seconds=boot * 300 + 100)
+    if order is Order.GATE_FIRST:
+        begins = now + tick * max(1, -(-(begins - now) // tick))  # the next look opens the gate
+    assert begins + dt.timedelta(seconds=run * limit_s) <= deadline
 
 
 @pytest.mark.parametrize(

@@ -48,3 +48,5 @@ def test_what_it_adds_up_to_is_a_sentence(sites):
     assert total.since <= dt.datetime.now(dt.UTC)
     assert "would have moved 1 of 1 jobs" in total.sentence
     assert "deadlines" in total.sentence
+    assert "too few forecasts have come true" in total.sentence
+    assert would_have(sites.ledger, 0.912).sentence.endswith("; the 90 % bounds held 91%")

@@ -4,6 +4,7 @@ import pytest
 from handover_model import explore, walks
 
 
+@pytest.mark.begins_first
 def test_never_twice_and_never_lost():
     states, fault, lost = explore()
     assert fault is None

@@ -236,6 +236,7 @@ def test_paths_are_never_run(world, every):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # a script is rendered and run for every word
 def test_an_image_its_mounts_and_a_conda_name_are_never_run(world):
     witness = world / "witness"
     site = load_site("lab-onprem").site

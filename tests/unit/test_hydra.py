@@ -66,6 +66,16 @@ def test_what_a_job_sends_back_is_files_below_the_sweeps_directory(tmp_path, nam
     assert (tmp_path / "sweep" / "0" / "result.txt").is_file()
 
 
+def test_what_a_job_sends_back_is_not_written_through_a_link_that_is_here(tmp_path):
+    sweep, elsewhere = tmp_path / "sweep", tmp_path / "elsewhere"
+    sweep.mkdir()
+    elsewhere.mkdir()
+    (sweep / "0").symlink_to(elsewhere)
+    with pytest.raises(HpcscaleError, match="leads out"):
+        hpcscale.hydra._unpack(sent("0/result.txt"), sweep)
+    assert not list(elsewhere.iterdir())
+
+
 WITHOUT_HPCSCALE = """
 import pickle, sys
 

@@ -27,6 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "textfile": {"errors"},
     "tomlfile": {"errors", "textfile"},
     "urls": set(),
+    # what runs inside a job: works where hpcscale is not installed
+    "train": set(),
     "settings": {"errors", "units", "assets", "tomlfile", "urls"},
     # what and where
     "spec": {"errors", "units"},
@@ -78,6 +80,8 @@ ALLOWED: dict[str, set[str]] = {
     "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify"},
     "observe": _OWNING | {"ledger_rows", "judge"},
     "results": _OWNING,
+    # changes a waiting job's request, with consent
+    "squeeze": _OWNING | {"outlook", "train"},
     "batches": _OWNING | {"submit", "prepare"},
     # the submitit plugin knows nothing of bursting
     "executor": _OWNING | {"prepare", "submit", "observe", "results", "batches"},
@@ -101,9 +105,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
     | {"outlook"}
     | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"}
-    | {"burst.catalog_load", "burst.shapes"},
-    # what runs inside a job: works where hpcscale is not installed
-    "train": set(),
+    | {"burst.catalog_load", "burst.shapes", "burst.worth"},
     # a Slurm of its own; it serves the product and the tests, the product never needs it
     "lab": {"hpcscale", "errors", "units", "assets", "settings", "tomlfile"},
     "testing": _OWNING | {"lab"},

@@ -20,7 +20,7 @@ def site(name="lab-onprem", **options):
         user="ada",
         controller=name,
         host_names=True,
-        ports={"slurmctld": 10000, "slurmd": 10008, "sshd": 10002},
+        ports={"slurmctld": 10000, "slurmd": 10008, "sshd": 10002, "slurmd_burst": 10016},
     )
 
 
@@ -51,6 +51,22 @@ def test_cloud_nodes_are_powered_on_demand():
     assert values["ResumeProgram"] == "/lab/lab-cloud/etc/resume"
     assert values["ResumeTimeout"] == "20"
     assert values["PrivateData"] == "cloud"
+
+
+def test_a_cloud_partition_stands_beside_the_others_and_leaves_their_nodes_on():
+    options = {"nodes": 2, "cloud_partition": True, "suspend_time_s": 9}
+    text = config.slurm_conf(site(**options))
+    lines, values = text.splitlines(), keys(text)
+    assert "PartitionName=cloud Nodes=burst[1-2] PriorityTier=10 PreemptMode=OFF" in lines
+    assert values["ResumeProgram"] == "/lab/lab-onprem/etc/resume"
+    assert values["SuspendExcNodes"] == "onprem[1-2]"
+    burst = [line for line in lines if line.startswith("NodeName=burst")]
+    assert [line.split()[3] for line in burst] == ["Port=10016", "Port=10017"]
+    assert all(line.endswith("Feature=burst,h100 State=CLOUD") for line in burst)
+    assert "NodeName=burst[1-2] Name=gpu" in config.gres_conf(site(**options))
+    assert "SwitchName=cloud Nodes=burst[1-2]" in config.topology_conf(site(**options))
+    assert "burst2" in config.hosts(site(**options), "me")
+    assert "burst" not in config.slurm_conf(site())
 
 
 def test_timeouts_last_in_real_time_when_the_controller_runs_fast():

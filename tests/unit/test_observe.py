@@ -2,6 +2,7 @@
 
 import datetime as dt
 
+import msgspec
 import pytest
 from fake_site import FakeSite
 
@@ -205,7 +206,11 @@ def test_user_and_submit_time_must_agree(site):
     assert "user" in other(user="mallory")
     assert "submitted" in other(submit_time=later)
     assert other(submit_time=later, restarts=1) is None, "a requeue sets it anew"
-    assert "submitted" in other(submit_time=status.submit_time - dt.timedelta(1), restarts=1)
+    earlier = status.submit_time - dt.timedelta(1)
+    assert "submitted" in other(submit_time=earlier, restarts=1)
+    attempt = msgspec.structs.replace(attempt, restarts=2)
+    assert other(submit_time=earlier, restarts=1) is None, "its controller forgot a requeue"
+    assert other(submit_time=later, restarts=2) is None, "and it was requeued once more"
 
 
 # --- sbatch that gave no answer

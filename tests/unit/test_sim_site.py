@@ -8,7 +8,15 @@ from claim_script import Job as RealJob
 from sim_script import Job as SimulatedJob
 from sim_site import MemoryFiles, MemorySlurm
 
-from hpcscale.burst.claims import Word, claims_dir, decide, decision, revoke, take
+from hpcscale.burst.claims import (
+    Word,
+    claims_dir,
+    decide,
+    decision,
+    put_outcome,
+    revoke,
+    take,
+)
 from hpcscale.errors import HpcscaleError
 from hpcscale.render import Gate
 from hpcscale.slurm.local import LocalTransport
@@ -62,6 +70,8 @@ def entries(job, transport, situation):
             take(transport, job.attempt, TARGET)
         elif kind == "revoked":
             revoke(transport, job.attempt, TARGET)
+        elif kind.startswith("outcome"):
+            put_outcome(transport, job.attempt, kind.removeprefix("outcome"), 7)
         elif kind == "other":
             take(transport, job.attempt, OTHER)
         elif kind == "began":
@@ -82,9 +92,9 @@ class Simulated(RealJob):
         self.gate = gate
         self.began = 0
 
-    def run(self, restart=0):
+    def run(self, restart=0, task=None):
         job = SimulatedJob(
-            self.site.files, submission=SID, run_dir=str(self.run_dir), number=7, restart=restart,
+            self.site.files, submission=SID, run_dir=str(self.run_dir), number=7, restart=restart, task=task,
             lease_s=self.gate.lease_s if self.gate else None, work_s=0, requeue=lambda _: False,
         )  # fmt: skip
         next(job.steps)
@@ -110,6 +120,7 @@ class Simulated(RealJob):
         ("taken",),
         ("taken", "revoked"),
         ("taken", "revoked", "other"),
+        ("taken", "outcome"),
         ("revoked",),
         ("began",),
         ("opened",),
@@ -130,6 +141,42 @@ def test_a_simulated_script_ends_as_the_real_one(tmp_path, situation, restart, g
     decided = [decision(transport, job.attempt) for transport, job in places]
     assert decided[0] == decided[1]
     after = [take(transport, job.attempt, OTHER, restart) for transport, job in places]
+    assert after[0] == after[1]
+
+
+@pytest.mark.parametrize(
+    "situation",
+    [
+        (),
+        ("taken",),
+        ("taken", "outcome.task0"),
+        ("taken", "outcome.task1"),
+        ("taken", "revoked"),
+        ("began",),
+        ("began of 1",),
+    ],
+)
+def test_simulated_elements_end_as_the_real_ones(tmp_path, situation):
+    real = RealJob(tmp_path, array="0-1")
+    simulated = Simulated(tmp_path)
+    for job, transport in ((real, LocalTransport()), (simulated, simulated.site)):
+        if situation in {("began",), ("began of 1",)}:
+            log = f"{claims_dir(job.attempt)}/rabc.{SID}"
+            mkdir(transport, claims_dir(job.attempt))
+            assert link_once(transport, f"{log}.0", f"{SID} -\n".encode())
+            if situation == ("began of 1",):
+                assert link_once(transport, f"{log}.task1.0", f"{SID} 0\n".encode())
+        else:
+            entries(job, transport, situation)
+    for restart in (0, 1):
+        for task in (0, 1):
+            said = simulated.run(restart=restart, task=task)
+            assert said == real.run(restart=restart, task=task), real.said
+    assert simulated.ran == real.ran
+    after = [
+        take(transport, job.attempt, OTHER, 0)
+        for job, transport in ((real, LocalTransport()), (simulated, simulated.site))
+    ]
     assert after[0] == after[1]
 
 

@@ -88,6 +88,14 @@ def test_examples_and_unknown_prices_are_warned_of():
     assert by_name(profile(mine, TODAY))["fabric"].verdict is Verdict.OK
 
 
+def test_a_burst_partition_without_a_price_is_warned_of():
+    cloud = ("partitions.cloud.burst.target=true", "partitions.cloud.fabric.kind=efa")
+    check = by_name(profile(site("lab-onprem", *cloud), TODAY))["price of partition cloud"]
+    assert check.verdict is Verdict.WARN
+    priced = site("lab-onprem", *cloud, "partitions.cloud.gpu_hour_usd=6.88")
+    assert "price of partition cloud" not in by_name(profile(priced, TODAY))
+
+
 def test_an_old_cloud_price_is_warned_of():
     aws = site("aws-p5")
     assert by_name(profile(aws, dt.date(2026, 10, 6)))["price"].verdict is Verdict.OK

@@ -99,3 +99,14 @@ def test_what_goes_along_and_what_comes_back_are_told_apart(nowhere, tmp_path):
     out = dry(*JOB, *words, "--", "true").stdout
     assert f"# copied: {tmp_path}/data -> inputs/d" in out
     assert f"# fetched: outputs/o -> {tmp_path}/out" in out
+
+
+def test_a_deadline_that_nothing_can_meet_is_refused_with_the_earliest_time(nowhere):
+    late = dry(*JOB, "--burst", "auto", "--deadline", "+30m", "--", "true", code=7)
+    assert "cannot be met: with its time limit of 1h00m the earliest possible is " in late.stderr
+    assert "try: --deadline 20" in late.stderr
+    # --burst only has no start here: boot and staging of lab-cloud come first
+    only = dry(*JOB, "--burst", "only", "--deadline", "+60m", "--", "true", code=7)
+    assert "(lab-cloud, 35s of boot and staging first)" in only.stderr
+    fine = dry(*JOB, "--burst", "auto", "--deadline", "+3h", "--", "true")
+    assert "# burst: its deadline can be kept by a move until " in fine.stdout

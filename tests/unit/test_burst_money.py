@@ -1,0 +1,122 @@
+"""Money of a move: its worst case, what comes back, whose budget, and while it runs."""
+
+import datetime as dt
+from decimal import Decimal
+
+import msgspec
+import pytest
+from fake_sites import Sites
+
+from hpcscale.burst.budget import Charge, Payer, Purse
+from hpcscale.burst.catalog import Offer
+from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.offer import Rents, option
+from hpcscale.burst.policy import AtLimit, Budget, BudgetOf, Policy
+from hpcscale.site import load_site
+from hpcscale.spec import BurstTerms, Checkpoint, JobSpec, Resources
+
+NOW = dt.datetime(2026, 11, 22, 12, tzinfo=dt.UTC)
+POLICY = Policy(from_site="o", to=("lab-cloud",), cron_interval_s=300)
+
+
+def spec(**kw):
+    return JobSpec(
+        name="j", command=("true",),
+        resources=Resources(nodes=2, gpus_per_node=1, time_limit_s=3600), **kw,
+    )  # fmt: skip
+
+
+def offered(one_spec, egress_usd=None):
+    """At lab-cloud: 4 GPUs a node, boot 30 s (120 s at most), $6.88 a GPU-hour or a catalog's."""
+    site, rows = load_site("lab-cloud").site, {}
+    if egress_usd is not None:
+        row = Offer(
+            provider="x", region="r", instance="i", gpus=4, on_demand_usd=Decimal(20), source="me",
+            as_of=NOW.date(), egress_usd_per_gb=Decimal(egress_usd),
+        )  # fmt: skip
+        rows[row.name] = row
+        gpu = msgspec.structs.replace(site.partitions["gpu"], offer=row.name)
+        site = msgspec.structs.replace(site, partitions={"gpu": gpu})
+    return option(one_spec, 3600, "lab-cloud", POLICY, Rents({"lab-cloud": site}, rows, NOW.date()))
+
+
+def test_the_worst_case_has_gate_staging_slow_boots_and_requeues():
+    made = offered(spec())
+    # 8 GPUs for the limit, a lease of 600 s, 5 s of staging, 30 s of boot
+    assert made.cost_usd == Decimal("64.75")
+    # and 90 s more until the boot's time is up
+    assert made.worst_usd == Decimal("64.75") + Decimal("1.38")
+    again = offered(spec(checkpoint=Checkpoint(dir="ck", max_restarts=2)))
+    assert again.worst_usd == 3 * made.worst_usd
+
+
+def test_what_comes_back_is_paid_once_and_unknown_sizes_are_no_promise():
+    made = offered(
+        spec(outputs={"o": "out"}, burst=BurstTerms(egress_gb=100.0),
+             checkpoint=Checkpoint(dir="ck", max_restarts=1)), "0.09",
+    )  # fmt: skip
+    plain = offered(spec(checkpoint=Checkpoint(dir="ck", max_restarts=1)), "0.09")
+    assert made.cost_usd - plain.cost_usd == made.worst_usd - plain.worst_usd == Decimal(9)
+    assert "$9.00 for 100 GB that come back" in made.cost_why
+    assert made.unpromised == plain.unpromised == ""
+    unsaid = offered(spec(outputs={"o": "out"}), "0.09")
+    assert "egress_gb in [burst]" in unsaid.unpromised
+    assert offered(spec(outputs={"o": "out"})).unpromised == ""
+
+
+def test_a_projects_budget_is_its_own_and_jobs_without_one_have_none():
+    budget = Budget(of=BudgetOf.PROJECT, usd=Decimal(50))
+    spent = Charge(payer=Payer(user="ada", project="x"), at=NOW, usd=Decimal(40))
+    purse = Purse([budget], [spent], NOW)
+    ben = Payer(user="ben", project="x")
+    assert "for project x $0.00 is spent and $40.00 reserved" in purse.refusal(ben, Decimal(11))
+    assert purse.refusal(Payer(user="ada", project="y"), Decimal(50)) is None
+    assert purse.refusal(Payer(user="ada"), Decimal(999)) is None
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A move whose cloud job has begun, and has held its nodes for a while."""
+    sites = Sites(tmp_path)
+    sites.fill()
+    job = sites.submit()
+    sites.tick()
+    sites.both(40)
+    sites.begin(job)
+    assert sites.move(job).step is Step.MOVED
+    sites.both(20)
+    yield sites, job
+    sites.ledger.close()
+
+
+def reserve(sites, job, usd):
+    assert Moves(sites.ledger).save(sites.move(job), reserved_usd=Decimal(usd))
+
+
+def test_within_its_reservation_a_job_runs_on(running):
+    sites, job = running
+    assert sites.tick().problems == []
+    assert not sites.target(job).ended
+
+
+def test_over_its_reservation_a_cloud_job_is_ended_and_it_is_said(running):
+    sites, job = running
+    reserve(sites, job, "0.05")
+    (problem,) = sites.tick().problems
+    assert "is ended: it has cost $" in problem
+    assert "over the $0.05 reserved for it" in problem
+    sites.both(60)
+    sites.tick()
+    assert sites.target(job).ended
+    assert [e.kind for e in sites.ledger.events(job.run_id)].count("move.over_limit") == 1
+
+
+def test_or_only_warned_of(running):
+    sites, job = running
+    reserve(sites, job, "0.05")
+    sites.policy = msgspec.structs.replace(sites.policy, at_limit=AtLimit.WARN)
+    (problem,) = sites.tick().problems
+    assert "it has cost $" in problem
+    sites.both(5)
+    sites.tick()
+    assert not sites.target(job).ended

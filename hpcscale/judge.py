@@ -192,8 +192,9 @@ def judge_array(
             and task is not None
             and past.state.terminal
             and _is_past_of(attempt, past)
+            and not (task in known and known[task].moved)
         ):
-            elements[task] = _element(task, past)
+            elements[task] = element_of(task, past)
     for report in reports:  # in order: the last of each element stands
         task = report.task
         if task is None or not report.final or report.exit_code is None:
@@ -216,8 +217,10 @@ def judge_array(
         if not tasks and status.job_id.array_task is not None:
             tasks = [status.job_id.array_task]
         for task in tasks:
-            elements[task] = _element(task, status)
             listed.add(task)
+            before = known.get(task)
+            if before is None or not (before.moved and status.state is before.state):
+                elements[task] = element_of(task, status)
     if not said.silent:
         for task, element in elements.items():
             if task not in listed and not element.state.terminal:
@@ -253,7 +256,8 @@ def pending_tasks(status: JobStatus) -> list[int]:
         return []
 
 
-def _element(task: int, status: JobStatus) -> Element:
+def element_of(task: int, status: JobStatus) -> Element:
+    """One element as its own record shows it."""
     code, signal = status.exit_code or (None, None)
     return Element(
         task=task,
@@ -302,7 +306,8 @@ def _whole_array(
     if not elements:
         return None
     mine = [elements[i] for i in indices if i in elements]
-    states = {e.state for e in mine}
+    # what moved alone has an end of its own, which is told of its own run
+    states = {e.state for e in mine if not e.moved} or {e.state for e in mine}
     over = len(mine) == len(indices) and all(e.state.terminal for e in mine)
     order = _BAD_FIRST if over else _BUSY_FIRST
     state = next((s for s in order if s in states), JobState.UNKNOWN)

@@ -57,6 +57,11 @@ class Element(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     exit_signal: int | None = None
 
+    @property
+    def moved(self) -> bool:
+        """Whether it went to another site alone; ``burst.elements`` is where that is told."""
+        return self.reason.startswith("moved to ")
+
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One submission to one site.
@@ -118,6 +123,17 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     def ref(self) -> JobRef | None:
         """``site:id``; None while Slurm has given no id."""
         return JobRef(self.site, self.job_id) if self.job_id else None
+
+    @property
+    def task(self) -> int | None:
+        """The index, where this is one element of an array seen as a job (``element``)."""
+        return self.job_id.array_task if self.job_id else None
+
+    def element(self, task: int) -> "Attempt":
+        """One element of this array, as if it were a job of its own; the ledger has no such row."""
+        assert self.job_id is not None
+        job_id = JobId(self.job_id.base, task)
+        return msgspec.structs.replace(self, job_id=job_id, array_size=None)
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):

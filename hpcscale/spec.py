@@ -113,6 +113,7 @@ class Function(_Frozen, frozen=True, kw_only=True):
         srun_args: further options of srun.
         use_srun: False: the function runs in the batch script itself, once.
         stderr_to_stdout: one log for both.
+        pickled_by: the Python that made the pickles, ``3.11``: another version cannot read them.
     """
 
     python: str = "python3"
@@ -121,6 +122,7 @@ class Function(_Frozen, frozen=True, kw_only=True):
     srun_args: tuple[str, ...] = ()
     use_srun: bool = True
     stderr_to_stdout: bool = False
+    pickled_by: str = ""
 
 
 class CodeId(_Frozen, frozen=True, kw_only=True):

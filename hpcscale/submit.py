@@ -181,7 +181,7 @@ def submit(
 
 def _undo(connection: Connection, ledger: Ledger, attempt: Attempt, why: str) -> None:
     """Leave nothing on the site of an attempt that Slurm does not have."""
-    if attempt.number > 1:
+    if attempt.number > 1 or attempt.role is Role.BURST:
         # the run's directory may hold what its other attempts have there, also attempts of another
         # ledger, which this one knows nothing of: decisions that jobs at their gates are to read
         staging.remove_secrets(connection.transport, attempt.run_dir, attempt.submission_id)

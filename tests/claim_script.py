@@ -23,6 +23,7 @@ class Place:
     run_id: str
     submission_id: str
     run_dir: str
+    task: int | None = None
 
 
 class Job:
@@ -52,7 +53,7 @@ class Job:
         self.script.write_text(render(spec, ONPREM, gate=gate).script)
         self.shell = "sh" if foreign else "bash"
 
-    def start(self, restart=0, sid=SID, task=None, args=True):
+    def start(self, restart=0, sid=SID, task=None, args=True, umask=0o022):
         env = {"PATH": str(self.bin), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1",
                "SLURM_SUBMIT_DIR": str(self.project), "HOME": str(self.project)}  # fmt: skip
         if restart:
@@ -62,7 +63,7 @@ class Job:
         given = [sid, str(self.run_dir)] if args else []
         return subprocess.Popen(
             [self.shell, str(self.script), *given], env=env, cwd=self.project,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, umask=umask,
         )  # fmt: skip
 
     def run(self, **kw):

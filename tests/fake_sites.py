@@ -115,3 +115,21 @@ class Sites:
 
     def excluded(self, submission):
         return self.connections["lab-onprem"].client.show(submission.ref.job_id).exc_nodes
+
+
+class Waited:
+    """A client that tells of a job which waits for another: FakeSlurm knows no dependencies."""
+
+    def __init__(self, real, job_id, dependency):
+        self.real, self.job_id, self.dependency = real, str(job_id), dependency
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def jobs(self, *args, **kw):
+        answer = self.real.jobs(*args, **kw)
+        if self.job_id in answer.jobs:
+            answer.jobs[self.job_id] = msgspec.structs.replace(
+                answer.jobs[self.job_id], dependency=self.dependency, reason="Dependency"
+            )
+        return answer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import Lists, fence_nodes, stands, union, with_note, without_note
-from hpcscale.burst.moves import Move, Moves, Step, target_attempt
+from hpcscale.burst.moves import Move, Moves, Step, origin_attempt, target_attempt
 from hpcscale.burst.offer import spec_for, with_gate_time
 from hpcscale.burst.orphans import Fence, put_fence
 from hpcscale.burst.sight import Sight, look
@@ -15,8 +15,10 @@ from hpcscale.connect import Connection
 from hpcscale.errors import UnreachableError
 from hpcscale.ledger import Attempt, Ledger, Role, utc_now
 from hpcscale.observe import observe
-from hpcscale.slurm.remote import mkdir
+from hpcscale.slurm.remote import private_dir
 from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.units import JobId
+from hpcscale.verify import submission_of
 
 SETTLE_S = 12.0  # a cancelled job is usually terminal by then; else the next tick looks again
 MAX_BACKOFF = 8
@@ -50,21 +52,24 @@ class Acts:
     def _submit(self, move: Move, connection: Connection) -> str:
         """Render for the target and submit through submitit; the submission id."""
         from hpcscale.executor import HpcscaleExecutor
+        from hpcscale.executor.probe import require_same_python
         from hpcscale.prepare import code_of, prepare
         from hpcscale.render import Gate
 
         run = self.ledger.run(move.run_id)
-        origin = self.ledger.attempt(move.origin)
+        origin, _ = self._origin(move)
         # what it waits at the gate, and what is copied meanwhile, is no part of the job's own time
         spec = with_gate_time(
             spec_for(run.spec, origin.time_limit_s, connection.site, move.partition),
             move.lease_s + move.staging_s,
         )
+        if (function := spec.function) is not None:  # before a node of that site boots for it
+            require_same_python(connection, function.python, spec.software, function.pickled_by)
         rendered = prepare(
             spec,
             connection.site,
             gate=Gate(lease_s=move.lease_s),
-            code=code_of(self.ledger, move.run_id),
+            code=code_of(self.ledger, origin.run_id),
         )
         executor = HpcscaleExecutor(
             self._folder, site=move.to_site, connection=connection, ledger=self.ledger
@@ -81,12 +86,16 @@ class Acts:
 
     def _cancelled_by_user(self, move: Move) -> bool:
         """Whether `hpcscale cancel` named the run or one of its jobs since the move began."""
-        return any(
-            event.kind == "attempt.cancel"
-            and "_" not in str(event.data.get("job", ""))  # an element is not the array
-            and event.event_id > move.since_event
-            for event in self.ledger.events(move.run_id)
-        )
+        origin = origin_attempt(self.ledger, move)
+        mine = ("", str(origin.job_id))
+        for run_id in {move.run_id, origin.run_id}:
+            for event in self.ledger.events(run_id, "attempt.cancel"):
+                job = str(event.data.get("job", ""))
+                # an element is not the array; in a run of its own it is all there is
+                named = "_" not in job or job in mine or run_id != origin.run_id
+                if named and event.event_id > move.since_event:
+                    return True
+        return False
 
     def _fence_of(self, move: Move, status: JobStatus, connection: Connection) -> Lists | str:
         """The job's fence, with what it excludes already; or why it cannot be fenced."""
@@ -134,7 +143,10 @@ class Acts:
         """
         seen = look(connection, origin, self.ledger)
         if seen.status is None:
-            return move, seen
+            if move.task is None or move.kept or not self._array_on_disk(origin, connection):
+                return move, seen
+            # its array is known, so its element has ended: it was not forgotten
+            return self.moves.save(move, kept=True), seen
         changes: dict[str, object] = {}
         if not move.kept and _on_disk(seen.status, connection.clock.now()):
             changes["kept"] = True
@@ -150,6 +162,14 @@ class Acts:
         if seen.pending and move.fence is not None and self._fence(move, origin, connection, seen):
             seen = look(connection, origin, self.ledger)
         return move, seen
+
+    def _array_on_disk(self, origin: Attempt, connection: Connection) -> bool:
+        """Whether Slurm knows the array of this element, and would after a crash."""
+        assert origin.job_id is not None
+        status = connection.client.show(JobId(origin.job_id.base))
+        if status is None or submission_of(status.comment) != origin.submission_id:
+            return False
+        return _on_disk(status, connection.clock.now())
 
     def _fence(self, move: Move, origin: Attempt, connection: Connection, seen: Sight) -> bool:
         """Set what is missing of the fence and its note; whether anything was."""
@@ -169,7 +189,7 @@ class Acts:
 
     def _never_begins(self, move: Move, target: Attempt, connection: Connection) -> bool:
         """Make sure that the cloud job's command will not begin, unless it has."""
-        mkdir(connection.transport, target.run_dir)
+        private_dir(connection.transport, target.run_dir)
         if decide(connection.transport, target, Word.CLOSED) is not Word.OPENED:
             return True
         # it was opened: its own claim decides, also over a job that a controller brings back
@@ -222,7 +242,9 @@ class Acts:
             connection,
             origin,
             Fence(
-                run_id=move.run_id,
+                run_id=origin.run_id,
+                job=move.run_id,
+                task=move.task,
                 origin=move.origin,
                 to_site=move.to_site,
                 at=connection.clock.now(),
@@ -277,7 +299,7 @@ class Acts:
             time.sleep(0.3)
 
     def _origin(self, move: Move) -> tuple[Attempt, Connection]:
-        return self.ledger.attempt(move.origin), self._connect(move.from_site)
+        return origin_attempt(self.ledger, move), self._connect(move.from_site)
 
     def _target(self, move: Move) -> tuple[Attempt, Connection]:
         return self.ledger.attempt(move.target or ""), self._connect(move.to_site)

@@ -25,7 +25,7 @@ from hpcscale.errors import NotFoundError, NotSentError, StateError
 from hpcscale.ledger import utc_now
 from hpcscale.settings import state_dir
 from hpcscale.slurm.client import SlurmClient
-from hpcscale.slurm.remote import mkdir
+from hpcscale.slurm.remote import private_dir
 from hpcscale.slurm.transport import Completed, Transport
 from hpcscale.units import JobId
 
@@ -172,7 +172,7 @@ def anchor(connection: Connection, head: Head, hashes: Mapping[int, str]) -> int
         UnreachableError: no answer.
     """
     folder = f"{connection.state_dir}/audit-heads"
-    mkdir(connection.transport, folder, 0o700)
+    private_dir(connection.transport, folder)
     path = f"{folder}/{os.uname().nodename}.{os.getuid()}"
     try:
         kept = connection.transport.read_bytes(path).decode("ascii", "replace").split("\n")

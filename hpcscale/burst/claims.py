@@ -9,7 +9,8 @@ or the submission id of the attempt that takes its place. Each adds itself behin
 unless an owner stands there that is not revoked (``<state>/claims/<owner>.revoked``).
 
 An array has such a log too, and ``….task<k>.<entry>`` for each element besides: an element takes
-the array's (any element may) before its own, so who has the array's has all of them.
+the array's (any element may) before its own, so who has the array's has all of them. Who wants one
+element alone takes the array's for the array itself, as its elements do, and then the element's.
 
 *The decision* is ``<run dir>/decision.<submission id>`` on the target's site: ``opened`` or
 ``closed`` by the handover, ``expired`` by the job at the end of its lease.
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hpcscale.errors import HpcscaleError, NotFoundError
-from hpcscale.slurm.remote import exists, link_once, mkdir
+from hpcscale.slurm.remote import exists, link_once, private_dir
 from hpcscale.slurm.transport import Transport
 from hpcscale.staging import read_text_files
 
@@ -59,6 +60,8 @@ class Claimed(Protocol):
     def submission_id(self) -> str: ...  # noqa: D102
     @property
     def run_dir(self) -> str: ...  # noqa: D102
+    @property
+    def task(self) -> int | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Place:
     run_id: str
     submission_id: str
     run_dir: str
+    task: int | None = None
 
 
 def claims_dir(attempt: Claimed) -> str:
@@ -92,8 +96,22 @@ def take(transport: Transport, attempt: Claimed, owner: str, restarts: int = 0) 
         UnreachableError: no answer: call again.
         HpcscaleError: the claim can be neither read nor made (a full disk).
     """
-    log = f"{claims_dir(attempt)}/{attempt.run_id}.{attempt.submission_id}"
-    mkdir(transport, claims_dir(attempt))
+    private_dir(transport, claims_dir(attempt))
+    if attempt.task is not None:
+        array = _array_of(attempt)
+        whose = _append(transport, array, array.submission_id, None)
+        if whose.owner != array.submission_id:
+            return whose  # the whole array is somebody else's
+    return _append(transport, attempt, owner, restarts)
+
+
+def _array_of(attempt: Claimed) -> Place:
+    return Place(attempt.run_id, attempt.submission_id, attempt.run_dir)
+
+
+def _append(transport: Transport, attempt: Claimed, owner: str, restarts: int | None) -> Claim:
+    """Add ``owner`` to a log; ``restarts`` None: for the array itself, whatever began of it."""
+    log = f"{claims_dir(attempt)}/{_log_name(attempt)}"
     for _ in range(_TRIES):
         entries = _entries(transport, attempt)
         entry = 0
@@ -101,7 +119,7 @@ def take(transport: Transport, attempt: Claimed, owner: str, restarts: int = 0) 
             holder, _, start = found.partition(" ")
             if holder == owner:
                 return Claim(owner)
-            if holder == attempt.submission_id:
+            if restarts is not None and holder == attempt.submission_id:
                 if not start.strip().isdigit() or int(start) >= restarts:
                     return Claim(holder, started=True)
             elif not exists(transport, _revoked(attempt, holder)):
@@ -129,7 +147,7 @@ def revoke(transport: Transport, attempt: Claimed, owner: str) -> None:
 
     Only once ``owner`` can never start: its decision or its own claim says so.
     """
-    mkdir(transport, claims_dir(attempt))
+    private_dir(transport, claims_dir(attempt))
     link_once(transport, _revoked(attempt, owner), b"revoked\n")
 
 
@@ -142,7 +160,7 @@ def put_outcome(transport: Transport, attempt: Claimed, suffix: str, code: int) 
         suffix: ``.task3`` for an element.
         code: exit code.
     """
-    mkdir(transport, claims_dir(attempt))
+    private_dir(transport, claims_dir(attempt))
     name = f"{attempt.run_id}.{attempt.submission_id}{suffix}.outcome"
     link_once(transport, f"{claims_dir(attempt)}/{name}", f"{code}\n".encode())
 
@@ -177,8 +195,13 @@ def decision_path(target: Claimed) -> str:
     return f"{target.run_dir}/decision.{target.submission_id}"
 
 
+def _log_name(attempt: Claimed) -> str:
+    element = "" if attempt.task is None else f".task{attempt.task}"
+    return f"{attempt.run_id}.{attempt.submission_id}{element}"
+
+
 def _entries(transport: Transport, attempt: Claimed) -> dict[int, str]:
-    name = f"{attempt.run_id}.{attempt.submission_id}"
+    name = _log_name(attempt)
     found: dict[int, str] = {}
     for path, text in read_text_files(transport, [claims_dir(attempt)], f"{name}.*").items():
         if match := re.search(rf"/{re.escape(name)}\.(\d+)$", path):

@@ -32,7 +32,7 @@ from hpcscale.errors import (
     UnreachableError,
 )
 from hpcscale.ledger import Attempt, Ledger
-from hpcscale.slurm.types import JobState
+from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.units import parse_array
 
 FORWARD = frozenset(
@@ -310,7 +310,7 @@ class Handover(Shift):
     def _pass_on_cancels(self, move: Move, target: Attempt, connection: Connection) -> None:
         """Elements that their user has cancelled on-prem begin nowhere."""
         array = self.ledger.run(move.run_id).spec.array
-        if array is None:
+        if array is None or move.task is not None:
             return
         origin, from_connection = self._origin(move)
         for task in cancelled_elements(from_connection, origin, parse_array(array)[0]):
@@ -370,8 +370,12 @@ class Handover(Shift):
             {"to": str(target.ref)},
             submission_id=origin.submission_id,
         )
-        if seen.status is not None:
-            told = msgspec.structs.replace(seen.status, reason=f"moved to {target.ref}")
+        known = seen.status
+        if known is None and origin.task is not None and origin.job_id is not None:
+            # Slurm keeps no record of an element that is cancelled while it waits
+            known = JobStatus(job_id=origin.job_id, state=JobState.CANCELLED, raw_state="CANCELLED")
+        if known is not None:
+            told = msgspec.structs.replace(known, reason=f"moved to {target.ref}")
             record(self.ledger, connection, origin, told)
         return self.moves.save(move, step=Step.MOVED, message=message, gate_idle_s=idle_s)
 

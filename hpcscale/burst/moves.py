@@ -101,6 +101,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         gpus: GPUs that are paid for there, and ``gpu_hour_usd`` at which price.
         refused: Slurm did not take it there, so that it is not tried again.
         lost_at: when the running cloud job was first no longer known to its Slurm.
+        task: the element of the origin's array that moves alone; ``run_id`` is its own run then.
     """
 
     move_id: int = 0
@@ -143,6 +144,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     gpu_hour_usd: Decimal | None = None
     refused: bool = False
     lost_at: dt.datetime | None = None
+    task: int | None = None
     after_number: int | None = None
     yielded: bool = False
     created_at: dt.datetime | None = None
@@ -162,7 +164,8 @@ class Moves:
         """
         now = utc_now()
         latest = max((a.number for a in self.ledger.attempts(move.run_id)), default=0)
-        events = self.ledger.events(move.run_id)
+        runs = {move.run_id, self.ledger.attempt(move.origin).run_id}
+        events = [event for run_id in runs for event in self.ledger.events(run_id)]
         move = msgspec.structs.replace(
             move,
             created_at=now,
@@ -266,6 +269,12 @@ def _encode(move: Move) -> str:
     return msgspec.json.encode(move).decode()
 
 
+def origin_attempt(ledger: Ledger, move: Move) -> Attempt:
+    """The on-prem attempt that a move is of; of an element that moves alone that element."""
+    origin = ledger.attempt(move.origin)
+    return origin if move.task is None else origin.element(move.task)
+
+
 def target_attempt(ledger: Ledger, move: Move) -> Attempt | None:
     """The cloud attempt of a move, also when the move was interrupted before it noted its id."""
     if move.target:
@@ -273,7 +282,7 @@ def target_attempt(ledger: Ledger, move: Move) -> Attempt | None:
     if move.same_job:
         return None
     # by number: a clock may have been set back between the two
-    after = ledger.attempt(move.origin).number if move.after_number is None else move.after_number
+    after = origin_attempt(ledger, move).number if move.after_number is None else move.after_number
     taken = {m.target for m in Moves(ledger).of_run(move.run_id) if m.move_id != move.move_id}
     for attempt in reversed(ledger.attempts(move.run_id)):
         mine = attempt.number > after and attempt.site == move.to_site

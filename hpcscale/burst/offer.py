@@ -10,6 +10,8 @@ import msgspec
 from hpcscale.burst.arrays import wholly_pending
 from hpcscale.burst.capacity import rested, short
 from hpcscale.burst.catalog import Offer
+from hpcscale.burst.elements import element_run_id, limited
+from hpcscale.burst.elements import waiting as waiting_elements
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Candidate, Forecast, Option, Start
 from hpcscale.burst.policy import Dependents, Policy, TargetTerms
@@ -134,6 +136,7 @@ def candidates(
     """
     waiting = [w for w in waiting if not _moved_within(moves.get(w.run.run_id, []))]
     rents = Rents(targets, catalog, (now or dt.datetime.now(dt.UTC)).date())
+    each = [one for w in waiting for one in (_elements(w, answer, policy, moves) or [w])]
     found = [
         _candidate(
             w,
@@ -145,12 +148,10 @@ def candidates(
             origin=origin,
             facts=facts,
         )
-        for w in waiting
+        for w in each
     ]
     shortages = short(moves.values())
-    return [
-        rested(_foreseen(c, w, forecast), shortages) for c, w in zip(found, waiting, strict=True)
-    ]
+    return [rested(_foreseen(c, w, forecast), shortages) for c, w in zip(found, each, strict=True)]
 
 
 def _moved_within(mine: list[Move]) -> bool:
@@ -159,7 +160,8 @@ def _moved_within(mine: list[Move]) -> bool:
 
 
 def _foreseen(candidate: Candidate, waiting: Waiting, forecast: Forecast) -> Candidate:
-    start = forecast.starts.get(str(waiting.attempt.job_id), Start())
+    job_id = waiting.attempt.job_id
+    start = forecast.starts.get(str(job_id and job_id.base), Start())  # an element as its array
     why = forecast.why
     if start.p50 is None and not why:
         why = "the forecast has no start for it"
@@ -181,6 +183,51 @@ def to_foresee(
         if waits and one.run.burst_mode is BurstMode.AUTO and not moving:
             found.append(str(one.attempt.job_id))
     return found
+
+
+def _elements(
+    waiting: Waiting, answer: Answer, policy: Policy, moves: Mapping[str, list[Move]]
+) -> list[Waiting]:
+    """The waiting elements of an array that has begun, each as a job; empty: it is looked at whole.
+
+    Of very many elements those that may move next: the rest would only be held back.
+    """
+    run, attempt = waiting.run, waiting.attempt
+    array = run.spec.array
+    if array is None or attempt.job_id is None or STANDS_IN not in attempt.script:
+        return []
+    records = [s for s in answer.of(attempt.job_id) if mismatch(attempt, s) is None]
+    whole = moves.get(run.run_id, [])
+    under_way = bool(whole) and not whole[-1].step.settled
+    if under_way or not wholly_pending(records, parse_array(array)[0]) or limited(array):
+        return []
+    spent = _spent_on_elements(attempt, moves) if run.max_cost_usd is not None else None
+    # one at a time where a sum bounds them all: each is held against what the others left of it
+    room = policy.max_moves_per_run if spent is None else 1
+    found = []
+    for task in waiting_elements(records):
+        run_id = element_run_id(run.run_id, task)
+        mine = moves.get(run_id, [])
+        if not mine or (mine[-1].step.settled and mine[-1].step is not Step.FAILED):
+            room -= 1
+            if room < 0:
+                continue
+        spec = msgspec.structs.replace(run.spec, array=str(task))
+        left = None if spent is None or run.max_cost_usd is None else run.max_cost_usd - spent
+        alone = msgspec.structs.replace(run, run_id=run_id, spec=spec, max_cost_usd=left)
+        found.append(Waiting(alone, attempt.element(task)))
+    return found
+
+
+def _spent_on_elements(attempt: Attempt, moves: Mapping[str, list[Move]]) -> Decimal:
+    """Dollars that moves of an array's elements reserved: each at the most it can cost."""
+    sums = (
+        move.reserved_usd or move.estimate_usd or Decimal(0)
+        for each in moves.values()
+        for move in each
+        if move.task is not None and move.origin == attempt.submission_id
+    )
+    return sum(sums, Decimal(0))
 
 
 def _candidate(
@@ -360,10 +407,10 @@ def _stuck(waiting: Waiting, status: JobStatus | None, answer: Answer, origin: S
         found.append("it is a heterogeneous job, and these do not move")
     if attempt.job_id.base >= FEDERATED:
         found.append("it is a job of a federation, and its siblings may start elsewhere")
-    if spec.array is not None:
+    if spec.array is not None and attempt.task is None:
         records = [s for s in answer.of(attempt.job_id) if mismatch(attempt, s) is None]
         if why := wholly_pending(records, parse_array(spec.array)[0]):
-            found.append(why)
+            found.append(limited(spec.array) or why)
     if status.restarts and not _local_checkpoint(spec, origin):
         found.append(f"it has run here before, and what it left stays on {origin.name}")
     if status.dependency not in {"", "(null)"}:

@@ -24,12 +24,12 @@ from hpcscale.burst.claims import (
     take,
 )
 from hpcscale.burst.fence import Lists, noted, without_note
-from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.moves import Moves, Step, origin_attempt
 from hpcscale.burst.sight import end
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError
 from hpcscale.ledger import Attempt, Ledger
-from hpcscale.slurm.remote import mkdir
+from hpcscale.slurm.remote import private_dir
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.staging import read_text_files
 from hpcscale.units import JobId
@@ -42,12 +42,16 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True):
     """The record of a fence, beside the on-prem job's claims.
 
     Attributes:
+        run_id: whose claims the on-prem job takes.
+        job: the run that moves, where that is another: of an element that moves alone, ``task``.
         at: when it was written, by the on-prem site's clock.
         target: the cloud attempt's submission id, once there is one; ``target_job`` its
             job id and ``target_dir`` its run's directory there.
     """
 
     run_id: str
+    job: str = ""
+    task: int | None = None
     origin: str
     to_site: str
     at: dt.datetime
@@ -75,10 +79,11 @@ class Orphan(msgspec.Struct, frozen=True, kw_only=True):
 
 def put_fence(connection: Connection, origin: Attempt, fence: Fence) -> None:
     """Write the record: one for each cloud attempt, as two ledgers may both fence a job."""
-    mkdir(connection.transport, claims_dir(origin))
-    name = f"{fence.run_id}.{fence.origin}.{fence.target or 'unsent'}.fence"
+    private_dir(connection.transport, claims_dir(origin))
+    element = "" if fence.task is None else f".task{fence.task}"
+    name = f"{fence.run_id}.{fence.origin}{element}.{fence.target or 'unsent'}.fence"
     path = f"{claims_dir(origin)}/{name}"
-    connection.transport.put_bytes(msgspec.json.encode(fence), path)
+    connection.transport.put_bytes(msgspec.json.encode(fence), path, mode=0o600)
 
 
 def orphans(
@@ -93,30 +98,32 @@ def orphans(
         UnreachableError: the site gave no answer; a cloud that gives none leaves its jobs fenced.
     """
     connection = connect(site)
-    fenced: dict[str, JobStatus] = {}
+    fenced: dict[tuple[str, str], JobStatus] = {}
     for status in connection.client.jobs().jobs.values():
         submission_id = submission_of(status.comment)
-        if submission_id and status.state is JobState.PENDING and noted(status.comment):
-            fenced.setdefault(submission_id, status)
+        note = noted(status.comment)
+        if submission_id and status.state is JobState.PENDING and note:
+            fenced.setdefault((submission_id, note[1]), status)
     if not fenced:
         return []
-    last = {move.origin: move for move in Moves(ledger).all()}
+    last = {(move.origin, move.run_id): move for move in Moves(ledger).all()}
     records = _records(connection)
     found = []
-    for submission_id, status in fenced.items():
-        move = last.get(submission_id)
+    for key, status in fenced.items():
+        submission_id, move = key[0], last.get(key)
         if move is not None and not move.step.settled:
             continue
         if move is not None and move.step in {Step.DONE, Step.CANCELLED}:
-            end(connection, ledger.attempt(move.origin))
+            end(connection, origin_attempt(ledger, move))
             done, why = (
                 "ended",
                 f"its move is {move.step.value}, and its controller forgot a cancel",
             )
         else:
             failed = move is not None and move.step is Step.FAILED
-            done, why = _judge(connect, connection, status, records.get(submission_id, []), failed)
-        ref = f"{site}:{status.job_id.base}"
+            done, why = _judge(connect, connection, status, records.get(key, []), failed)
+        alone = move.task if move is not None else _element(records.get(key, []))
+        ref = f"{site}:{JobId(status.job_id.base, alone)}"
         one = Orphan(ref=ref, submission_id=submission_id, done=done, why=why)
         say(f"{one.ref}: its fence is {one.done}: {one.why}")
         found.append(one)
@@ -158,10 +165,10 @@ def _free(connect: Callable[[str], Connection], connection: Connection, fence: F
         age_s = (connection.clock.now() - fence.at).total_seconds()
         return "nothing was submitted for it" if age_s > UNSENT_S else ""
     cloud = connect(fence.to_site)
-    target = Place(fence.run_id, fence.target, fence.target_dir)
+    target = Place(fence.job or fence.run_id, fence.target, fence.target_dir)
     word = decision(cloud.transport, target)
     if word in {None, Word.OPENED} and not _lives(cloud, fence):
-        mkdir(cloud.transport, fence.target_dir)
+        private_dir(cloud.transport, fence.target_dir)
         word = decide(cloud.transport, target, Word.CLOSED)
         if word is Word.OPENED and take(cloud.transport, target, CLOSED).owner == CLOSED:
             word = Word.CLOSED  # it ended between its gate and its command
@@ -186,7 +193,7 @@ def _lives(cloud: Connection, fence: Fence) -> bool:
 
 
 def _lift(connection: Connection, status: JobStatus, fence: Fence) -> None:
-    job_id = JobId(status.job_id.base)  # an array is fenced whole
+    job_id = JobId(status.job_id.base, fence.task)  # an array is fenced whole
     now = connection.client.show(job_id)  # ids are given out again
     if now is None or submission_of(now.comment) != fence.origin:
         return
@@ -197,17 +204,22 @@ def _lift(connection: Connection, status: JobStatus, fence: Fence) -> None:
 
 
 def _origin(connection: Connection, fence: Fence) -> Place:
-    return Place(fence.run_id, fence.origin, f"{connection.state_dir}/runs/{fence.run_id}")
+    run_dir = f"{connection.state_dir}/runs/{fence.run_id}"
+    return Place(fence.run_id, fence.origin, run_dir, fence.task)
 
 
-def _records(connection: Connection) -> dict[str, list[Fence]]:
-    """Submission id -> records of its fence, oldest first."""
-    found: dict[str, list[Fence]] = {}
+def _element(fences: list[Fence]) -> int | None:
+    return fences[-1].task if fences else None
+
+
+def _records(connection: Connection) -> dict[tuple[str, str], list[Fence]]:
+    """Submission id and run that moves -> records of its fence, oldest first."""
+    found: dict[tuple[str, str], list[Fence]] = {}
     folder = f"{connection.state_dir}/claims"
     for text in read_text_files(connection.transport, [folder], "*.fence").values():
         with contextlib.suppress(msgspec.MsgspecError):  # a full disk
             fence = msgspec.json.decode(text, type=Fence)
-            found.setdefault(fence.origin, []).append(fence)
+            found.setdefault((fence.origin, fence.job or fence.run_id), []).append(fence)
     for fences in found.values():
         fences.sort(key=lambda f: (f.at, f.target is not None))
         # of what was fenced before it was submitted, the later record tells more

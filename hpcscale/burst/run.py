@@ -12,6 +12,7 @@ import msgspec
 from hpcscale.burst.audit import AuditLog, audited, data_hash
 from hpcscale.burst.catalog_load import rows_for
 from hpcscale.burst.charges import charges
+from hpcscale.burst.elements import make_run
 from hpcscale.burst.expect import Foresee, expect
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.kept import Snapshot, keep, planned
@@ -224,11 +225,13 @@ def begin(
     """
     assert decision.to is not None
     ledger = moves.ledger
+    found = ledger.resolve(decision.ref)
+    if found.task is not None:
+        make_run(ledger, found.run, found.task)
     same_job = split_target(decision.to)[1] is not None
     step = Step.FENCING if policy.order is Order.FENCE_FIRST else Step.SUBMITTING
     spec = as_it_waits(ledger.run(decision.run_id).spec, None, target.default_partition or "")
     terms = estimate(spec, target) if same_job else None
-    origin = ledger.find(decision.ref)
     data = {
         "policy": msgspec.to_builtins(policy),
         "decision": msgspec.to_builtins(decision),
@@ -242,8 +245,9 @@ def begin(
             name=decision.name,
             from_site=policy.from_site,
             to_site=decision.to,
+            origin=found.attempt.submission_id,
+            task=found.task,
             partition=decision.partition,
-            origin=origin.submission_id,
             rule=decision.rule.value if decision.rule else "",
             reason=decision.reason,
             order=policy.order,
@@ -280,12 +284,13 @@ def _note_refusals(ledger: Ledger, plan: BurstPlan) -> None:
     for decision in plan.decisions:
         if decision.action is not Action.REFUSE:
             continue
-        said = ledger.events(decision.run_id, "move.refused")
+        run_id = ledger.find(decision.ref).run_id  # an element's own run is made when it moves
+        said = ledger.events(run_id, "move.refused")
         if said and said[-1].data.get("reason") == decision.reason:
             continue
         data = {"decision": msgspec.to_builtins(decision), "now": plan.now.isoformat()}
         _audit("refuse", decision, data)
-        ledger.event(decision.run_id, "move.refused", {"reason": decision.reason})
+        ledger.event(run_id, "move.refused", {"reason": decision.reason})
 
 
 def _audit(act: str, decision: Decision, data: dict[str, object]) -> None:

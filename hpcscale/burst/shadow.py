@@ -101,8 +101,8 @@ def would_have(ledger: Ledger, bounds_held: float | None = None) -> WouldHave:
             first_move.setdefault(run_id, data)
     costs = [data["cost_usd"] for data in first_move.values()]
     deadlines = met = met_without = 0
-    for run_id in seen:
-        run = ledger.run(run_id)
+    for run in ledger.runs(seen):  # an element has a run once it really moves
+        run_id = run.run_id
         if run.deadline is None:
             continue
         attempts = ledger.attempts(run_id)

@@ -101,6 +101,25 @@ def shapes(
     return found, why_not
 
 
+def as_rented(
+    spec: JobSpec, site: Site, catalog: Catalog, today: dt.date
+) -> tuple[Site, list[str]]:
+    """The site as one job would find it: at its cheapest partition, with that one's price and boot.
+
+    Returns:
+        The site, and why none of its rented partitions holds the job; empty: one does, or it rents
+        none.
+    """
+    if not any(part.offer for part in site.partitions.values()):
+        return site, []
+    found, why_not = shapes(spec, site, catalog, today)
+    priced = with_catalog(site, catalog)
+    if not found:
+        return priced, why_not
+    burst = msgspec.structs.replace(site.burst, boot_allowance_s=found[0].boot_s)
+    return msgspec.structs.replace(priced, default_partition=found[0].partition, burst=burst), []
+
+
 def _shape(spec: JobSpec, site: Site, name: str, offer: Offer, today: dt.date) -> Shape:
     boot_s = site.burst.boot_allowance_s if offer.boot_p95_s is None else offer.boot_p95_s
     there = msgspec.structs.replace(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hpcscale.burst.arrays import show_array
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, UnreachableError
+from hpcscale.judge import element_of
 from hpcscale.ledger import Attempt, Ledger, utc_now
 from hpcscale.observe import observe
 from hpcscale.reports import Report, read_reports
@@ -114,6 +115,8 @@ def look(
     if any_start:
         starts = 0
     reports = reports_of(connection, attempt, starts)
+    if attempt.task is not None:
+        reports = [r for r in reports if r.task == attempt.task]
     end = next((r for r in reversed(reports) if r.final), None)
     begun = next((r for r in reports if r.begun), None)
     gated = next((r for r in reversed(reports) if r.gated), None)
@@ -131,6 +134,11 @@ def record(ledger: Ledger, connection: Connection, attempt: Attempt, status: Job
     """Note what Slurm said; of a job that is over, remove the secrets that its script did not."""
     if attempt.array_size is not None:
         observe(ledger, lambda _: connection, [attempt])  # element by element
+        return
+    if attempt.task is not None:  # the array's row is of all its elements
+        if status.state is not JobState.PENDING:
+            row = ledger.attempt(attempt.submission_id)
+            ledger.record_elements(row, [element_of(attempt.task, status)])
         return
     recorded = ledger.record_status(attempt, status)
     if recorded.ended and ledger.run(attempt.run_id).spec.secrets:

@@ -38,8 +38,15 @@ class SitePool:
 
 
 def attempts_of(ledger: "Ledger", found: "Found") -> "list[Attempt]":
-    """The attempts that a JOB argument means: all of a run, or the one named."""
-    return ledger.attempts(found.run.run_id) if found.whole_run else [found.attempt]
+    """The attempts that a JOB argument means: all of a run, or the one named.
+
+    Of an array's run also those of elements that moved alone.
+    """
+    from hpcscale.burst.elements import attempts_with_elements
+
+    if not found.whole_run:
+        return [found.attempt]
+    return attempts_with_elements(ledger, found.run.run_id)
 
 
 def resolve_all(ledger: "Ledger", jobs: Sequence[str]) -> "list[Found]":

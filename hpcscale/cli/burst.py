@@ -71,6 +71,7 @@ def explain(job: str, policy_file: str, as_json: bool) -> None:
     """Say what the policy does with JOB, why, and what else could be done. Acts on nothing."""
     from pathlib import Path
 
+    from hpcscale.burst.elements import runs_of
     from hpcscale.burst.policy import load_policy
     from hpcscale.burst.run import Connections, make_plan
     from hpcscale.burst.words import show_time, usd
@@ -82,11 +83,17 @@ def explain(job: str, policy_file: str, as_json: bool) -> None:
     connections = Connections()
     try:
         with Ledger.open() as ledger:
-            run_id = ledger.resolve(job).run.run_id
+            named = ledger.resolve(job)
+            runs = {named.run.run_id, *runs_of(ledger, named.run.run_id).values()}
             made = make_plan(ledger, policy, connections)
+            found = [
+                decision
+                for decision in made.decisions
+                if (of := ledger.resolve(decision.ref)).run.run_id in runs
+                and named.task in {None, of.task}
+            ]
     finally:
         connections.close()
-    found = [decision for decision in made.decisions if decision.run_id == run_id]
     if not found:
         raise NotFoundError(
             f"{job} does not wait on {policy.from_site} with burst=auto or only",
@@ -144,11 +151,13 @@ def run(
     import time
     from pathlib import Path
 
+    from hpcscale.burst.attend import attend
     from hpcscale.burst.expect import Fresh
+    from hpcscale.burst.handover import Handover
     from hpcscale.burst.lock import LockHeldError, RunLock
     from hpcscale.burst.moves import Moves
     from hpcscale.burst.policy import load_policy
-    from hpcscale.burst.run import Connections, Tick, lock_path, tick
+    from hpcscale.burst.run import Connections, Tick, jobs_folder, lock_path, tick
     from hpcscale.errors import UsageError
     from hpcscale.ledger import Ledger
     from hpcscale.units import parse_duration_s
@@ -186,7 +195,10 @@ def run(
                 elif time.monotonic() + POLL_S > stop_at:
                     break
                 lock.touch()
-                time.sleep(POLL_S)
+                for move in attend(
+                    Handover(ledger, connections, jobs_folder(), notice), connections, POLL_S
+                ):
+                    seen.add(move.move_id)
             moves = [Moves(ledger).get(number) for number in sorted(seen)]
             rows = [_move_row(ledger, move) for move in moves]
             data = {
@@ -278,19 +290,27 @@ def status(all_moves: bool, as_json: bool) -> None:
 @json_option
 def undo(job: str, as_json: bool) -> None:
     """Take JOB's move back: end its cloud job if it has not started, and lift the fence on-prem."""
+    from hpcscale.burst.elements import moves_with_elements
     from hpcscale.burst.handover import Handover
     from hpcscale.burst.lock import RunLock
     from hpcscale.burst.run import Connections, jobs_folder, lock_path
-    from hpcscale.errors import NotFoundError
+    from hpcscale.errors import NotFoundError, UsageError
     from hpcscale.ledger import Ledger
 
     connections = Connections()
     try:
         # a cron's tick is over soon; a `run --wait` is not
         with RunLock(lock_path(), patience_s=15.0), Ledger.open() as ledger:
-            run_id = ledger.resolve(job).run.run_id
+            found = ledger.resolve(job)
             handover = Handover(ledger, connections, jobs_folder(), notice)
-            mine = handover.moves.of_run(run_id)
+            mine = handover.moves.of_run(found.run.run_id)
+            alone = moves_with_elements(ledger, found.run.run_id)[len(mine) :]
+            mine = mine or [move for move in alone if move.task == found.task]
+            if not mine and alone:
+                raise UsageError(
+                    f"elements of {job} moved one by one",
+                    hint=f"name one: hpcscale burst undo {alone[-1].run_id}",
+                )
             if not mine:
                 raise NotFoundError(
                     f"{job} was never moved", hint="hpcscale burst status --all lists moves"
@@ -413,9 +433,9 @@ def _move_row(ledger: "Ledger", move: "Move") -> list[str]:
 
 
 def _move_data(ledger: "Ledger", move: "Move") -> dict[str, Any]:
-    from hpcscale.burst.moves import target_attempt
+    from hpcscale.burst.moves import origin_attempt, target_attempt
 
-    origin, target = ledger.attempt(move.origin), target_attempt(ledger, move)
+    origin, target = origin_attempt(ledger, move), target_attempt(ledger, move)
     return {
         "run_id": move.run_id,
         "name": move.name,

@@ -8,7 +8,10 @@ import click
 from hpcscale.cli._output import emit_json, json_option, notice, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hpcscale.cli._jobs import SitePool
+    from hpcscale.connect import Connection
     from hpcscale.ledger import Attempt, Ledger
     from hpcscale.slurm.types import JobState
 
@@ -54,14 +57,14 @@ def command(jobs: tuple[str, ...], yes: bool, forget: bool, as_json: bool) -> No
             click.confirm(f"Cancel {len(still)} job(s)?", abort=True, err=True)
         results: list[dict[str, Any]] = []
         first_error: HpcscaleError | None = None
-        moves_ended: set[str] = set()
+        moves_ended: set[tuple[str, int | None]] = set()
         for attempt, task in targets.values():
             if attempt.ended and len(targets) > 1 and still:
                 continue  # earlier attempts of a run are no news
-            if task is None and attempt.run_id not in moves_ended:
-                moves_ended.add(attempt.run_id)
+            if (attempt.run_id, task) not in moves_ended:
+                moves_ended.add((attempt.run_id, task))
                 try:
-                    _cancel_move(ledger, pool, attempt.run_id)
+                    _cancel_move(ledger, pool, attempt.run_id, task)
                 except HpcscaleError as exc:  # the next `burst run` goes on with it
                     first_error = first_error or exc
             try:
@@ -93,15 +96,26 @@ def _label(attempt: "Attempt", task: int | None) -> str:
     return f"{attempt.site}:{attempt.job_id}" + (f"_{task}" if task is not None else "")
 
 
-def _cancel_move(ledger: "Ledger", pool: "SitePool", run_id: str) -> None:
-    """End the run's move, wherever it stands: both its jobs go."""
+def _cancel_move(ledger: "Ledger", pool: "SitePool", run_id: str, task: int | None) -> None:
+    """End the run's moves, or those of one element, wherever they stand: both jobs go."""
+    from hpcscale.burst.elements import moves_with_elements
     from hpcscale.burst.handover import Handover
-    from hpcscale.burst.moves import Moves
     from hpcscale.burst.run import jobs_folder
 
-    for move in Moves(ledger).of_run(run_id):
-        if not move.step.settled:
-            Handover(ledger, pool, jobs_folder(), notice).cancel(move)
+    for move in moves_with_elements(ledger, run_id):
+        if not move.step.settled and task in {None, move.task}:
+            connect = _audited(ledger, pool, move.run_id)
+            Handover(ledger, connect, jobs_folder(), notice).cancel(move)
+
+
+def _audited(ledger: "Ledger", pool: "SitePool", run_id: str) -> "Callable[[str], Connection]":
+    """The pool; what is done to a job that may move goes to the audit log, as burst's own acts."""
+    from hpcscale.burst.audit import AuditLog, audited
+    from hpcscale.spec import BurstMode
+
+    if ledger.run(run_id).burst_mode is BurstMode.NEVER:
+        return pool
+    return lambda name: audited(pool(name), AuditLog())
 
 
 def _cancel(
@@ -133,7 +147,7 @@ def _cancel(
                 where=f"site {attempt.site}",
                 hint=f"hpcscale status {attempt.run_id}, then cancel again",
             )
-    connection = pool(attempt.site)
+    connection = _audited(ledger, pool, attempt.run_id)(attempt.site)
     job_id = attempt.job_id
     assert job_id is not None
     named = JobId(job_id.base, task) if task is not None else job_id

@@ -312,9 +312,14 @@ def _moves(ledger: "Ledger") -> dict[str, str]:
     """Run id -> where it is being moved, for moves under way."""
     if not ledger.any_moving():
         return {}
-    from hpcscale.burst.moves import Moves
+    from hpcscale.burst.moves import Moves, origin_attempt
 
-    return {
-        move.run_id: f"{'moved' if move.same_job and move.target else 'moving'} to {move.to_site}"
-        for move in Moves(ledger).unsettled()
-    }
+    found: dict[str, str] = {}
+    alone: dict[str, list[str]] = {}
+    for move in Moves(ledger).unsettled():
+        word = "moved" if move.same_job and move.target else "moving"
+        found[move.run_id] = f"{word} to {move.to_site}"
+        if move.task is not None:
+            run_id = origin_attempt(ledger, move).run_id
+            alone.setdefault(run_id, []).append(f"element {move.task} to {move.to_site}")
+    return found | {run_id: f"moving {', '.join(texts)}" for run_id, texts in alone.items()}

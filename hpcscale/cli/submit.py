@@ -151,9 +151,16 @@ def _burst_targets(
 
     And why profiles could not be read.
     """
+    import datetime as dt
+
+    from msgspec.structs import replace
+
+    from hpcscale.burst.catalog_load import rows_for
+    from hpcscale.burst.shapes import as_rented
     from hpcscale.render import burst_blockers, partition_blockers
     from hpcscale.site import load_site, site_names
 
+    today = dt.datetime.now(dt.UTC).date()
     found = []
     notes = []
     for name in site.burst_partitions:
@@ -169,7 +176,9 @@ def _burst_targets(
             notes.append(f"{name} is left out: {exc}")
             continue
         if target.burst.target:
-            found.append((target, burst_blockers(spec, target), target.burst.staging_s))
+            anywhere = replace(spec, partition=None)  # the origin's word
+            there, small = as_rented(anywhere, target, rows_for([target]), today)
+            found.append((there, [*burst_blockers(spec, there), *small], there.burst.staging_s))
     return found, notes
 
 

@@ -38,6 +38,7 @@ def command(jobs: tuple[str, ...], timeout: str | None, as_json: bool) -> None:
             raise UsageError(str(exc), where="--timeout") from None
     with Ledger.open(create=False) as ledger, SitePool() as pool:
         waiting = resolve_all(ledger, jobs)
+        _add_elements(ledger, waiting)
         in_time = _until_over(ledger, pool, waiting, limit_s)
         for found in waiting:
             _fetch(ledger, pool, found)
@@ -80,13 +81,30 @@ def _until_over(
         for found in waiting:
             for attempt in _attempts(ledger, found):
                 _tell(attempt, told)
-        if all(_over(ledger, found) for found in waiting):
+        over = all(_over(ledger, found) for found in waiting)
+        if not _add_elements(ledger, waiting) and over:
             return True
         if end is not None and time.monotonic() >= end:
             return False
         pause_s = FIRST_PAUSE_S if snapshot.changed else min(pause_s * 1.5, LONGEST_PAUSE_S)
         rest = pause_s if end is None else min(pause_s, max(0.0, end - time.monotonic()))
         time.sleep(rest)
+
+
+def _add_elements(ledger: "Ledger", waiting: "list[Found]") -> bool:
+    """Wait for elements that move alone as for runs of their own; whether there are new ones."""
+    from hpcscale.burst.elements import runs_of
+
+    have = {found.run.run_id for found in waiting}
+    new = [
+        ledger.resolve(run_id)
+        for found in waiting
+        if found.whole_run
+        for run_id in runs_of(ledger, found.run.run_id).values()
+        if run_id not in have and ledger.attempts(run_id)
+    ]
+    waiting += new
+    return bool(new)
 
 
 def _tell(attempt: "Attempt", told: dict[str, str]) -> None:
@@ -105,11 +123,10 @@ def _tell(attempt: "Attempt", told: dict[str, str]) -> None:
 
 
 def _attempts(ledger: "Ledger", found: "Found") -> "list[Attempt]":
-    from hpcscale.cli._jobs import attempts_of
     from hpcscale.ledger import Found
 
     if found.whole_run:
-        return attempts_of(ledger, found)
+        return ledger.attempts(found.run.run_id)
     again = Found(
         run=found.run,
         attempt=ledger.attempt(found.attempt.submission_id),
@@ -128,11 +145,12 @@ def _over(ledger: "Ledger", found: "Found") -> bool:
         return False
     if not found.whole_run:
         return True
-    from hpcscale.burst.moves import Moves
+    from hpcscale.burst.elements import moves_with_elements
 
     # between the end of one attempt and the row of the next there is a move under way
-    return not any(not m.step.settled for m in Moves(ledger).of_run(found.run.run_id)) or any(
-        a.state.value == "COMPLETED" for a in ledger.attempts(found.run.run_id)
+    moves = [m for m in moves_with_elements(ledger, found.run.run_id) if not m.step.settled]
+    return all(m.task is None for m in moves) and (
+        not moves or any(a.state.value == "COMPLETED" for a in ledger.attempts(found.run.run_id))
     )
 
 

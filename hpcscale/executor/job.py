@@ -138,7 +138,7 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
         mode = "force" if force_check else "standard"
         if not self.watcher.is_done(self.job_id, mode=mode):
             return False
-        if self._may_move() and is_moving(self.submission_id):
+        if self._may_move() and is_moving(self.submission_id, self._task()):
             return False  # it gave way, and what took its place is not known for certain yet
         return self.rendered or self._bring()
 
@@ -346,12 +346,17 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
 
     # --- a run that moves to another site -------------------------------------------------------
 
+    def _task(self) -> int | None:
+        return JobId.parse(self.job_id).array_task
+
     def _may_move(self) -> bool:
         return self.batch is None and bool(self.submission_id) and may_move(self.submission_id)
 
     def _follow(self) -> None:
         """Become the job that took over, where the ledger says so."""
-        while self._may_move() and (heir := successor(self.submission_id)) is not None:
+        while (
+            self._may_move() and (heir := successor(self.submission_id, self._task())) is not None
+        ):
             self._become(heir)
         for job in self._sub_jobs:
             tp.cast("HpcscaleJob[R_co]", job)._follow()  # noqa: SLF001 # its own class

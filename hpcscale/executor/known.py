@@ -58,27 +58,29 @@ def may_move(submission_id: str) -> bool:
     return _MAY_MOVE[submission_id]
 
 
-def _later(ledger: Ledger, attempt: Attempt) -> list[Attempt]:
-    return [
-        a
-        for a in ledger.attempts(attempt.run_id)
-        if a.number > attempt.number and a.role is Role.BURST and a.state is not JobState.REFUSED
-    ]
+def _later(ledger: Ledger, attempt: Attempt, task: int | None) -> list[Attempt]:
+    """Attempts at other sites: of the whole run, or of this element alone."""
+    found = [a for a in ledger.attempts(attempt.run_id) if a.number > attempt.number]
+    for event in ledger.events(attempt.run_id, "run.element"):
+        if task is not None and event.data["task"] == task:
+            found += ledger.attempts(str(event.data["run"]))
+    return [a for a in found if a.role is Role.BURST and a.state is not JobState.REFUSED]
 
 
-def successor(submission_id: str) -> Attempt | None:
+def successor(submission_id: str, task: int | None = None) -> Attempt | None:
     """The attempt at another site that took over: its command has begun there, or even ended.
 
     The ledger's word alone: who moves jobs writes ``attempt.handed_over``.
     """
     ledger = own_ledger()
     attempt = ledger.attempt(submission_id)
-    later = [a for a in _later(ledger, attempt) if a.job_id is not None]
+    later = [a for a in _later(ledger, attempt, task) if a.job_id is not None]
     if not later:
         return None
     heirs = {
         str(event.data["to"])
-        for event in ledger.events(attempt.run_id, "attempt.handed_over")
+        for run_id in {a.run_id for a in later}
+        for event in ledger.events(run_id, "attempt.handed_over")
         if event.submission_id == submission_id
     }
     for heir in reversed(later):
@@ -87,7 +89,7 @@ def successor(submission_id: str) -> Attempt | None:
     return None
 
 
-def is_moving(submission_id: str) -> bool:
+def is_moving(submission_id: str, task: int | None = None) -> bool:
     """Whether another site has, or may have, an attempt of its run that is not over."""
     ledger = own_ledger()
-    return any(not a.ended for a in _later(ledger, ledger.attempt(submission_id)))
+    return any(not a.ended for a in _later(ledger, ledger.attempt(submission_id), task))

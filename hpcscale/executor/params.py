@@ -92,6 +92,7 @@ def to_spec(
         command=(*shlex.split(python), "-u", "-m", "submitit.core._submit"),
         function=Function(
             python=python,
+            pickled_by=f"{sys.version_info[0]}.{sys.version_info[1]}",
             setup=tuple(asked.get("setup") or ()),
             teardown=tuple(asked.get("teardown") or ()),
             srun_args=tuple(asked.get("srun_args") or ()),

@@ -25,7 +25,7 @@ for name in ("submitit", "cloudpickle"):
         found["why"] = str(error)
 print(json.dumps(found))
 """
-_SEEN: set[tuple[str, str, str | None]] = set()
+_SEEN: set[tuple[str, str, str | None, str]] = set()
 
 
 def default_python(site: Site, software: str | None) -> str:
@@ -35,8 +35,16 @@ def default_python(site: Site, software: str | None) -> str:
     return shlex.quote(sys.executable) if site.transport.kind == "local" else "python3"
 
 
-def require_same_python(connection: Connection, python: str, software: str | None) -> None:
+def require_same_python(
+    connection: Connection, python: str, software: str | None, pickled_by: str = ""
+) -> None:
     """Ask the site's Python for its version, once for each process; pickles cross no versions.
+
+    Args:
+        connection: to the site.
+        python: the interpreter there, as shell words.
+        software: in which it is started.
+        pickled_by: the version that the pickles are of; default this process's.
 
     Raises:
         UsageError: it is another version.
@@ -45,7 +53,8 @@ def require_same_python(connection: Connection, python: str, software: str | Non
         UnreachableError: no answer.
     """
     site = connection.site
-    key = (site.name, python, software)
+    ours = pickled_by or _version(sys.version_info[:2])
+    key = (site.name, python, software, ours)
     if key in _SEEN or (
         connection.transport.is_local
         and software is None
@@ -56,7 +65,7 @@ def require_same_python(connection: Connection, python: str, software: str | Non
     if found_software is not None and found_software.image:
         logger.get_logger().warning(
             f"{site.name}: the Python in {software}'s image is not asked for its version; it must "
-            f"be {_version(sys.version_info[:2])} and have submitit"
+            f"be {ours} and have submitit"
         )
         _SEEN.add(key)
         return
@@ -73,10 +82,10 @@ def require_same_python(connection: Connection, python: str, software: str | Non
         raise NotFoundError(
             f"the interpreter {python} cannot be run there: {lines[-1]}", where=where, hint=options
         )
-    if tuple(said["python"]) != sys.version_info[:2]:
+    if _version(said["python"]) != ours:
         raise UsageError(
-            f"{python} there is Python {_version(said['python'])}, this one is "
-            f"{_version(sys.version_info[:2])}: pickled functions do not cross versions",
+            f"{python} there is Python {_version(said['python'])}, and the function was pickled by "
+            f"{ours}: pickled functions do not cross versions",
             where=where,
             hint=options,
         )

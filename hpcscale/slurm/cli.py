@@ -21,7 +21,7 @@ from hpcscale.errors import (
 )
 from hpcscale.slurm import _answers, _squeue
 from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S, Completed, Transport
-from hpcscale.slurm.types import Answer, JobStatus, SiteFacts, Switch
+from hpcscale.slurm.types import Answer, JobStatus, SiteFacts, Switch, in_array
 from hpcscale.units import JobId
 
 _SUBMITTED = re.compile(r"^(\d+)(?:;\S+)?$", re.MULTILINE)
@@ -299,7 +299,9 @@ class CliClient:
         self._require_word(done, [job_id])
         fields = done.stdout.split(separator)
         for shown, nodes in zip(fields[::2], fields[1::2], strict=False):
-            if shown.strip().partition("_[")[0] == str(job_id):
+            head, _, rest = shown.strip().partition("_[")
+            waits = job_id.array_task is not None and in_array(rest.rstrip("]"), job_id.array_task)
+            if head == str(job_id) or (waits and head == str(job_id.base)):
                 return "" if nodes in {"(null)", "N/A"} else nodes
         return ""
 

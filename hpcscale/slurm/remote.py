@@ -69,6 +69,28 @@ def mkdir(transport: Transport, path: str, mode: int = 0o755) -> None:
     _ok(transport.run(["mkdir", "-p", f"-m{mode:o}", "--", path], env=_C_LOCALE), transport)
 
 
+# as ``staging`` makes a run's directories; the mode is not this umask's alone to say
+_PRIVATE = (
+    'umask 077; mkdir -p -- "$@" && '
+    'find -H "$@" -maxdepth 0 "(" ! -user "$(id -u)" -o -perm /022 ")" -print'
+)
+
+
+def private_dir(transport: Transport, path: str) -> None:
+    """Make a directory for this user alone (0700); one that is there is looked at, not changed.
+
+    Raises:
+        HpcscaleError: it is another user's, or others may write there.
+    """
+    done = _ok(transport.run(["/bin/sh", "-c", _PRIVATE, "sh", path], env=_C_LOCALE), transport)
+    if done.stdout.strip():
+        raise HpcscaleError(
+            "it is not yours alone to write: others could change what your jobs do",
+            where=f"{transport.name}:{path}",
+            hint=f"look who owns it; if it is yours: chmod go-w {path}",
+        )
+
+
 def exists(transport: Transport, path: str) -> bool:
     """Whether anything has this name; a link that leads nowhere too."""
     done = transport.run(["stat", "-c%F", "--", path], env=_C_LOCALE)
@@ -104,7 +126,7 @@ def link_once(transport: Transport, path: str, data: bytes) -> bool:
         True when this call made it. When an answer got lost the file's content tells who did.
     """
     temporary = f"{path}.{secrets.token_hex(6)}.tmp"
-    transport.put_bytes(data, temporary, mode=0o644)
+    transport.put_bytes(data, temporary, mode=0o600)
     try:
         done = transport.run(["ln", "-T", "--", temporary, path], env=_C_LOCALE)
         if done.returncode == 0:

@@ -1,6 +1,6 @@
 """Slurm's own federation under faults: how often user code begins, on the lab's two clusters.
 
-    python tests/benchmarks/federation.py [--times N] [--out FILE]
+    python tests/benchmarks/federation.py [--times N] [--fault NAME …] [--out FILE]
 
 Both clusters share one slurmdbd and are one federation. The on-prem cluster is full, so a job that is
 submitted there starts in the cloud by its sibling. Each fault is struck as in ``tests/injections.py``
@@ -160,19 +160,22 @@ OPTIONS_OF = {"an array": ("--array=0-1",), "a dependent job": ("--dependency=si
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument(
+        "--fault", action="append", choices=STRIKES, help="only this one; the file keeps the others"
+    )
     today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
     parser.add_argument("--out", type=Path, default=RESULTS / f"federation-{today}.json")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="hpcscale-federation-", dir="/tmp"))
-    found = {}
+    found = json.loads(args.out.read_text())["faults"] if args.fault and args.out.exists() else {}
     try:
         with Lab.up(folder / "lab", OPTIONS, die_with_me=True) as lab:
             fed = Federation(lab)
             print(fed.join(), flush=True)
             version = fed.exec(ONPREM, "sbatch", "--version").stdout.strip()
             fed.fill()
-            for fault in STRIKES:
+            for fault in args.fault or STRIKES:
                 each = []
                 for _ in range(args.times):
                     if fed.state(ONPREM, fed.filler) != "RUNNING":
@@ -181,6 +184,7 @@ def main():
                     faults.clear(lab)
                 found[fault] = {
                     "times": len(each),
+                    "load": round(os.getloadavg()[0], 1),
                     "began_once": sum(len(e["starts"]) == 1 for e in each),
                     "began_twice": sum(len(e["starts"]) > 1 for e in each),
                     "never_began": sum(not e["starts"] for e in each),
@@ -190,7 +194,7 @@ def main():
                 print(fault, {k: v for k, v in found[fault].items() if k != "each"}, flush=True)
                 result = {
                     "date": f"{dt.datetime.now(dt.UTC):%FT%TZ}", "slurm": version,
-                    "load": os.getloadavg()[0], "faults": found,
+                    "faults": found,
                 }  # fmt: skip
                 args.out.write_text(json.dumps(result, indent=1) + "\n")
     finally:

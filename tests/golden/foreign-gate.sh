@@ -38,24 +38,26 @@ export HPCSCALE_SITE HPCSCALE_SUBMISSION_ID HPCSCALE_RUN_DIR HPCSCALE_RESTART_CO
   HPCSCALE_CODE_DIR
 hpcscale_report() {  # one small file an event, complete or absent; `hpcscale status` reads them
   hpcscale_to=$HPCSCALE_RUN_DIR/events/$HPCSCALE_SUBMISSION_ID$hpcscale_task.$HPCSCALE_RESTART_COUNT.$1
-  mkdir -p "${hpcscale_to%/*}" \
+  (umask 077; mkdir -p "${hpcscale_to%/*}" \
     && printf '{"event":"%s","job":"%s","restart":%d,"nodes":"%s","time":%d%s}\n' "$1" \
       "$hpcscale_job" "$HPCSCALE_RESTART_COUNT" "$SLURM_JOB_NODELIST" "$(date +%s)" "${2-}" \
       > "$hpcscale_to.tmp" \
-    && mv -- "$hpcscale_to.tmp" "$hpcscale_to"
+    && mv -- "$hpcscale_to.tmp" "$hpcscale_to")
 }
 mkdir -p -- "$HPCSCALE_RUN_DIR" || exit 97
 # --- the gate: all nodes are up; the command begins when the handover says so, within the lease
 hpcscale_gate() {
   hpcscale_decision=$HPCSCALE_RUN_DIR/decision.$HPCSCALE_SUBMISSION_ID
   hpcscale_mine=$hpcscale_decision.$SLURM_JOB_ID.$HPCSCALE_RESTART_COUNT.tmp
-  hpcscale_left=600
+  hpcscale_left=$((600 * 4))
   hpcscale_report gated
   hpcscale_word=
   until { read -r hpcscale_word < "$hpcscale_decision"; } 2> /dev/null; do
-    hpcscale_left=$((hpcscale_left - 1)); sleep 1
+    hpcscale_left=$((hpcscale_left - 1))
+    sleep 0.25 2> /dev/null || { sleep 1; hpcscale_left=$((hpcscale_left - 3)); }  # not every sleep can
+    : "$hpcscale_decision"*  # a listing: NFS then looks for new names, and not in its cache alone
     if [ "$hpcscale_left" -le 0 ]; then  # nobody came: the handover cannot open it any more
-      echo expired > "$hpcscale_mine" \
+      (umask 077; echo expired > "$hpcscale_mine") \
         && ln -T -- "$hpcscale_mine" "$hpcscale_decision" 2> /dev/null
       rm -f -- "$hpcscale_mine"
     fi
@@ -69,7 +71,8 @@ hpcscale_claims=${HPCSCALE_RUN_DIR%/runs/*}/claims
 hpcscale_claim() {  # <log> <restart, or - for an array's own log: any element may have begun it>
   hpcscale_log=$hpcscale_claims/$1
   hpcscale_mine=$hpcscale_log.$SLURM_JOB_ID.$HPCSCALE_RESTART_COUNT.$$.tmp
-  mkdir -p -- "$hpcscale_claims" && echo "$HPCSCALE_SUBMISSION_ID $2" > "$hpcscale_mine" || return 97
+  (umask 077; mkdir -p -- "$hpcscale_claims" && echo "$HPCSCALE_SUBMISSION_ID $2" > "$hpcscale_mine") \
+    || return 97
   hpcscale_entry=0
   while :; do
     ln -T -- "$hpcscale_mine" "$hpcscale_log.$hpcscale_entry" 2> /dev/null

@@ -36,11 +36,11 @@ export HPCSCALE_SITE HPCSCALE_SUBMISSION_ID HPCSCALE_RUN_DIR HPCSCALE_RESTART_CO
   HPCSCALE_CODE_DIR
 hpcscale_report() {  # one small file an event, complete or absent; `hpcscale status` reads them
   hpcscale_to=$HPCSCALE_RUN_DIR/events/$HPCSCALE_SUBMISSION_ID$hpcscale_task.$HPCSCALE_RESTART_COUNT.$1
-  mkdir -p "${hpcscale_to%/*}" \
+  (umask 077; mkdir -p "${hpcscale_to%/*}" \
     && printf '{"event":"%s","job":"%s","restart":%d,"nodes":"%s","time":%d%s}\n' "$1" \
       "$hpcscale_job" "$HPCSCALE_RESTART_COUNT" "$SLURM_JOB_NODELIST" "$(date +%s)" "${2-}" \
       > "$hpcscale_to.tmp" \
-    && mv -- "$hpcscale_to.tmp" "$hpcscale_to"
+    && mv -- "$hpcscale_to.tmp" "$hpcscale_to")
 }
 mkdir -p -- "$HPCSCALE_RUN_DIR" || exit 97
 # --- the claim: a log of who has this attempt, each entry made once; requeued jobs add their own
@@ -48,7 +48,8 @@ hpcscale_claims=${HPCSCALE_RUN_DIR%/runs/*}/claims
 hpcscale_claim() {  # <log> <restart, or - for an array's own log: any element may have begun it>
   hpcscale_log=$hpcscale_claims/$1
   hpcscale_mine=$hpcscale_log.$SLURM_JOB_ID.$HPCSCALE_RESTART_COUNT.$$.tmp
-  mkdir -p -- "$hpcscale_claims" && echo "$HPCSCALE_SUBMISSION_ID $2" > "$hpcscale_mine" || return 97
+  (umask 077; mkdir -p -- "$hpcscale_claims" && echo "$HPCSCALE_SUBMISSION_ID $2" > "$hpcscale_mine") \
+    || return 97
   hpcscale_entry=0
   while :; do
     ln -T -- "$hpcscale_mine" "$hpcscale_log.$hpcscale_entry" 2> /dev/null

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Made by hpcscale 0.1.0 from spec 3b449c25df95bb04 for site onprem
+# Made by hpcscale 0.1.0 from spec 138eba4becc27c64 for site onprem
 # (profile of 2026-11-22, fabric loopback).
 # Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
 # Exit code: the command's own; 97 set-up failed; 98 claimed elsewhere; 99 stopped before the command was done.
@@ -50,10 +50,10 @@ export HPCSCALE_SITE HPCSCALE_SUBMISSION_ID HPCSCALE_RUN_DIR HPCSCALE_RESTART_CO
 # --- reports: one small file an event, complete or absent; `hpcscale status` reads them
 report() {
   local to=$HPCSCALE_RUN_DIR/events/$HPCSCALE_SUBMISSION_ID$task.$HPCSCALE_RESTART_COUNT.$1
-  { mkdir -p "${to%/*}" \
+  (umask 077; mkdir -p "${to%/*}" \
     && printf '{"event":"%s","job":"%s","restart":%d,"nodes":"%s","time":%d%s}\n' "$1" "$job" \
       "$HPCSCALE_RESTART_COUNT" "$SLURM_JOB_NODELIST" "$(date +%s)" "${2-}" > "$to.tmp" \
-    && mv -- "$to.tmp" "$to"; } || say "event '$1' could not be written: $to"
+    && mv -- "$to.tmp" "$to") || say "event '$1' could not be written: $to"
 }
 requeued=false
 finish() {
@@ -96,7 +96,8 @@ hpcscale_claims=${HPCSCALE_RUN_DIR%/runs/*}/claims
 hpcscale_claim() {  # <log> <restart, or - for an array's own log: any element may have begun it>
   hpcscale_log=$hpcscale_claims/$1
   hpcscale_mine=$hpcscale_log.$SLURM_JOB_ID.$HPCSCALE_RESTART_COUNT.$$.tmp
-  mkdir -p -- "$hpcscale_claims" && echo "$HPCSCALE_SUBMISSION_ID $2" > "$hpcscale_mine" || return 97
+  (umask 077; mkdir -p -- "$hpcscale_claims" && echo "$HPCSCALE_SUBMISSION_ID $2" > "$hpcscale_mine") \
+    || return 97
   hpcscale_entry=0
   while :; do
     ln -T -- "$hpcscale_mine" "$hpcscale_log.$hpcscale_entry" 2> /dev/null

@@ -5,6 +5,9 @@ cloud. Each element takes the array's claim (its own id there lets every element
 The handover takes the array's claim, opens, and may take back until an element in the cloud has
 taken the cloud array's own claim. Crashes are steps that are never taken; controllers forget starts.
 
+A second handover wants element 1 alone: it takes the array's claim for the array itself, as an
+element does, then the element's; in the cloud that element begins by it.
+
 It is a model of the rules, not of the code; ``test_claims.py`` runs the code.
 """
 
@@ -29,6 +32,8 @@ class State(NamedTuple):
     revoked: bool = False
     opened: bool = False
     began: tuple = ((), ())  # sites at which each element's user code has begun
+    alone: str = "none"  # the move of element 1 alone: none, array, has, opened, back, began
+    alone_revoked: bool = False
 
 
 def put(values, k, value):
@@ -59,7 +64,8 @@ def element(s, name, k, rules):
             yield becomes("whole")
         elif not has:
             yield becomes("whole", whole=(*side.whole, "self"))
-    if job == "whole" and side.restart[k] not in side.own[k]:
+    taken = k == 1 and name == "onprem" and "alone" in side.own[k] and not s.alone_revoked
+    if job == "whole" and side.restart[k] not in side.own[k] and not taken:
         after = becomes("user", own=put(side.own, k, (*side.own[k], side.restart[k])))
         yield after._replace(began=put(s.began, k, (*s.began[k], name)))
     if job == "user":
@@ -67,6 +73,27 @@ def element(s, name, k, rules):
         if side.restart[k] == 0:
             yield becomes("pending", restart=put(side.restart, k, 1))
             yield becomes("pending")  # a controller forgets the start
+
+
+def alone(s, rules):
+    """The handover of element 1 by itself, with its cloud attempt."""
+    side = s.onprem
+    if s.alone == "none":
+        has = owner(side, s.revoked)
+        if has == "self" or (not has and not rules["array"]):
+            yield s._replace(alone="array")
+        elif not has:
+            yield s._replace(onprem=side._replace(whole=(*side.whole, "self")), alone="array")
+    if s.alone == "array" and side.restart[1] == 0 and not side.own[1]:
+        # a start that is over would let it pass too, and its two starts be no fault
+        own = put(side.own, 1, (*side.own[1], "alone"))
+        yield s._replace(onprem=side._replace(own=own), alone="has")
+    if s.alone == "has":
+        yield s._replace(alone="opened")
+        yield s._replace(alone="back", alone_revoked=True)
+    if s.alone == "opened":
+        yield s._replace(alone="began", began=put(s.began, 1, (*s.began[1], "alone")))
+        yield s._replace(alone="back", alone_revoked=True)  # it died before; its own claim is taken
 
 
 def handover(s):
@@ -99,10 +126,12 @@ def steps(s, rules):
         yield from element(s, "onprem", k, rules)
         yield from element(s, "cloud", k, rules)
     yield from handover(s)
+    if rules["alone"]:
+        yield from alone(s, rules)
 
 
 def explore(**off):
-    rules = {"whole": True} | off
+    rules = {"whole": True, "array": True, "alone": True} | off
     known, queue, back = {State()}, [State()], {}
     while queue:
         state = queue.pop()
@@ -132,8 +161,17 @@ def test_no_element_begins_at_both_sites_and_none_is_lost():
     assert states > 200
 
 
-@pytest.mark.parametrize("rule", ["whole"])
+def test_without_moves_of_single_elements():
+    states, fault, lost = explore(alone=False)
+    assert (fault, lost) == (None, 0)
+    assert states > 200
+
+
+@pytest.mark.parametrize("rule", ["whole", "array"])
 def test_the_model_can_fail(rule):
-    """Without the array's own claim: one element begins at home while the handover has the rest."""
+    """Without the array's own claim: one element begins at home while the handover has the rest.
+
+    Or an element moves by itself, and again with the whole array.
+    """
     _, fault, _ = explore(**{rule: False})
     assert fault is not None

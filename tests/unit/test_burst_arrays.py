@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from fake_sites import FENCE_FIRST, NODES, POLICY, Sites
+from fake_sites import FENCE_FIRST, NODES, POLICY, Sites, Waited
 from render_cases import ONPREM
 
 from hpcscale.burst.arrays import as_one, exit_codes, wholly_pending
@@ -131,15 +131,14 @@ def test_elements_that_wait_keep_no_fence_when_one_began_in_between(sites, monke
     assert "fenced" not in waits[0].comment
 
 
-def test_an_array_that_has_begun_does_not_move(sites):
+def test_of_an_array_that_is_not_whole_elements_move(sites):
     job = sites.submit(array="0-3")
     records = client(sites).jobs([job.ref.job_id]).of(job.ref.job_id)
     assert wholly_pending(records, range(4)) == ""
     assert "are gone" in wholly_pending(records, range(5))
     sites.connections["lab-onprem"].client.cancel(JobId(job.ref.job_id.base, 1))
-    (decision_,) = sites.tick().plan.decisions
-    assert decision_.action is Action.REFUSE
-    assert "some of its elements are gone" in decision_.reason
+    moves = sites.tick().plan.moves
+    assert {d.ref for d in moves} == {f"lab-onprem:{job.ref.job_id}_{k}" for k in (0, 2, 3)}
 
 
 def test_an_element_that_its_user_cancels_mid_move_begins_nowhere(sites):
@@ -191,24 +190,6 @@ def test_an_array_as_one_job():
 
 
 # --- jobs that others wait for
-
-
-class Waited:
-    """A client that tells of a job which waits for another: FakeSlurm knows no dependencies."""
-
-    def __init__(self, real, job_id, dependency):
-        self.real, self.job_id, self.dependency = real, str(job_id), dependency
-
-    def __getattr__(self, name):
-        return getattr(self.real, name)
-
-    def jobs(self, *args, **kw):
-        answer = self.real.jobs(*args, **kw)
-        if self.job_id in answer.jobs:
-            answer.jobs[self.job_id] = msgspec.structs.replace(
-                answer.jobs[self.job_id], dependency=self.dependency, reason="Dependency"
-            )
-        return answer
 
 
 def waited_for(sites, dependency="afterok:{}(unfulfilled)"):

@@ -5,13 +5,15 @@ import os
 import re
 import threading
 
+import msgspec
 import pytest
 from fake_sites import Sites
 
 from hpcscale.burst.audit import AuditLog, anchor, audited, data_hash
 from hpcscale.burst.handover import Handover
+from hpcscale.cli.cancel import _audited, _cancel
 from hpcscale.errors import StateError
-from hpcscale.spec import SecretSource
+from hpcscale.spec import BurstTerms, SecretSource
 
 
 @pytest.fixture
@@ -179,3 +181,20 @@ def test_each_head_goes_to_syslog(log, monkeypatch):
     head = log.add("update", job="1")
     assert said == [f"hpcscale audit: line 1 of uid {os.getuid()} is {head.sha256}"]
     assert re.fullmatch(r"[0-9a-f]{64}", head.sha256)
+
+
+def test_hpcscale_cancel_writes_down_what_it_does_to_a_job_that_may_move(tmp_path, monkeypatch):
+    sites = Sites(tmp_path)
+    with sites.ledger:
+        job = sites.submit()
+        stays = sites.ledger.new_run(
+            msgspec.structs.replace(sites.ledger.run(job.run_id).spec, burst=BurstTerms()),
+            site="lab-onprem",
+        )
+        monkeypatch.setenv("HPCSCALE_STATE_DIR", str(tmp_path / "own"))
+        assert _audited(sites.ledger, sites, stays.run_id) is sites
+        assert _cancel(sites.ledger, sites, sites.ledger.attempt(job.submission_id), None) == (
+            "cancelled"
+        )
+    (line,) = lines(AuditLog())
+    assert (line["act"], line["job"]) == ("cancel", str(job.ref.job_id))

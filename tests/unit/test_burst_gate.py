@@ -100,7 +100,7 @@ def test_the_cloud_limit_leaves_the_job_its_own_time(sites):
     (cloud_job,) = sites.cloud.jobs.values()
     assert cloud_job.limit_s == pytest.approx(3600 + POLICY.lease_s + staging_s, abs=60)
     assert POLICY.lease_s == 2 * POLICY.cron_interval_s
-    assert f"hpcscale_left={POLICY.lease_s}\n" in sites.target(job).script
+    assert f"hpcscale_left=$(({POLICY.lease_s} * 4))\n" in sites.target(job).script
     assert "hpcscale_gate" not in sites.ledger.attempt(job.submission_id).script
 
 

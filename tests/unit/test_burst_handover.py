@@ -1,6 +1,8 @@
 """The handover on two faked sites: what real Slurm does too seldom to wait for."""
 
 import datetime as dt
+import shlex
+import sys
 from pathlib import Path
 
 import msgspec
@@ -20,7 +22,7 @@ from hpcscale.render import render
 from hpcscale.site import load_site
 from hpcscale.slurm.remote import link_once, mkdir
 from hpcscale.slurm.types import JobState
-from hpcscale.spec import Checkpoint, JobSpec, Resources, SecretSource
+from hpcscale.spec import Checkpoint, Function, JobSpec, Resources, SecretSource
 from hpcscale.units import JobId
 
 
@@ -66,6 +68,22 @@ def test_the_secrets_of_the_on_prem_job_go_with_it(sites, monkeypatch):
     sites.begin(job)
     assert sites.move(job).step is Step.MOVED
     assert not kept.exists()
+
+
+def test_a_function_moves_to_no_other_python(sites, tmp_path):
+    """Asked of the site before anything is submitted there."""
+    pickles, here = tmp_path / "pickles", f"{sys.version_info[0]}.{sys.version_info[1]}"
+    pickles.mkdir()
+    words = {"inputs": {"submitit": str(pickles)}, "outputs": {"submitit": f"{tmp_path}/out/"}}
+    python = shlex.quote(sys.executable)
+    old = sites.submit(function=Function(python=python, pickled_by="2.7"), **words)
+    same = sites.submit(function=Function(python=python, pickled_by=here), **words)
+    sites.tick()
+    move = sites.move(old)
+    assert (move.step, move.target) == (Step.FAILED, None)
+    assert f"is Python {here}, and the function was pickled by 2.7" in move.message
+    assert sites.move(same).step is Step.SUBMITTED, sites.move(same)
+    assert len(sites.cloud.jobs) == 1
 
 
 def test_a_gate_without_all_nodes_up_is_not_opened(sites):

@@ -11,7 +11,7 @@ from hpcscale.burst.decide import decide
 from hpcscale.burst.offer import Rents, option
 from hpcscale.burst.plan import Action, Candidate
 from hpcscale.burst.policy import Budget, BudgetOf, Policy, PolicyKind
-from hpcscale.burst.shapes import shapes, with_catalog
+from hpcscale.burst.shapes import as_rented, shapes, with_catalog
 from hpcscale.site import load_site
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode, JobSpec, Resources
@@ -136,3 +136,14 @@ def test_hard_money_is_refused_on_an_old_price_and_other_jobs_move():
     budget = Budget(of=BudgetOf.USER, usd=Decimal(999))
     held = decision(msgspec.structs.replace(always, budgets=(budget,)))
     assert held.action is Action.REFUSE
+
+
+def test_before_submission_a_site_is_seen_as_the_job_would_find_it():
+    rows = catalog(row("big", 8, 16, boot_p95_s=600), row("small", 1, 1))
+    site, why_not = as_rented(spec(), cloud(a="small", b="big"), rows, TODAY)
+    assert (site.default_partition, site.burst.boot_allowance_s, why_not) == ("b", 600, [])
+    assert site.gpu_hour_usd("b") == Decimal(2)
+    _, why_not = as_rented(spec(gpus=9), cloud(a="small", b="big"), rows, TODAY)
+    assert len(why_not) == 2
+    plain = load_site("lab-cloud").site
+    assert as_rented(spec(), plain, {}, TODAY) == (plain, [])

@@ -7,6 +7,7 @@ import pytest
 from claim_script import OTHER, SID, TARGET, Job, Place
 
 from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, put_outcome, revoke, take
+from hpcscale.errors import HpcscaleError
 from hpcscale.render import Gate
 from hpcscale.testing import FakeSlurm
 
@@ -239,3 +240,26 @@ def test_expiry_and_opening_at_once_have_one_winner(tmp_path):
         ran += word is Word.OPENED
         assert process.returncode == (0 if word is Word.OPENED else 98)
         assert script.ran == ran
+
+
+@pytest.mark.parametrize("gate", [None, Gate(lease_s=1)], ids=["plain", "gate"])
+def test_claims_and_reports_are_their_users_alone_whatever_the_umask(tmp_path, gate):
+    job = Job(tmp_path, gate=gate)
+    assert job.run(umask=0) == (98 if gate else 0), job.said  # nobody opens
+    take(FakeSlurm(), job.attempt, TARGET)
+    if not gate:
+        claims = job.state / "claims"
+        assert claims.stat().st_mode & 0o777 == 0o700
+        assert {p.stat().st_mode & 0o777 for p in claims.iterdir()} == {0o600}
+    made = [p for p in job.run_dir.rglob("*") if p.is_file() and p.suffix != ".sh"]
+    assert made
+    assert all(p.stat().st_mode & 0o077 == 0 for p in made), made
+
+
+def test_claims_where_others_may_write_are_not_used(script):
+    claims = script.state / "claims"
+    claims.mkdir()
+    claims.chmod(0o770)
+    with pytest.raises(HpcscaleError, match="not yours alone") as caught:
+        script.take()
+    assert "chmod go-w" in caught.value.hint

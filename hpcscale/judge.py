@@ -63,7 +63,7 @@ def judge(
     past = _history_of(attempt, said.history)
     if past is not None and (past.state.terminal or past.state is JobState.PREEMPTED):
         return {**changed_fields(attempt, past), "ended": 1, **_end_of(past)}
-    if (ended := _by_report(attempt, reports)) is not None:
+    if (ended := by_report(attempt, reports)) is not None:
         return changed_fields(attempt, ended)
     if attempt.last_state is JobState.PREEMPTED:  # cancelled by preemption, and forgotten since
         return {"ended": 1, "end_time": stamp(utc_now())}
@@ -110,7 +110,7 @@ def _is_past_of(attempt: Attempt, status: JobStatus) -> bool:
     return abs((status.submit_time - attempt.created_at).total_seconds()) < STAGING_BOUND_S
 
 
-def _by_report(attempt: Attempt, reports: Sequence[Report]) -> JobStatus | None:
+def by_report(attempt: Attempt, reports: Sequence[Report]) -> JobStatus | None:
     """The end that the job itself reported; None when it told none, or was to run again."""
     newest = reports[-1] if reports else None
     if newest is None or not newest.final or newest.exit_code is None or not attempt.job_id:

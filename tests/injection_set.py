@@ -142,9 +142,9 @@ TELLING = (
     Injection("claim.after", "cloud ctld stopped", "gated", 2, "array"),
     Injection("claim.before", "cloud disk full", "gated", 1, "fence-first"),
     Injection("decide.before", "ssh cut before ln", "opened", 1, "job"),
-    Injection("decide.after", "cloud node crash", "opened", 2, "dependent"),
+    Injection("decide.after", "cloud node crash", "opened", 2, "fence-first"),
     Injection("save cancelling.before", "onprem clock +120 s", "opened", 1, "array"),
-    Injection("cancel.after", "user cancels in the cloud", "opened", 2, "fence-first"),
+    Injection("cancel.after", "user cancels in the cloud", "opened", 2, "dependent"),
     Injection("save moved.before", "onprem ctld stopped", "submitted", 1, "dependent"),
 )
 

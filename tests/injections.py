@@ -18,7 +18,7 @@ from hpcscale.burst.policy import load_policy
 from hpcscale.burst.reap import burst_sites, reap
 from hpcscale.burst.run import Connections, tick
 from hpcscale.connect import connect
-from hpcscale.errors import HpcscaleError
+from hpcscale.errors import HpcscaleError, LabError
 from hpcscale.lab import faults
 from hpcscale.lab.model import LabOptions
 from hpcscale.lab.process import patience
@@ -40,11 +40,11 @@ BEHIND = ("afterok", "afternotok")
 ALIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
 # what begins is counted, also where the disk is full for a while
 COMMAND = """
-cd "$HPCSCALE_RUN_DIR" || exit 9
+# no cd: where the disk is full, something is mounted over the directory for a while
 start="$HPCSCALE_SITE $(date +%s.%N) $HPCSCALE_SUBMISSION_ID $HPCSCALE_RESTART_COUNT"
-until echo "$start ${SLURM_ARRAY_TASK_ID:--}" >> witness; do sleep 0.1; done
+until echo "$start ${SLURM_ARRAY_TASK_ID:--}" >> "$HPCSCALE_RUN_DIR/witness"; do sleep 0.1; done
 sleep 0.5
-until echo end >> ended; do sleep 0.1; done"""
+until echo end >> "$HPCSCALE_RUN_DIR/ended"; do sleep 0.1; done"""
 
 
 class Site:
@@ -236,7 +236,7 @@ class Site:
                 faults.node_crash(lab, node)
                 return lambda: faults.node_restart(lab, node)
             case "cloud disk full":
-                faults.disk_full(lab, CLOUD, path=lab.site(CLOUD).paths.scratch / "hpcscale-state")
+                self.fill_disk(lab.site(CLOUD).paths.scratch / "hpcscale-state")
                 return lambda: faults.disk_free(lab, CLOUD)
             case "onprem clock +120 s":
                 faults.clock_skew(lab, ONPREM, 120)
@@ -252,6 +252,16 @@ class Site:
             case "user cancels in the cloud":
                 self.cloud("scancel", "--user", self.lab.state.user)
         return None
+
+    def fill_disk(self, path):
+        """A file that is written while the directory is copied may have no room: once more."""
+        for attempt in range(5):
+            try:
+                faults.disk_full(self.lab, CLOUD, path=path)
+                return
+            except LabError:
+                if attempt == 4:
+                    raise
 
     def cloud_node(self, job):
         for line in self.cloud("squeue", "-h", "-t", "R", "-o", "%k %B").splitlines():

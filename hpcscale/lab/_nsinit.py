@@ -228,7 +228,11 @@ def fill(target: str, free: int) -> None:
     # a tmpfs of size=0 would be unlimited
     limits = f"size={max(PAGE, used + free)},mode={mode:o}"
     mount("hpcscale-lab-full", target, "tmpfs", MS_NOSUID | MS_NODEV, limits)
-    shutil.copytree(".", target, symlinks=True, dirs_exist_ok=True, ignore=_special)
+    try:
+        shutil.copytree(".", target, symlinks=True, dirs_exist_ok=True, ignore=_special)
+    except OSError:  # shutil.Error is one: a file has grown since, and has no room
+        unfill(target)
+        raise
 
 
 def unfill(target: str) -> None:

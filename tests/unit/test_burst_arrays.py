@@ -300,6 +300,23 @@ def test_a_stand_in_whose_cloud_attempt_is_cancelled_is_cancelled(sites):
     assert client(sites).show(job.ref.job_id).state is JobState.CANCELLED
 
 
+def test_a_cloud_job_that_waits_again_after_its_end_is_over(sites):
+    """Its controller died and forgot the start; what the job itself reported counts."""
+    job, _ = standing_in(sites)
+    target = sites.target(job)
+    fake = sites.cloud.jobs[target.job_id.base]
+    fake.state, fake.reason, fake.restarts = "PENDING", "launch failed requeued held", 1
+    fake.started, fake.ends, fake.nodes, fake.held = None, None, [], True
+    sites.tick()
+    assert sites.move(job).step is Step.MOVED, "no report: Slurm may have had its reasons"
+    sites.report(target.submission_id, "ended", exit_code=0, time=130.0)
+    sites.tick()
+    assert sites.move(job).step is Step.RELEASING
+    assert sites.target(job).state is JobState.COMPLETED
+    assert client(sites, "lab-cloud").show(target.job_id).state is JobState.CANCELLED
+    assert outcome(sites, job) == "0\n"
+
+
 def test_a_user_who_cancels_the_stand_in_ends_both(sites):
     job, _ = standing_in(sites)
     client(sites).cancel(job.ref.job_id)

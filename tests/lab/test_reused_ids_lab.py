@@ -6,7 +6,6 @@ import pytest
 from burst_world import World, hpcscale
 from lab_helpers import until
 
-from hpcscale.burst.acts import KEPT_S, age_s
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Step
 from hpcscale.burst.policy import Policy
@@ -74,31 +73,6 @@ def test_a_finished_cloud_jobs_id_is_given_to_another_job(make_world):
     assert world.starts(job) == 1
 
 
-@pytest.mark.slow  # half a minute until a job is surely on its controller's disk
-def test_a_cancelled_jobs_id_is_given_to_another_while_its_move_is_under_way(
-    make_world, monkeypatch
-):
-    world = make_world(**{ONPREM: FEW_IDS})
-    world.fill()
-    job = world.submit("sleep 1")
-    number = str(job.ref.job_id)
-    until(
-        lambda: age_s(world.ledger.attempt(job.submission_id).created_at) > KEPT_S + 2,
-        90,
-        "it is surely on the disk",
-    )
-    submitted(world, job, monkeypatch)
-    assert world.move(job).kept
-    world.lab.site(ONPREM).exec(["scancel", number], check=True)
-    until(lambda: forgotten(world, ONPREM, number), 90, "the controller forgets it")
-    stranger_with(world, ONPREM, number)
-    move = world.settled(job, 60, SLOW)
-    assert move.step is Step.CANCELLED, move
-    untouched(world, number)
-    assert world.starts(job) == 0
-    assert not world.lab.site(CLOUD).exec(["squeue", "-h", "-t", "PD,R,CF"]).stdout
-
-
 def submitted(world, job, monkeypatch):
     """A burst process that is killed once the cloud job is submitted."""
     with monkeypatch.context() as patched:
@@ -129,6 +103,7 @@ def lose_state(world, act):
     return result
 
 
+@pytest.mark.slow  # a lab of its own
 def test_a_controller_that_lost_its_state_gives_a_waiting_jobs_id_to_another(make_world):
     world = make_world()
     world.fill()

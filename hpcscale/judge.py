@@ -218,8 +218,7 @@ def judge_array(
             tasks = [status.job_id.array_task]
         for task in tasks:
             listed.add(task)
-            before = known.get(task)
-            if before is None or not (before.moved and status.state is before.state):
+            if not _stays(known.get(task), status):
                 elements[task] = element_of(task, status)
     if not said.silent:
         for task, element in elements.items():
@@ -244,6 +243,16 @@ def judge_array(
         if base is not None:
             fields["job_id"] = str(JobId(base.base))
     return fields
+
+
+def _stays(before: Element | None, status: JobStatus) -> bool:
+    """Whether what is known of an element counts more than what Slurm says now."""
+    if before is None:
+        return False
+    if before.moved:
+        return status.state is before.state
+    # it had ended by its own word, came back ("launch failed requeued held"), and was ended again
+    return before.state.terminal and status.state is JobState.CANCELLED and status.restarts > 0
 
 
 def pending_tasks(status: JobStatus) -> list[int]:

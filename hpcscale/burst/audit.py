@@ -250,6 +250,10 @@ class _Client:
         self._log.add("requeue", site=self._site, job=str(job_id))
         return self._client.requeue(job_id)
 
+    def release(self, job_id: JobId) -> bool:
+        self._log.add("release", site=self._site, job=str(job_id))
+        return self._client.release(job_id)
+
 
 class _Transport:
     """A transport whose claims and decisions are written down: files that ``ln`` makes once."""

@@ -7,16 +7,16 @@ too. It holds nodes for the second that this takes.
 
 import datetime as dt
 
+from hpcscale.burst import held
 from hpcscale.burst.acts import age_s
 from hpcscale.burst.arrays import exit_codes
 from hpcscale.burst.back import Back
 from hpcscale.burst.claims import put_outcome
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.results import bring_home
-from hpcscale.burst.sight import end, look, reports_of, words
+from hpcscale.burst.sight import end, look, words
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, StateError, UnreachableError
-from hpcscale.judge import by_report
 from hpcscale.ledger import Attempt, utc_now
 from hpcscale.slurm.types import JobState
 from hpcscale.verify import mismatch
@@ -33,8 +33,8 @@ class Follow(Back):
         if watched is None:
             return None
         target, connection = self._target(watched)
-        if target.state is JobState.PENDING and target.array_size is None:
-            target = self._ended_unseen(target, connection)
+        if target.last_state is JobState.PENDING or target.array_size is not None:
+            target = held.settle(self.ledger, connection, target)
         if target.ended:
             end(connection, target)  # no act, unless its controller put it back into the queue
         return self._to_its_end(watched, target, connection)
@@ -60,20 +60,6 @@ class Follow(Back):
         except HpcscaleError as exc:
             message = f"results could not be fetched: {words(exc)}"
         return self._done(move, message)
-
-    def _ended_unseen(self, target: Attempt, connection: Connection) -> Attempt:
-        """A job that waits again though its own report says that it is over.
-
-        A controller that died has forgotten its start, and on the nodes it meets the job's rest
-        ("Duplicate jobid", "launch failed requeued held"). The command must not begin again.
-        """
-        ended = by_report(target, reports_of(connection, target))
-        if ended is None:
-            return target
-        self.ledger.event(
-            target.run_id, "attempt.end_forgotten", {}, submission_id=target.submission_id
-        )
-        return self.ledger.record_status(target, ended)
 
     def _done(self, move: Move, message: str) -> Move | None:
         step = Step.RELEASING if move.stand_in else Step.DONE

@@ -137,6 +137,10 @@ class CliClient:
         """``scontrol requeue``; False when Slurm said no."""
         return self._act(["scontrol", "requeue", str(job_id)])
 
+    def release(self, job_id: JobId) -> bool:
+        """``scontrol release``; False when Slurm said no."""
+        return self._act(["scontrol", "release", str(job_id)])
+
     # ---- questions ----
 
     def jobs(

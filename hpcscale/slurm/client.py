@@ -96,6 +96,9 @@ class SlurmClient(Protocol):
     def requeue(self, job_id: JobId) -> bool:
         """``scontrol requeue``."""
 
+    def release(self, job_id: JobId) -> bool:
+        """``scontrol release`` of a held job; whether Slurm accepted."""
+
     def facts(self) -> SiteFacts:
         """Version, partitions, limits, accounts: a few calls, for checks and ``site check``."""
 

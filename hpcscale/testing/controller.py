@@ -158,7 +158,8 @@ class FakeController:
         for job in sorted(self.jobs.values(), key=lambda j: j.number):
             while job.state == "PENDING":
                 if job.held:
-                    job.reason = "JobHeldUser"
+                    if not job.reason.endswith("requeued held"):  # Slurm goes on saying why
+                        job.reason = "JobHeldUser"
                     break
                 if job.dependency:
                     unmet = self._dependency(job)

@@ -178,7 +178,7 @@ def test_a_job_waits_for_the_end_of_another(place, kind, code, runs):
     )
     assert status.state is JobState.PENDING
     assert status.dependency == f"{kind}:{first}(unfulfilled)"
-    assert place.client._act(["scontrol", "release", str(first)])
+    assert place.client.release(first)
     place.until_state(first, JobState.COMPLETED, JobState.FAILED)
     if runs:
         status = place.until_state(after, JobState.COMPLETED)

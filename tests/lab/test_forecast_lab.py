@@ -76,7 +76,7 @@ def test_private_data_and_learned_runtimes(lab_factory, use_lab, ordinary, monke
         )
     )
     site = lab.site("lab-onprem")
-    sbatch(site, "--array=1-12", "-t600", "-o/dev/null", script="true")
+    sbatch(site, "--array=1-12", "-t600", "-o/dev/null", script="sleep 1")
     listing = ["squeue", "-h", "-t", "PD,R,CG"]
     until(lambda: not site.exec(listing, check=True).stdout, 60, "short jobs have ended")
     fill(site, 1, minutes=120)

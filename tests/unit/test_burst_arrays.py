@@ -5,6 +5,7 @@ import pytest
 from fake_sites import FENCE_FIRST, NODES, POLICY, Sites, Waited
 from render_cases import ONPREM
 
+from hpcscale.burst import held
 from hpcscale.burst.arrays import as_one, exit_codes, wholly_pending
 from hpcscale.burst.claims import CLOSED, Claim, Word, decision, take
 from hpcscale.burst.handover import Handover
@@ -300,13 +301,17 @@ def test_a_stand_in_whose_cloud_attempt_is_cancelled_is_cancelled(sites):
     assert client(sites).show(job.ref.job_id).state is JobState.CANCELLED
 
 
+def forget(fake):
+    """Its controller died, has forgotten its start, and met what was left of it."""
+    fake.state, fake.reason, fake.restarts = "PENDING", "launch failed requeued held", 1
+    fake.started, fake.ends, fake.nodes, fake.held = None, None, [], True
+
+
 def test_a_cloud_job_that_waits_again_after_its_end_is_over(sites):
     """Its controller died and forgot the start; what the job itself reported counts."""
     job, _ = standing_in(sites)
     target = sites.target(job)
-    fake = sites.cloud.jobs[target.job_id.base]
-    fake.state, fake.reason, fake.restarts = "PENDING", "launch failed requeued held", 1
-    fake.started, fake.ends, fake.nodes, fake.held = None, None, [], True
+    forget(sites.cloud.jobs[target.job_id.base])
     sites.tick()
     assert sites.move(job).step is Step.MOVED, "no report: Slurm may have had its reasons"
     sites.report(target.submission_id, "ended", exit_code=0, time=130.0)
@@ -315,6 +320,44 @@ def test_a_cloud_job_that_waits_again_after_its_end_is_over(sites):
     assert sites.target(job).state is JobState.COMPLETED
     assert client(sites, "lab-cloud").show(target.job_id).state is JobState.CANCELLED
     assert outcome(sites, job) == "0\n"
+
+
+def test_a_cloud_job_that_has_begun_is_not_released(sites, monkeypatch):
+    monkeypatch.setattr(held, "RELEASE_AFTER_S", 0)
+    job, _ = standing_in(sites)
+    fake = sites.cloud.jobs[sites.target(job).job_id.base]
+    forget(fake)
+    for _ in range(3):
+        sites.tick()
+    assert fake.held
+    assert sites.move(job).step is Step.MOVED
+
+
+def test_elements_that_are_held_end_or_begin_as_they_reported(sites, monkeypatch):
+    job = at_the_gate(sites, array="0-1")
+    begun(sites, job, task=0)
+    target = sites.target(job)
+    fakes = {f.task: f for f in sites.cloud.jobs.values() if f.base == target.job_id.base}
+    assert set(fakes) == {0, 1}
+    for fake in fakes.values():
+        forget(fake)
+    now = sites.cloud.now()
+    sites.report(target.submission_id, task=0, time=now - 5)
+    sites.report(target.submission_id, "ended", task=0, exit_code=0, time=now)
+    for _ in range(2):
+        sites.tick()
+    assert fakes[0].state == "CANCELLED", "it has told its end"
+    assert sites.ledger.elements(target)[0].state is JobState.COMPLETED
+    assert fakes[1].held, "a start of it may be under way"
+    monkeypatch.setattr(held, "RELEASE_AFTER_S", 0)
+    sites.tick()
+    assert not fakes[1].held
+    assert len(sites.ledger.events(job.run_id, "attempt.released")) == 1
+    sites.both(100)
+    sites.tick()
+    assert sites.move(job).step is Step.DONE
+    states = {task: e.state for task, e in sites.ledger.elements(target).items()}
+    assert states == {0: JobState.COMPLETED, 1: JobState.COMPLETED}
 
 
 def test_a_user_who_cancels_the_stand_in_ends_both(sites):

@@ -1,0 +1,86 @@
+"""A cloud job that its controller holds because it forgot a start: ``launch failed requeued held``.
+
+slurmctld that dies within some five seconds of a start has forgotten it, starts the job again,
+meets what is left of it on its node ("Duplicate jobid"), ends that, and holds the job for ever.
+What has told its own end is over and must not begin again. What has told no start may begin, as
+another restart: Slurm ends what is left of a job when it takes back its nodes (slurm.conf(5),
+KillWait). What has begun and told no end is left to its user.
+"""
+
+from hpcscale.burst.acts import age_s
+from hpcscale.burst.arrays import records_of
+from hpcscale.burst.sight import end, reports_of
+from hpcscale.connect import Connection
+from hpcscale.judge import by_report, element_of
+from hpcscale.ledger import Attempt, Ledger
+from hpcscale.reports import Report
+from hpcscale.slurm.types import JobState, JobStatus
+
+REASON = "launch failed requeued held"
+# a start that was under way tells of itself by then, or was ended (KillWait is 30 s)
+RELEASE_AFTER_S = 45.0
+EVENT = "attempt.held"
+
+
+def settle(ledger: Ledger, connection: Connection, target: Attempt) -> Attempt:
+    """End what is over, release what has not begun.
+
+    Returns:
+        The attempt as it is now known.
+
+    Raises:
+        UnreachableError: no answer from its site.
+    """
+    if target.ended or target.job_id is None:
+        return target
+    waiting = [s for s in records_of(connection, target) if _held(s) or _again(s, target)]
+    if not waiting:
+        return target
+    reports = reports_of(connection, target)
+    for status in waiting:
+        task = status.job_id.array_task
+        if task is None and target.array_size is not None:
+            continue  # the rest of an array, which has not been started
+        part = target if task is None else target.element(task)
+        told = [r for r in reports if task is None or r.task == task]
+        if (ended := by_report(part, told)) is not None:
+            _over(ledger, target, task, ended)
+            end(connection, part)
+        elif _held(status) and not any(r.begun for r in told):
+            _release(ledger, connection, part, told)
+    return ledger.attempt(target.submission_id)
+
+
+def _held(status: JobStatus) -> bool:
+    """Held by Slurm itself; scontrol(1) prints the reason with underscores."""
+    reason = status.reason.replace("_", " ")
+    return status.state is JobState.PENDING and reason == REASON
+
+
+def _again(status: JobStatus, target: Attempt) -> bool:
+    """A job that waits again; an array's pending rest is many elements, most of which never ran."""
+    return status.state is JobState.PENDING and target.array_size is None
+
+
+def _over(ledger: Ledger, target: Attempt, task: int | None, ended: JobStatus) -> None:
+    if task is None:
+        ledger.record_status(target, ended)
+    else:
+        ledger.record_elements(target, [element_of(task, ended)])
+    ledger.event(
+        target.run_id, "attempt.end_forgotten", {"task": task}, submission_id=target.submission_id
+    )
+
+
+def _release(ledger: Ledger, connection: Connection, part: Attempt, told: list[Report]) -> None:
+    key = {"job": str(part.job_id), "reports": len(told)}
+    seen = [
+        e
+        for e in ledger.events(part.run_id, EVENT)
+        if e.submission_id == part.submission_id and e.data == key
+    ]
+    if not seen:
+        ledger.event(part.run_id, EVENT, key, submission_id=part.submission_id)
+    elif age_s(seen[-1].at) >= RELEASE_AFTER_S and part.job_id is not None:
+        connection.client.release(part.job_id)
+        ledger.event(part.run_id, "attempt.released", key, submission_id=part.submission_id)

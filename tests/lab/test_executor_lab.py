@@ -383,7 +383,9 @@ def test_a_python_that_cannot_read_our_pickles_is_refused_before_anything_is_sen
     shim.write_text(f"#!/bin/sh\nshift\nexec {sys.executable} -c '{other}\n'\"$1\"\n")
     shim.chmod(0o755)
     older = executor(tmp_path / "jobs", "lab-onprem", hpcscale_python=str(shim))
-    with pytest.raises(UsageError, match=r"is Python 3\.\d+, and the function was pickled by 3\.\d+"):
+    with pytest.raises(
+        UsageError, match=r"is Python 3\.\d+, and the function was pickled by 3\.\d+"
+    ):
         older.submit(add, 1, 2)
     with Ledger.open() as ledger:
         assert ledger.all_attempts() == []

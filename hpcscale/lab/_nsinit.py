@@ -27,6 +27,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from typing import Any
 
 CLONE_NEWNS = 0x00020000
@@ -236,18 +237,47 @@ def fill(target: str, free: int) -> None:
 
 
 def unfill(target: str) -> None:
-    """Take the tmpfs away and copy what is in it to where it would have been."""
+    """Take the tmpfs away; what is in it is by then where it would have been.
+
+    Copied first and uncovered then, so that what programs append goes to the end of a whole file.
+    """
     os.chdir(target)
     if not os.path.ismount(target):  # an earlier undo was cut short
         return
+    began = time.time_ns()
+    parent, name = os.path.split(target)
+    below = f"{parent}/.{name}.below"
+    os.makedirs(below, 0o700, exist_ok=True)  # noqa: PTH103  # as small as it gets
+    try:
+        mount(parent, below, "", MS_BIND)  # not recursive: without the tmpfs
+        _copy_back(f"{below}/{name}", since=0)
+    finally:
+        _libc.umount2(os.fsencode(below), MNT_DETACH)
+        os.rmdir(below)  # noqa: PTH106  # as small as it gets
     _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
+    _copy_back(target, since=began)
+
+
+def _copy_back(target: str, since: int) -> None:
+    """Copy what has changed since then in the working directory, unless it is newer there."""
     for parent, directories, names in os.walk("."):
         for name in (*directories, *names):
             # copytree would trip over a link that is there already
             there = f"{target}/{parent}/{name}"
             if os.path.islink(f"{parent}/{name}") and os.path.islink(there):  # noqa: PTH114  # as small as it gets
                 os.unlink(there)  # noqa: PTH108  # as small as it gets
-    shutil.copytree(".", target, symlinks=True, dirs_exist_ok=True, ignore=_special)
+
+    def copy(source: str, there: str) -> None:
+        changed = os.stat(source).st_ctime_ns  # noqa: PTH116  # as small as it gets
+        if since and changed < since:
+            return
+        newer = os.path.exists(there) and os.stat(there).st_ctime_ns > changed  # noqa: PTH110, PTH116  # as small as it gets
+        if not (since and newer):
+            shutil.copy2(source, there)
+
+    shutil.copytree(
+        ".", target, symlinks=True, dirs_exist_ok=True, ignore=_special, copy_function=copy
+    )
 
 
 def _special(directory: str, names: list[str]) -> list[str]:

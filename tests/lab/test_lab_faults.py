@@ -376,6 +376,22 @@ def test_a_job_on_a_full_disk_fails_to_write(lab):
     assert "No space left on device" in done.stderr
 
 
+def test_what_is_written_as_soon_as_there_is_room_stays(lab):
+    """A program that tries until it can write has written, whenever the disk is freed."""
+    site = lab.site(ONPREM)
+    scratch = site.paths.scratch
+    faults.disk_full(lab, ONPREM, free_bytes=4096)
+    site.exec(["dd", "if=/dev/zero", f"of={scratch}/rest", "bs=1k", "count=999"])
+    tries = f"until echo end >> {scratch}/ended; do :; done 2>/dev/null"
+    with subprocess.Popen(site.argv(["sh", "-c", tries]), env=site.env()) as writer:
+        tried = ["test", "-e", f"{scratch}/ended"]
+        until(lambda: site.exec(tried).returncode == 0, 20, "it tries")
+        faults.clear(lab)
+        assert writer.wait(60) == 0
+    assert (scratch / "ended").read_text() == "end\n"
+    (scratch / "ended").unlink()
+
+
 def test_sizes():
     assert [faults.size_bytes(t) for t in ("0", "64k", "2M", "1g")] == [0, 65536, 2 << 20, 1 << 30]
     with pytest.raises(UsageError):

@@ -75,13 +75,22 @@ def wholly_pending(records: Sequence[JobStatus], indices: Sequence[int]) -> str:
 def cancelled_elements(
     connection: Connection, attempt: Attempt, indices: Sequence[int]
 ) -> list[int]:
-    """Elements that their user has cancelled while the rest waits."""
+    """Elements that their user has cancelled while the rest waits.
+
+    One that runs does not wait either: it has started in vain, finds the claim and comes back.
+    """
     records = records_of(connection, attempt)
     waiting: set[int] = set()
+    states: dict[int, JobState] = {}
     for status in records:
         if status.state is JobState.PENDING:
             waiting.update(pending_tasks(status) or [status.job_id.array_task or 0])
-    return [k for k in indices if k not in waiting] if waiting else []
+        elif status.job_id.array_task is not None:
+            states[status.job_id.array_task] = status.state
+    if not waiting:
+        return []
+    ended = JobState.CANCELLED  # Slurm forgets what it has cancelled after MinJobAge
+    return [k for k in indices if k not in waiting and states.get(k, ended) is ended]
 
 
 def element_id(attempt: Attempt, task: int) -> JobId:

@@ -5,7 +5,7 @@ import pytest
 from fake_sites import FENCE_FIRST, NODES, POLICY, Sites, Waited
 from render_cases import ONPREM
 
-from hpcscale.burst import held
+from hpcscale.burst import arrays, held
 from hpcscale.burst.arrays import as_one, exit_codes, wholly_pending
 from hpcscale.burst.claims import CLOSED, Claim, Word, decision, take
 from hpcscale.burst.handover import Handover
@@ -175,6 +175,20 @@ def record(state, task=None, pending="", restarts=0):
         job_id=JobId(7, task), state=state, raw_state=state.value, array_pending=pending,
         restarts=restarts,
     )  # fmt: skip
+
+
+def test_an_element_that_starts_in_vain_is_not_cancelled(monkeypatch):
+    seen = [
+        record(JobState.PENDING, pending="3"),
+        record(JobState.RUNNING, task=0),
+        record(JobState.CANCELLED, task=1),
+        record(JobState.COMPLETING, task=2),
+    ]
+    monkeypatch.setattr(arrays, "records_of", lambda *_: seen)
+    # 4 was cancelled so long ago that Slurm has forgotten it
+    assert arrays.cancelled_elements(None, None, range(5)) == [1, 4]
+    monkeypatch.setattr(arrays, "records_of", lambda *_: seen[1:])
+    assert arrays.cancelled_elements(None, None, range(5)) == [], "nothing waits: nothing is known"
 
 
 def test_an_array_as_one_job():

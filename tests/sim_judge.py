@@ -76,11 +76,15 @@ class Judge:
         """Each cloud job that Slurm ever took belongs to one move, and so to one decision."""
         owners = Counter()
         for ledger in self._led():
-            moves = Moves(ledger).of_run(self.job.run_id)
-            decided = len(ledger.decisions(self.job.run_id))
-            if decided != len(moves):
-                raise ViolationError(f"money: {len(moves)} moves of {decided} decisions")
+            every = Moves(ledger).all()
+            # an element that moves alone has a run of its own
+            for run_id in {self.job.run_id, *(m.run_id for m in every)}:
+                moves = [m for m in every if m.run_id == run_id]
+                decided = len(ledger.decisions(run_id))
+                if decided != len(moves):
+                    raise ViolationError(f"money: {len(moves)} moves of {decided} decisions")
             for attempt in ledger.all_attempts(CLOUD):
+                moves = [m for m in every if m.run_id == attempt.run_id]
                 owner = [m for m in moves if m.after_number < attempt.number][-1:]
                 if attempt.role is Role.BURST and owner:
                     owners[attempt.submission_id] += 1

@@ -267,13 +267,16 @@ def _copy_back(target: str, since: int) -> None:
             if os.path.islink(f"{parent}/{name}") and os.path.islink(there):  # noqa: PTH114  # as small as it gets
                 os.unlink(there)  # noqa: PTH108  # as small as it gets
 
+    def age(path: str) -> tuple[int, int]:
+        found = os.stat(path)  # noqa: PTH116  # as small as it gets
+        return found.st_ctime_ns, found.st_size  # file times are some milliseconds coarse
+
     def copy(source: str, there: str) -> None:
-        changed = os.stat(source).st_ctime_ns  # noqa: PTH116  # as small as it gets
-        if since and changed < since:
+        if since and age(source)[0] < since:
             return
-        newer = os.path.exists(there) and os.stat(there).st_ctime_ns > changed  # noqa: PTH110, PTH116  # as small as it gets
-        if not (since and newer):
-            shutil.copy2(source, there)
+        if since and os.path.exists(there) and age(there) >= age(source):  # noqa: PTH110  # as small as it gets
+            return
+        shutil.copy2(source, there)
 
     shutil.copytree(
         ".", target, symlinks=True, dirs_exist_ok=True, ignore=_special, copy_function=copy

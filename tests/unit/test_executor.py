@@ -11,6 +11,7 @@ import pytest
 import submitit
 from submitit.core import plugins, utils
 
+import hpcscale
 from hpcscale.connect import Connection
 from hpcscale.errors import NotFoundError, NotThisJobError, UnreachableError, UsageError
 from hpcscale.executor import (
@@ -163,6 +164,15 @@ def test_a_result_of_another_job_of_the_same_id_is_not_taken(executor, slurm):
     assert job.done(force_check=True)
     with pytest.raises(utils.UncompletedJobError, match="has not produced any output"):
         job.result()
+
+
+def test_without_auto_executor_submitits_common_names_hold_too(tmp_path):
+    made = hpcscale.Executor(tmp_path / "jobs", site="lab-onprem")
+    assert type(made) is HpcscaleExecutor
+    made.update_parameters(timeout_min=7, name="mine", mem_gb=2, nodes=3, partition="gpu")
+    assert made.parameters == {
+        "time": 7, "job_name": "mine", "mem": "2GB", "nodes": 3, "partition": "gpu",
+    }  # fmt: skip
 
 
 def test_too_large_pickles_are_refused(executor, slurm):

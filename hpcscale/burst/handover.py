@@ -323,7 +323,7 @@ class Handover(Shift):
         """The gate is open. What is left on-prem is cleaned up, once user code has begun."""
         target, to_connection = self._target(move)
         there = self._until_begun(to_connection, target)
-        if there.reported is None:
+        if there.reported is None and not move.begun:
             if not there.over:
                 return self._until_it_begins(move, to_connection, there)
             # it died between the gate and its command; nobody may bring it back from now on

@@ -83,7 +83,7 @@ def test_in_an_empty_queue_a_job_of_which_squeue_says_there_is_none_is_unknown(
         site.slurm._next = got.ref.job_id.base
         site.slurm.run(["sbatch", "--parsable"], stdin="#!/bin/sh\nsleep 9\n")
         assert site.connection.client.show(got.ref.job_id) is not None
-        monkeypatch.setattr(site.connection.client, "jobs", lambda: Answer({}, complete=True))
+        monkeypatch.setattr(site.connection.client, "jobs", lambda *_: Answer({}, complete=True))
     snapshot = site.observe()
     assert snapshot.silent == ()
     assert site.ledger.attempt(got.submission_id).state is JobState.UNKNOWN

@@ -48,6 +48,7 @@ class Acts:
         self._connect = connect
         self._folder = folder
         self._say = say
+        self.silent: tuple[str, ...] = ()  # sites that list no job at all
 
     def _submit(self, move: Move, connection: Connection) -> str:
         """Render for the target and submit through submitit; the submission id."""

@@ -9,6 +9,7 @@ import datetime as dt
 
 from hpcscale.burst import held
 from hpcscale.burst.acts import age_s
+from hpcscale.burst.again import Again, unknown_there
 from hpcscale.burst.arrays import exit_codes
 from hpcscale.burst.back import Back
 from hpcscale.burst.claims import put_outcome
@@ -25,7 +26,7 @@ LOST_S = 600.0  # a job that nobody knows for this long will not come back
 WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
 
 
-class Follow(Back):
+class Follow(Back, Again):
     """The steps MOVED and RELEASING."""
 
     def _moved(self, move: Move) -> Move | None:
@@ -37,13 +38,16 @@ class Follow(Back):
             target = held.settle(self.ledger, connection, target)
         if target.ended:
             end(connection, target)  # no act, unless its controller put it back into the queue
+        if self._again(watched, target, connection):
+            return watched
         return self._to_its_end(watched, target, connection)
 
     def _to_its_end(self, move: Move, target: Attempt, connection: Connection) -> Move | None:
         """Follow the attempt; once it is over, its results come home and its cost is noted."""
         target = self.ledger.attempt(target.submission_id)
         if not target.ended:
-            if target.state is not JobState.UNKNOWN:
+            silent = connection.site.name in self.silent and unknown_there(connection, target)
+            if target.state is not JobState.UNKNOWN and not silent:
                 return move if move.lost_at is None else self.moves.save(move, lost_at=None)
             # neither Slurm nor the script tells its end: no guess, for a while
             if move.lost_at is None:

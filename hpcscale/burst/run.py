@@ -22,6 +22,7 @@ from hpcscale.burst.offer import candidates, to_foresee, waiting_runs
 from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action, BurstPlan, Decision
 from hpcscale.burst.policy import Dependents, Order, Policy
+from hpcscale.burst.resubmit import resubmit
 from hpcscale.burst.shapes import with_catalog
 from hpcscale.burst.within import as_it_waits
 from hpcscale.connect import Connection, connect
@@ -170,7 +171,9 @@ def tick(
     handover = Handover(ledger, connections, jobs_folder(), say)
     under_way = handover.moves.unsettled()
     moved = [ledger.attempt(m.target) for m in under_way if m.step is Step.MOVED and m.target]
-    for site, why in observe(ledger, connections, moved).failed.items():
+    seen_now = observe(ledger, connections, moved)
+    handover.silent = seen_now.silent
+    for site, why in seen_now.failed.items():
         done.problems.append(f"{site} gave no answer: {why}")
     for move in under_way:
         _check_cost(ledger, move, policy, connections, done)
@@ -183,6 +186,7 @@ def tick(
         orphans(ledger, connections, policy.from_site, say)
     except HpcscaleError as exc:
         done.problems.append(f"fences left behind: {exc}")
+    done.problems += resubmit(ledger, connections, [policy.from_site], say)
     try:
         seen = look(ledger, policy, connections, foresee)
         done.plan = seen.plan

@@ -9,7 +9,7 @@ import datetime as dt
 
 from hpcscale.burst import held
 from hpcscale.burst.acts import age_s
-from hpcscale.burst.again import Again, unknown_there
+from hpcscale.burst.again import Again
 from hpcscale.burst.arrays import exit_codes
 from hpcscale.burst.back import Back
 from hpcscale.burst.claims import put_outcome
@@ -22,6 +22,7 @@ from hpcscale.ledger import Attempt, utc_now
 from hpcscale.slurm.types import JobState
 from hpcscale.verify import mismatch
 
+STAND_IN_S = 600  # where its node or its file system is slow, those behind it wait for it
 LOST_S = 600.0  # a job that nobody knows for this long will not come back
 WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
 
@@ -46,8 +47,7 @@ class Follow(Back, Again):
         """Follow the attempt; once it is over, its results come home and its cost is noted."""
         target = self.ledger.attempt(target.submission_id)
         if not target.ended:
-            silent = connection.site.name in self.silent and unknown_there(connection, target)
-            if target.state is not JobState.UNKNOWN and not silent:
+            if target.state is not JobState.UNKNOWN:
                 return move if move.lost_at is None else self.moves.save(move, lost_at=None)
             # neither Slurm nor the script tells its end: no guess, for a while
             if move.lost_at is None:
@@ -82,8 +82,12 @@ class Follow(Back, Again):
                 for suffix, code in exit_codes(self.ledger, target, array).items():
                     put_outcome(connection.transport, origin, suffix, code)
                 assert origin.job_id is not None
+                assert seen.status is not None
                 # it needs a second, on one node: Slurm finds a place for that soon
-                connection.client.update(origin.job_id, {"TimeLimit": "1"})
+                limit_s = min(seen.status.time_limit_s or STAND_IN_S, STAND_IN_S)
+                connection.client.update(
+                    origin.job_id, {"TimeLimit": str(max(1, round(limit_s / 60)))}
+                )
                 connection.client.update(origin.job_id, {"NumNodes": "1"})
                 self._lift(move, seen, connection, origin)
             seen = look(connection, origin, self.ledger)

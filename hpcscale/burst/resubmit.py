@@ -16,7 +16,6 @@ from hpcscale.burst.sight import end, look
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, NotFoundError, SubmitUnknownError, UnreachableError
 from hpcscale.ledger import Attempt, Ledger, Role, new_submission_id, utc_now
-from hpcscale.ledger_rows import stamp
 from hpcscale.observe import observe
 from hpcscale.slurm.types import JobState
 from hpcscale.verify import submission_of
@@ -182,8 +181,8 @@ def _id_for(ledger: Ledger, connection: Connection, attempt: Attempt) -> str | N
 def _watch(ledger: Ledger, connect: Callable[[str], Connection], site: str) -> None:
     """End a forgotten job that is back: its claim is not its own any more."""
     since = utc_now() - dt.timedelta(seconds=WATCH_S)
-    sql = "SELECT submission_id FROM events WHERE kind = ? AND at >= ?"
-    for row in ledger.rows(sql, EVENT, stamp(since)):
+    sql = "SELECT DISTINCT submission_id FROM events WHERE kind = ? AND at >= ?"
+    for row in ledger.rows(sql, EVENT, f"{since:%Y-%m-%dT%H:%M:%S}"):
         attempt = ledger.attempt(row["submission_id"])
         if attempt.site == site and attempt.ended:
             end(connect(site), attempt)

@@ -10,9 +10,9 @@ from hpcscale.burst.arrays import as_one, exit_codes, wholly_pending
 from hpcscale.burst.claims import CLOSED, Claim, Word, decision, take
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
-from hpcscale.burst.offer import dependents
 from hpcscale.burst.plan import Action
 from hpcscale.burst.policy import Dependents
+from hpcscale.burst.stuck import dependents
 from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.units import JobId
 
@@ -238,7 +238,7 @@ def test_a_job_that_others_wait_for_stands_in_for_its_cloud_attempt(sites, depen
     assert (sites.excluded(job), "fenced" in sites.comment(job)) == ("", False)
     assert outcome(sites, job) == "0\n"
     fake = sites.onprem.jobs[job.ref.job_id.base]
-    assert (fake.nodes_wanted, fake.limit_s) == (1, 60), "it needs one node for a second"
+    assert (fake.nodes_wanted, fake.limit_s) == (1, 600), "one node, and time enough on a slow one"
     fake.state, fake.started, fake.ends = "COMPLETED", 1, 2  # its script has read the outcome
     sites.tick()
     assert sites.move(job).step is Step.DONE

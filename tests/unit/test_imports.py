@@ -108,6 +108,10 @@ ALLOWED: dict[str, set[str]] = {
     | {"burst.catalog_load", "burst.shapes", "burst.worth"},
     # a Slurm of its own; it serves the product and the tests, the product never needs it
     "lab": {"hpcscale", "errors", "units", "assets", "settings", "tomlfile"},
+    # policies on a model of a site; and that model against a lab
+    "rehearsal": _DECIDING
+    | {"simulate", "burst.budget", "burst.decide", "burst.plan", "burst.policy"},
+    "twin": {"errors", "history", "simulate", "lab"},
     "testing": _OWNING | {"lab"},
     "report": _DECIDING | {"ledger", "observe"},
     "cli": {"*"},

@@ -9,6 +9,9 @@ from hpcscale.cli._output import emit_json, json_option, notice, printable, sile
 from hpcscale.errors import HpcscaleError
 
 if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable
+
     from hpcscale.render import RenderedJob
     from hpcscale.site import Site
     from hpcscale.spec import JobSpec
@@ -38,18 +41,21 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
     assert spec.site is not None  # load() chose one
     site = load_site(spec.site).site
     rendered = prepare(spec, site)
-    burst = _burst_notes(spec, site)
     if dry_run:
+        import datetime as dt
+
+        burst = _burst_notes(spec, site, lambda: dt.datetime.now(dt.UTC))
         _dry_run(job, rendered, site, burst, as_json=as_json)
         return
-    for text in burst:
-        notice(text)
     from hpcscale.cli._transfer_bar import Bar
     from hpcscale.connect import connect
     from hpcscale.ledger import Ledger
     from hpcscale.submit import submit
 
     with Ledger.open() as ledger, connect(site) as connection, Bar() as bar:
+        burst = _burst_notes(spec, site, connection.clock.now)  # by the clock that will judge it
+        for text in burst:
+            notice(text)
         submission = submit(rendered, site, connection, ledger, meter=bar)
     for text in submission.notices:
         notice(text)
@@ -87,8 +93,10 @@ def _tell(submission: "Submission", burst: list[str], *, as_json: bool) -> None:
     )
 
 
-def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
+def _burst_notes(spec: "JobSpec", site: "Site", now: "Callable[[], dt.datetime]") -> list[str]:
     """Where the job may go besides, and where not and why; refuses burst=only that can go nowhere.
+
+    ``now`` is asked for a deadline alone.
 
     Raises:
         BurstRefusedError: burst=only, and no target takes the job as it is; or a deadline that
@@ -128,14 +136,12 @@ def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
             " allows more), or say --burst never",
         )
     if spec.burst.deadline is not None:
-        import datetime as dt
-
         from hpcscale.burst.feasible import deadline_note
         from hpcscale.cost import time_limit_s
 
         note = deadline_note(
             spec.burst.deadline,
-            dt.datetime.now(dt.UTC),
+            now(),
             time_limit_s(spec, site),
             cloud,
             here=spec.burst.mode is BurstMode.AUTO,

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from hpcscale.forecast.plan import plan
-from hpcscale.forecast.problem import NEVER, Demand, ProblemBuilder
+from hpcscale.forecast.problem import NEVER, Checked, Demand, ProblemBuilder
 from hpcscale.forecast.runtimes import RuntimeModel
 from hpcscale.history.reading import Reading
 from hpcscale.history.workload import CATEGORIES, make_workload
@@ -210,8 +210,8 @@ class SiteModel:
         self._hold_reservations(made)
         positions: dict[str, list[int]] = {}
         waits: list[tuple[QueuedJob, int]] = []
+        shapes: dict[tuple[object, ...], Checked] = {}
         for job in pending:
-            choices = self._choices(job)
             seconds = float(job.limit_s or _WITHOUT_LIMIT_S)
             # Slurm's backfill places a job by its limit: so is the one that is asked about
             if learned and (own is None or job.job_id != own.job_id):
@@ -221,14 +221,16 @@ class SiteModel:
             extra = allowances.of(job)
             if throttle is not None:
                 extra = [*extra, (made.resource(throttle), 1)]
+            shape = (
+                job.partitions, job.num_nodes, job.cpus, job.gpus, job.exclusive, tuple(extra)
+            )  # fmt: skip
+            if (choices := shapes.get(shape)) is None:
+                alternatives = [[*choice, *extra] for choice in self._choices(job)]
+                choices = shapes[shape] = made.checked(alternatives)
+            length = _up(seconds, grain)
+            mine = positions.setdefault(job.job_id, [])
             for _ in range(tasks):
-                at = made.job(
-                    [[*choice, *extra] for choice in choices],
-                    _up(seconds, grain),
-                    release_s=release,
-                    after=after,
-                )
-                positions.setdefault(job.job_id, []).append(at)
+                mine.append(made.job(choices, length, release_s=release, after=after))
             waits.append((job, positions[job.job_id][0]))
         starts = plan(made.build()).start_s
         return {
@@ -371,6 +373,8 @@ def _released(
     if job.eligible_s and job.eligible_s > now:
         release = job.eligible_s
     after: list[int] = []
+    if not job.dependency:
+        return release, after
     for text in _AFTER.findall(job.dependency):
         name = text.removesuffix("_*")
         after += positions.get(name, [])

@@ -93,6 +93,7 @@ ALLOWED: dict[str, set[str]] = {
     "burst.shapes": _DECIDING | {"burst.catalog"},
     "burst.words": set(),
     "burst.policy": _DECIDING | {"tomlfile"},
+    "burst.policies": {"errors", "assets", "settings", "site", "burst.policy"},
     "burst.budget": _DECIDING | {"burst.policy"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
     "burst.feasible": {"errors", "burst.words"},

@@ -94,6 +94,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         cancel_asked: whether the on-prem job's cancel may have been ours.
         gate_idle_s: how long the cloud job stood at its gate.
         after_number: the run's latest attempt when it began; its own come after that one.
+        begun: the cloud attempt has its own claim, so its command has begun or is about to.
         yielded: another handover has the job's claim; the fence is that one's too.
         same_job: the job itself moves, into another partition of its controller.
         old_partition: its partitions before that, as Slurm has them. None: not yet noted.
@@ -146,6 +147,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     lost_at: dt.datetime | None = None
     task: int | None = None
     after_number: int | None = None
+    begun: bool = False
     yielded: bool = False
     created_at: dt.datetime | None = None
     updated_at: dt.datetime | None = None

@@ -230,7 +230,7 @@ def _shadow(policy_name: str | None, *, as_json: bool) -> None:
             made = seen.plan
             assert made is not None
             new = remember(ledger, made, policy, connections.site)
-            total = would_have(ledger, seen.coverage)
+            total = would_have(ledger, seen.forecast.coverage)
     finally:
         connections.close()
     if as_json:

@@ -126,7 +126,7 @@ def _burst_notes(spec: "JobSpec", site: "Site", now: "Callable[[], dt.datetime]"
         else:
             free += 1
             cloud.append((target.name, target.burst.boot_allowance_s + staging_s))
-            notes.append(f"may burst to {target.name}, expected cost {cost}")
+            notes.append(f"may burst to {target.name}, expected cost {cost}{_not_yet(target)}")
     if not free and not notes:
         notes.append("no other site is a burst target (burst.target in a profile)")
     if not free and spec.burst.mode is BurstMode.ONLY:
@@ -186,6 +186,17 @@ def _burst_targets(
             there, small = as_rented(anywhere, target, rows_for([target]), today)
             found.append((there, [*burst_blockers(spec, there), *small], there.burst.staging_s))
     return found, notes
+
+
+def _not_yet(target: "Site") -> str:
+    """What its profile still lacks, in words that follow the cost."""
+    from hpcscale.site import require_host
+
+    try:
+        require_host(target)
+    except HpcscaleError as exc:
+        return f"; not yet: {exc.message}"
+    return ""
 
 
 def _dry_run(

@@ -94,7 +94,9 @@ class Site:
             self.onprem("squeue", "-h", "-j", self.filler, "-o", "%T") == "RUNNING"
         )
         if not self.until(running, 60, 0.2):
-            raise AssertionError("the strangers' job does not start")
+            nodes = self.onprem("sinfo", "-h", "-N", "-o", "%N %t %E")
+            jobs = self.onprem("squeue", "-h", "-o", "%i %T %r %j")
+            raise AssertionError(f"the strangers' job does not start: {nodes}; {jobs}")
 
     def free(self):
         if self.filler:
@@ -433,6 +435,7 @@ class Site:
             finally:
                 connections.close()
             if last:
+                out.why = f"{out.why} {last[0].message}".strip()
                 out.step = f"{out.step} {last[0].step.value}".strip()
                 if last[0].gate_idle_s is not None:
                     out.gate_idle_s = last[0].gate_idle_s

@@ -62,6 +62,7 @@ class World(Kinds, Faults, Judge):
         self.known = set()
         self.begun = []  # (site, submission, task, restart, script)
         self.done = []  # (site, submission, task, restart)
+        self.good = set()  # (site, task) whose command ended well, whether Slurm heard it or not
         self.failed = set()  # tasks whose command ended badly
         self.cancelled_tasks = set()
         self.exits = set()
@@ -344,6 +345,8 @@ class World(Kinds, Faults, Judge):
             wait = script.steps.send(self.sim[script.site].now())
         except StopIteration:
             self.scripts.remove(script)
+            if was and script.exit_code == 0:
+                self.good.add((script.site, script.task))
             if script.killed_at is not None:
                 return  # too late for Slurm, which has ended it
             if was and script.exit_code == 0:
@@ -362,7 +365,7 @@ class World(Kinds, Faults, Judge):
     def _stood_in(self, script):
         """It has told those behind it of a good end, as the cloud attempt's."""
         self.counts["stood in"] += 1
-        if not any(site == CLOUD and task == script.task for site, _, task, _ in self.done):
+        if (CLOUD, script.task) not in self.good:
             raise ViolationError("too soon: a stand-in tells of a good end that was none")
 
     def _began(self, script):
@@ -460,16 +463,20 @@ class World(Kinds, Faults, Judge):
                 for process in busy:
                     if process.busy and process.wake <= self.now_s:
                         process.task.switch()
+                self._step_scripts()
             for _ in range(8):
-                for script in [s for s in self.scripts if s.wake <= self.now_s]:
-                    if script in self.scripts:
-                        self.step_script(script)
+                self._step_scripts()
             if turn > 1 and self._quiet():
                 return
             for process in {id(p.ledger): p for p in self.processes}.values():
                 self.start(process, self.tick)
             self.pass_time(3 if turn < 40 else 30 if turn < 100 else 600)
         # what is wrong is said by the judge
+
+    def _step_scripts(self):
+        for script in [s for s in self.scripts if s.wake <= self.now_s]:
+            if script in self.scripts:
+                self.step_script(script)
 
     def _quiet(self):
         if any(Moves(ledger).unsettled() for ledger in self._led()):

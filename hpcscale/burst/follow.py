@@ -21,6 +21,7 @@ from hpcscale.ledger import Attempt, utc_now
 from hpcscale.slurm.types import JobState
 from hpcscale.verify import mismatch
 
+STAND_IN_S = 600  # where its node or its file system is slow, those behind it wait for it
 LOST_S = 600.0  # a job that nobody knows for this long will not come back
 WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
 
@@ -78,8 +79,12 @@ class Follow(Back):
                 for suffix, code in exit_codes(self.ledger, target, array).items():
                     put_outcome(connection.transport, origin, suffix, code)
                 assert origin.job_id is not None
+                assert seen.status is not None
                 # it needs a second, on one node: Slurm finds a place for that soon
-                connection.client.update(origin.job_id, {"TimeLimit": "1"})
+                limit_s = min(seen.status.time_limit_s or STAND_IN_S, STAND_IN_S)
+                connection.client.update(
+                    origin.job_id, {"TimeLimit": str(max(1, round(limit_s / 60)))}
+                )
                 connection.client.update(origin.job_id, {"NumNodes": "1"})
                 self._lift(move, seen, connection, origin)
             seen = look(connection, origin, self.ledger)

@@ -20,9 +20,11 @@ from hpcscale.burst.budget import Charge, Payer
 from hpcscale.burst.decide import decide
 from hpcscale.burst.plan import Candidate, Forecast, Level, Option, Start
 from hpcscale.burst.policy import Policy, PolicyKind
+from hpcscale.burst.seen import Budgets, Catalog, Shortage, Snapshot
 from hpcscale.simulate.overflow import Instance, Outcome, Rules
 from hpcscale.simulate.policies import COMPUTE_WAIT_FACTOR, VALUE_GPU_HOURS, WAIT_BUDGET
 from hpcscale.simulate.site import Jobs, Lived, SiteModel, View, run_site
+from hpcscale.simulate.site_kernel import NEVER
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode
 
@@ -145,6 +147,32 @@ class _People:
     payers: Sequence[Payer]
 
 
+def at(seconds: float) -> dt.datetime:
+    """The model's second as a date."""
+    return EPOCH + dt.timedelta(seconds=float(seconds))
+
+
+class _Expect:
+    """Starts by the model's own plan, with what is believed of runtimes."""
+
+    def __init__(self, view: View, expected_s: Floats, learned: int, *, blind: bool) -> None:
+        self._view, self._expected = view, expected_s
+        self.forecast = Forecast(
+            level=Level.FULL,
+            learned_jobs=learned,
+            pending=len(view.waiting),
+            starts={} if blind else dict(self.replan(frozenset())),
+        )
+
+    def replan(self, gone: frozenset[str]) -> Mapping[str, Start]:
+        """Of those who stay once these have left."""
+        starts = self._view.plan(self._expected, [int(name) for name in gone])
+        return {
+            str(job): Start(p50=at(start) if start < NEVER else None)
+            for job, start in starts.items()
+        }
+
+
 class _Asked:
     """A policy as the simulated site asks it."""
 
@@ -184,7 +212,7 @@ class _Asked:
         )
 
     def __call__(self, view: View) -> Iterable[int]:
-        now = self._at(view.now_s)
+        now = at(view.now_s)
         self._note(view)
         if not view.waiting:
             return []
@@ -195,25 +223,20 @@ class _Asked:
                 expected[job] = gone_s * (1 + OVERDUE)
         expected = np.minimum(expected, self.jobs.limit_s)
 
-        def replan(gone: frozenset[str]) -> Mapping[str, Start]:
-            starts = view.plan(expected, [int(name) for name in gone])
-            return {
-                str(j): Start(p50=self._at(at) if at < 2**61 else None) for j, at in starts.items()
-            }
-
-        starts = {} if self.policy.kind in {PolicyKind.NEVER, PolicyKind.ALWAYS} else replan(
-            frozenset()
-        )  # fmt: skip
-        forecast = Forecast(
-            level=Level.FULL, learned_jobs=self.learned.jobs, pending=len(view.waiting),
-            starts=dict(starts),
-        )  # fmt: skip
-        candidates = [self._candidate(j, now, forecast) for j in view.waiting]
-        self.decisions += len(candidates)
+        blind = self.policy.kind in {PolicyKind.NEVER, PolicyKind.ALWAYS}
+        expect = _Expect(view, expected, self.learned.jobs, blind=blind)
+        jobs = tuple(self._candidate(j, expect.forecast) for j in view.waiting)
+        self.decisions += len(jobs)
+        until = at(self.cloud_rests[0])
+        shortages = (Shortage(target=AWAY, until=until, why="no capacity"),) if until > now else ()
         plan = decide(
-            candidates, self.policy, now, [*self.paid, *self.charges.values()],
-            replan=replan, pending=len(view.waiting),
-        )  # fmt: skip
+            Snapshot(jobs=jobs, shortages=shortages),
+            expect,
+            Catalog(),
+            Budgets(limits=self.policy.budgets, charges=(*self.paid, *self.charges.values())),
+            self.policy,
+            now,
+        )
         leaving = []
         for move in plan.moves:
             job = int(move.run_id)
@@ -249,17 +272,8 @@ class _Asked:
             self.most_over = max(self.most_over, cost - held.usd)
         self.paid.append(Charge(payer=held.payer, at=held.at, usd=cost, settled=True))
 
-    def _at(self, seconds: float) -> dt.datetime:
-        return EPOCH + dt.timedelta(seconds=float(seconds))
-
-    def _candidate(self, job: int, now: dt.datetime, forecast: Forecast) -> Candidate:
+    def _candidate(self, job: int, forecast: Forecast) -> Candidate:
         start = forecast.starts.get(str(job), Start())
-        option = self.options[job]
-        if self._at(self.cloud_rests[0]) > now:
-            option = Option(
-                **{name: getattr(option, name) for name in option.__struct_fields__}
-                | {"resting_until": self._at(self.cloud_rests[0]), "resting_why": "no capacity"}
-            )
         rests = self.rests.get(job)
         deadline = self.deadline_s[job]
         return Candidate(
@@ -271,11 +285,11 @@ class _Asked:
             reason="Resources",
             nodes=int(self.jobs.count[job]),
             gpus=int(self.jobs.need[job] * self.jobs.count[job]),
-            waiting_since=self._at(self.jobs.submit_s[job]),
+            waiting_since=at(self.jobs.submit_s[job]),
             time_limit_s=int(self.jobs.limit_s[job]),
-            deadline=self._at(deadline) if math.isfinite(deadline) else None,
-            options=(option,),
-            resting_until=self._at(rests[0]) if rests else None,
+            deadline=at(deadline) if math.isfinite(deadline) else None,
+            options=(self.options[job],),
+            resting_until=at(rests[0]) if rests else None,
             resting_why=rests[1] if rests else "",
             start_p50=start.p50,
             user=self.payers[job].user,

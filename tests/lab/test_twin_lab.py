@@ -18,12 +18,11 @@ def test_the_model_starts_jobs_as_slurm_does(tmp_path):
     run = (rng.exponential(5400, size) + 300).round()
     limit = (run * rng.uniform(1, 3, size)).round()
     nodes = rng.choice([1, 2, 4, 8, 12], size)
-    lines = ["; MaxNodes: 16"]
-    for j in range(size):
-        lines.append(
-            f"{j + 1} {submit[j]:.0f} -1 {run[j]:.0f} {nodes[j]} -1 -1 {nodes[j]} {limit[j]:.0f} "
-            "-1 1 1 1 1 1 -1 -1 -1"
-        )
+    lines = [
+        f"{j + 1} {submit[j]:.0f} -1 {run[j]:.0f} {nodes[j]} -1 -1 {nodes[j]} {limit[j]:.0f} "
+        "-1 1 1 1 1 1 -1 -1 -1"
+        for j in range(size)
+    ]
     path = tmp_path / "drawn.swf"
     path.write_text("\n".join(lines) + "\n")
     out = CliRunner().invoke(

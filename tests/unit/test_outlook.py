@@ -2,14 +2,15 @@
 
 import math
 
+import msgspec
 import pytest
-from queue_views import HOUR, NOW, nodes, pending, running, snapshot
+from queue_views import HOUR, NOW, PARTITIONS, nodes, pending, running, snapshot
 
 from hpcscale.history.tables import parse_table
 from hpcscale.outlook.answer import _levers, as_queued
 from hpcscale.outlook.learned import Track
 from hpcscale.outlook.model import SiteModel
-from hpcscale.slurm.whole import ENDED_COLUMNS, NodeFacts, Reservation
+from hpcscale.slurm.whole import ENDED_COLUMNS, NodeFacts, Reservation, RunLimit
 from hpcscale.spec import JobSpec, Resources
 
 
@@ -101,9 +102,57 @@ def test_an_array_with_a_throttle_and_a_qos_allowance():
     assert times == {"2": 0, "3": 3 * HOUR}
     limited = snapshot(
         running(1, "gpu1", cpus=1), pending(2, cpus=1), pending(3, cpus=1, user="bob"),
-        limits=(("normal", 1),),
+        limits=(RunLimit("qos/user", "normal", "jobs", 1),),
     )  # fmt: skip
     assert model(limited).times().limits_s == {"2": HOUR, "3": 0}
+
+
+@pytest.mark.parametrize(
+    ("limit", "waits"),
+    [
+        (RunLimit("qos", "normal", "jobs", 1), {"2", "3", "4"}),
+        (RunLimit("qos/user", "normal", "cpu", 2), {"2", "4"}),
+        (RunLimit("qos", "normal", "gpu", 4), {"2", "3", "4"}),
+        (RunLimit("account", "a", "node", 1), {"2", "3", "4"}),
+        (RunLimit("account", "b", "node", 1), set()),
+        (RunLimit("user", "a", "jobs", 1, "ann"), {"2", "4"}),
+        (RunLimit("user", "b", "jobs", 1, "ann"), set()),
+    ],
+)
+def test_limits_of_qos_accounts_and_users_hold_jobs_back(limit, waits):
+    seen = snapshot(
+        running(1, "gpu1", cpus=1, gpus=4), pending(2, cpus=2, gpus=1),
+        pending(3, cpus=1, gpus=1, user="bob"), pending(4, cpus=2, gpus=1), limits=(limit,),
+    )  # fmt: skip
+    times = model(seen).times().limits_s
+    assert {name for name, start in times.items() if start} == waits
+
+
+def test_a_partition_of_a_higher_tier_goes_first_whatever_the_priority():
+    facts = PARTITIONS | {
+        "urgent": msgspec.structs.replace(PARTITIONS["gpu"], name="urgent", priority_tier=100)
+    }
+    seen = snapshot(
+        running(1, "gpu[1-4]", since=600, num_nodes=4, cpus=32),
+        pending(2, priority=900, num_nodes=4, cpus=32),
+        pending(3, priority=1, num_nodes=4, cpus=32, partitions=("urgent",)),
+        nodes=tuple(
+            NodeFacts(f"gpu{at}", ("gpu", "urgent"), 8, 4, usable=True) for at in range(1, 5)
+        ),
+        facts=msgspec.structs.replace(snapshot().facts, partitions=facts),
+    )
+    made = model(seen)
+    assert made.times().limits_s == {"3": HOUR - 600, "2": 2 * HOUR - 600}
+    # so does a job that is not submitted yet, and one that is moved there
+    spec = JobSpec(
+        command=("true",), partition="urgent", resources=Resources(nodes=4, time_limit_s=HOUR)
+    )
+    job = as_queued(spec, seen)
+    late = msgspec.structs.replace(job, partitions=("gpu",))
+    assert model(seen, None, (job,)).times(added=job).limits_s[job.job_id] == 2 * HOUR - 600
+    assert model(seen, None, (late,)).times(added=late).limits_s[late.job_id] == 3 * HOUR - 600
+    moved = msgspec.structs.replace(seen.jobs[1], partitions=("urgent",))
+    assert made.times(changed=moved).limits_s["2"] == HOUR - 600
 
 
 def test_a_job_not_submitted_yet_comes_last():

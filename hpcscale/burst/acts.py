@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from hpcscale.burst.asked import spec_for, with_gate_time
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import Lists, fence_nodes, stands, union, with_note, without_note
 from hpcscale.burst.moves import Move, Moves, Step, origin_attempt, target_attempt
-from hpcscale.burst.offer import spec_for, with_gate_time
 from hpcscale.burst.orphans import Fence, put_fence
 from hpcscale.burst.sight import Sight, look
 from hpcscale.connect import Connection

@@ -19,11 +19,11 @@ from hpcscale.burst.arrays import cancelled_elements, element_id
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import stands
 from hpcscale.burst.moves import Move, Step, target_attempt
-from hpcscale.burst.offer import STANDS_IN, dependents
 from hpcscale.burst.policy import Order
 from hpcscale.burst.results import note_gate_idle
 from hpcscale.burst.shift import Shift
 from hpcscale.burst.sight import Sight, end, look, nodes_up, record, words
+from hpcscale.burst.stuck import STANDS_IN, dependents
 from hpcscale.burst.words import show_s
 from hpcscale.connect import Connection
 from hpcscale.errors import (

@@ -33,6 +33,7 @@ from typing import Any
 
 import msgspec
 
+from hpcscale.burst.line import Line
 from hpcscale.burst.policy import Order
 from hpcscale.ledger import Attempt, Ledger, utc_now
 
@@ -102,6 +103,11 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         gpus: GPUs that are paid for there, and ``gpu_hour_usd`` at which price.
         refused: Slurm did not take it there, so that it is not tried again.
         lost_at: when the running cloud job was first no longer known to its Slurm.
+        net: partition that takes a job over whose nodes were taken back (``line`` says when), with
+            its ``net_gpus`` and ``net_gpu_hour_usd``; None: nobody takes its nodes.
+        taken: how often its nodes were taken back, as far as it was seen.
+        netted: it was put into the net, and why; empty: not yet.
+        spot_short: no spot node came for it, and how that showed.
         task: the element of the origin's array that moves alone; ``run_id`` is its own run then.
     """
 
@@ -145,6 +151,13 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     gpu_hour_usd: Decimal | None = None
     refused: bool = False
     lost_at: dt.datetime | None = None
+    net: str | None = None
+    net_gpus: int = 0
+    net_gpu_hour_usd: Decimal | None = None
+    line: Line | None = None
+    taken: int = 0
+    netted: str = ""
+    spot_short: str = ""
     task: int | None = None
     after_number: int | None = None
     begun: bool = False

@@ -10,9 +10,9 @@ from hpcscale.burst.arrays import as_one, exit_codes, wholly_pending
 from hpcscale.burst.claims import CLOSED, Claim, Word, decision, take
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
-from hpcscale.burst.offer import dependents
 from hpcscale.burst.plan import Action
 from hpcscale.burst.policy import Dependents
+from hpcscale.burst.stuck import dependents
 from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.units import JobId
 

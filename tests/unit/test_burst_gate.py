@@ -6,10 +6,10 @@ import pytest
 from fake_sites import FENCE_FIRST, NODES, POLICY, Sites
 
 from hpcscale.burst import claims
+from hpcscale.burst.asked import spec_for
 from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, take
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
-from hpcscale.burst.offer import spec_for
 from hpcscale.burst.reap import burst_sites, reap
 from hpcscale.burst.run import tick
 from hpcscale.errors import UnreachableError

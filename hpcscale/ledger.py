@@ -212,14 +212,18 @@ class Ledger(LedgerReads):
             ended=1,
         )
 
-    def set_forgotten(self, attempt: Attempt) -> Attempt:
-        """The user says that it is gone: the record ends, and its end stays unknown."""
+    def set_forgotten(
+        self,
+        attempt: Attempt,
+        why: str = "its end was not seen; its user closed the record",
+    ) -> Attempt:
+        """It is gone, by the word of its user or of Slurm: its end stays unknown."""
         return self._set(
             attempt,
             "attempt.forgotten",
             {"state": attempt.state.value, "last_state": attempt.last_state.value},
             state=JobState.UNKNOWN.value,
-            reason="its end was not seen; its user closed the record",
+            reason=why,
             end_time=stamp(utc_now()),
             ended=1,
         )

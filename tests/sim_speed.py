@@ -11,7 +11,6 @@ import sys
 
 import msgspec
 
-import hpcscale.burst.offer
 import hpcscale.burst.run
 import hpcscale.ledger_rows
 import hpcscale.prepare
@@ -181,7 +180,6 @@ def remember(put, folder):
     put(LedgerReads, "_with_scripts", _with_scripts)
     # one text, one spec: what follows is then remembered by identity
     put(hpcscale.ledger_rows, "from_json", of_a_bytes(hpcscale.ledger_rows.from_json))
-    put(hpcscale.burst.offer, "option", _option(hpcscale.burst.offer.option))
     put(hpcscale.render, "render", _render)
     put(hpcscale.prepare, "render", _render)
     words = _squeue.Separators.new()
@@ -209,19 +207,5 @@ def of_a_bytes(function):
 
     def call(data):
         return known[data] if data in known else known.put(data, function(data))
-
-    return call
-
-
-def _option(function):
-    """What a target offers; the sites and the empty catalog stay."""
-    known = Known()
-
-    def call(spec, limit_s, name, policy, rents):
-        key = (id(spec), limit_s, name, id(policy), rents.today)
-        if key not in known:
-            found = function(spec, limit_s, name, policy, rents)
-            known.put(key, (found, spec, policy))  # kept, so that no other has its id
-        return known[key][0]
 
     return call

@@ -186,10 +186,13 @@ class Acts:
                 # slurmctld forgets its last seconds when it dies, or somebody changed the list
                 self._say(f"{move.run_id}: the fence on {move.from_site} is gone, set again")
             self._note_fence(move, origin, connection)
-            connection.client.update(origin.job_id, {"ExcNodeList": lists(move).fenced})
         comment = with_note(seen.status.comment, move.to_site, move.run_id)
-        if comment != seen.status.comment:
+        # no fence without its note, by which it is found when it is left behind: it is written
+        # also where it was just seen, as another process may have lifted both since
+        if missing or comment != seen.status.comment:
             connection.client.update(origin.job_id, {"Comment": comment})
+        if missing:
+            connection.client.update(origin.job_id, {"ExcNodeList": lists(move).fenced})
         return missing
 
     def _never_begins(self, move: Move, target: Attempt, connection: Connection) -> bool:

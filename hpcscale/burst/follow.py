@@ -9,6 +9,7 @@ import datetime as dt
 
 from hpcscale.burst import held
 from hpcscale.burst.acts import age_s
+from hpcscale.burst.again import Again
 from hpcscale.burst.arrays import exit_codes
 from hpcscale.burst.claims import put_outcome
 from hpcscale.burst.moves import Move, Step
@@ -26,7 +27,7 @@ LOST_S = 600.0  # a job that nobody knows for this long will not come back
 WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
 
 
-class Follow(Net):
+class Follow(Net, Again):
     """The steps MOVED and RELEASING."""
 
     def _moved(self, move: Move) -> Move | None:
@@ -43,6 +44,8 @@ class Follow(Net):
             target = held.settle(self.ledger, connection, target)
         if target.ended:
             end(connection, target)  # no act, unless its controller put it back into the queue
+        if self._again(watched, target, connection):
+            return watched
         return self._to_its_end(watched, target, connection)
 
     def _to_its_end(self, move: Move, target: Attempt, connection: Connection) -> Move | None:

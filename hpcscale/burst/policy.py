@@ -2,8 +2,9 @@
 
 .. code-block:: toml
 
-    from = "lab-onprem"
-    to = ["lab-cloud"]          # in order of preference; SITE/PARTITION: of the origin itself
+    from = "lab-onprem"         # left out: default_site
+    to = ["lab-cloud"]          # in order of preference; SITE/PARTITION: of the origin itself;
+                                # left out: every burst target that has a login node
     max_wait = "30m"            # move a job that waited longer; leave out: no such rule
     deadline = true             # move a job whose deadline needs it
     deadline_margin = "10m"     # be this much early; left out: two cron_intervals, fence-first one
@@ -59,6 +60,7 @@ one rule of their own; ``deadline`` and the limits above hold for them too:
 import datetime as dt
 import enum
 import re
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -293,14 +295,29 @@ def default_margin_s(cron_interval_s: int, order: Order) -> int:
     return cron_interval_s * (2 if order is Order.GATE_FIRST else 1)
 
 
-def load_policy(path: Path) -> Policy:
+def load_policy(
+    path: Path,
+    *,
+    origin: Callable[[], str] | None = None,
+    targets: Callable[[str], tuple[str, ...]] | None = None,
+) -> Policy:
     """Read and check a policy file.
+
+    Args:
+        path: the file.
+        origin: gives the site of a file that has no ``from``.
+        targets: gives those of a file that has no ``to``; its argument is the origin.
 
     Raises:
         NotFoundError: no such file.
         InvalidFileError: unreadable, no TOML, an unknown key, a wrong type or value.
     """
-    return policy_from(read_toml(path), str(path))
+    data = read_toml(path)
+    if origin is not None and "from" not in data:
+        data["from"] = origin()
+    if targets is not None and "to" not in data and isinstance(data.get("from"), str):
+        data["to"] = list(targets(data["from"]))
+    return policy_from(data, str(path))
 
 
 def policy_from(data: dict[str, Any], where: str) -> Policy:

@@ -534,6 +534,23 @@ def test_its_user_may_put_it_back_and_it_rests(sites, monkeypatch):
     assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
 
 
+def test_a_controller_that_forgets_that_it_was_put_back_is_paid(sites):
+    """It waits in the cloud partition again, though its move has failed, and may start there."""
+    sites.busy_cloud()
+    waiting = sites.submit()
+    sites.tick()
+    sites.both(10)
+    sites.handover().undo(sites.move(waiting))
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
+    sites.onprem.crash()
+    assert sites.partition(waiting) == "cloud"
+    sites.tick()
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("6.88")
+    sites.connections["lab-onprem"].client.update(waiting.ref.job_id, {"Partition": "gpu"})
+    sites.tick()
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
+
+
 @pytest.mark.parametrize("when", ["before", "there"])
 def test_cancelling_the_run_ends_the_move(sites, when):
     sites.busy_cloud()

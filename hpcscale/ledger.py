@@ -263,6 +263,31 @@ class Ledger(LedgerReads):
         data = {"at": where, "gpus": gpus, "gpu_hour_usd": fields["gpu_hour_usd"]}
         return self._set(attempt, "attempt.terms", data, **fields)
 
+    def reprice(
+        self,
+        attempt: Attempt,
+        gpus: int,
+        gpu_hour_usd: Decimal | None,
+        seconds: float,
+        where: str,
+    ) -> Attempt:
+        """Its hours are counted by another price from now on: it went to other nodes.
+
+        Args:
+            attempt: no array.
+            gpus: that are paid for.
+            gpu_hour_usd: None when unknown.
+            seconds: that its nodes were held until now, at the price until now.
+            where: for the event.
+        """
+        attempt = self.attempt(attempt.submission_id)
+        if (attempt.gpus, attempt.gpu_hour_usd) == (gpus, gpu_hour_usd):
+            return attempt
+        usd = self.cost_of(attempt, seconds)
+        fields = {"gpus": gpus, "gpu_hour_usd": money_text(gpu_hour_usd)}
+        data = {"at": where, "seconds": seconds, "usd": money_text(usd), **fields}
+        return self._set(attempt, "attempt.repriced", data, **fields)
+
     def record_status(self, attempt: Attempt, status: JobStatus) -> Attempt:
         """Record what Slurm said of one attempt that is no array."""
         self.record([(attempt, status)])

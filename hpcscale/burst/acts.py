@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from hpcscale.burst.asked import spec_for, with_gate_time
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import Lists, fence_nodes, stands, union, with_note, without_note
@@ -63,6 +65,9 @@ class Acts:
             spec_for(run.spec, origin.time_limit_s, connection.site, move.partition),
             move.lease_s + move.staging_s,
         )
+        if move.line is not None:  # a taken node must not be its end
+            directives = {k: v for k, v in spec.directives.items() if k != "no-requeue"}
+            spec = msgspec.structs.replace(spec, directives={**directives, "requeue": None})
         if (function := spec.function) is not None:  # before a node of that site boots for it
             require_same_python(connection, function.python, spec.software, function.pickled_by)
         rendered = prepare(

@@ -11,9 +11,9 @@ from hpcscale.burst import held
 from hpcscale.burst.acts import age_s
 from hpcscale.burst.again import Again
 from hpcscale.burst.arrays import exit_codes
-from hpcscale.burst.back import Back
 from hpcscale.burst.claims import put_outcome
 from hpcscale.burst.moves import Move, Step
+from hpcscale.burst.net import Net
 from hpcscale.burst.results import bring_home
 from hpcscale.burst.sight import end, look, words
 from hpcscale.connect import Connection
@@ -27,13 +27,18 @@ LOST_S = 600.0  # a job that nobody knows for this long will not come back
 WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
 
 
-class Follow(Back, Again):
+class Follow(Net, Again):
     """The steps MOVED and RELEASING."""
 
     def _moved(self, move: Move) -> Move | None:
         watched = self._watch_stand_in(move) if move.stand_in else self._watch_origin(move)
         if watched is None:
             return None
+        if watched.line is not None:
+            kept = self._on_spot(watched)
+            if kept is None:
+                return None
+            watched = kept
         target, connection = self._target(watched)
         if target.last_state is JobState.PENDING or target.array_size is not None:
             target = held.settle(self.ledger, connection, target)

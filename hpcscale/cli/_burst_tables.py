@@ -112,7 +112,11 @@ def print_plan(made: "BurstPlan") -> None:
                 decision.to or "-",
                 when or "-",
                 "unknown" if decision.cost_usd is None else usd(decision.cost_usd),
-                "; ".join(part for part in (decision.reason, decision.runner_up) if part),
+                "; ".join(
+                    part
+                    for part in (decision.reason, decision.runner_up, decision.stage_why)
+                    if part
+                ),
             ]
         )
     emit_table(("RUN", "JOB", "NAME", "ACTION", "TO", "WHEN", "COST", "WHY"), rows)

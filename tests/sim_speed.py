@@ -11,6 +11,7 @@ import sys
 
 import msgspec
 
+import hpcscale.burst.decide
 import hpcscale.burst.run
 import hpcscale.ledger_rows
 import hpcscale.prepare
@@ -148,7 +149,7 @@ _RENDERED = {}
 
 def _render(spec, site, **options):
     """The same job is rendered once for all interleavings."""
-    key = (repr(spec), site.name, repr(options))
+    key = (repr(spec), site.name, *site.partitions, repr(options))
     if key not in _RENDERED:
         _RENDERED[key] = _REAL_RENDER(spec, site, **options)
     return _RENDERED[key]
@@ -180,6 +181,7 @@ def remember(put, folder):
     put(LedgerReads, "_with_scripts", _with_scripts)
     # one text, one spec: what follows is then remembered by identity
     put(hpcscale.ledger_rows, "from_json", of_a_bytes(hpcscale.ledger_rows.from_json))
+    put(hpcscale.burst.decide, "offers", _offers(hpcscale.burst.decide.offers))
     put(hpcscale.render, "render", _render)
     put(hpcscale.prepare, "render", _render)
     words = _squeue.Separators.new()
@@ -207,5 +209,19 @@ def of_a_bytes(function):
 
     def call(data):
         return known[data] if data in known else known.put(data, function(data))
+
+    return call
+
+
+def _offers(function):
+    """What a target offers; the sites and the empty catalog stay."""
+    known = Known()
+
+    def call(place, catalog, policy, now):
+        key = (msgspec.json.encode(place), id(policy), now.date())
+        if key not in known:
+            found = function(place, catalog, policy, now)
+            known.put(key, (found, policy))  # kept, so that no other has its id
+        return known[key][0]
 
     return call

@@ -342,15 +342,16 @@ def _deadline_rule(
         return Rule.DEADLINE, text, now
     if policy.use_start_estimate:
         # learned runtimes are nearer the truth than limits; Slurm's own estimate knows limits alone
-        expected, who = job.start_p50, "the forecast's p50 is a start"
+        expected, who = job.start_p50, "here it is expected to start (the forecast's p50)"
         if expected is None:
-            expected, who = job.start_estimate, "Slurm expects it to start"
+            expected, who = job.start_estimate, "Slurm expects it to start here"
         if expected is not None:
             start = max(expected, now)
             if start + dt.timedelta(seconds=job.time_limit_s) > job.deadline:
                 text = (
-                    f"{who} at {show_time(start)}, which with its limit of "
-                    f"{show_s(job.time_limit_s)} misses its deadline {show_time(job.deadline)}"
+                    f"{who} at {show_time(start)}, and with its limit of "
+                    f"{show_s(job.time_limit_s)} that is too late for its deadline "
+                    f"{show_time(job.deadline)}"
                 )
                 return Rule.START_ESTIMATE, text, now
     return None, f"its deadline allows {show_s((latest - now).total_seconds())} more", latest

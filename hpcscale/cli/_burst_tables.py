@@ -21,14 +21,17 @@ def move_row(ledger: "Ledger", move: "Move") -> list[str]:
     """One line of the table of moves, as MOVE_COLUMNS."""
     data = move_data(ledger, move)
     cost = data["cost_usd"]
-    estimate = move.estimate_usd
+    so_far = "unknown"
+    if move.estimate_usd is not None:
+        most = move.reserved_usd or move.estimate_usd
+        so_far = f"(expected ${move.estimate_usd}, at most ${most})"
     return [
         move.run_id,
         move.name,
         data["from"],
         data["to"],
         move.step.value,
-        f"${cost}" if cost is not None else (f"(at most ${estimate})" if estimate else "unknown"),
+        f"${cost}" if cost is not None else so_far,
         "; ".join(part for part in (move.reason, move.message) if part),
     ]
 
@@ -131,4 +134,4 @@ def print_run(done: "Tick", rows: list[list[str]]) -> None:
     if done.plan is None:
         return
     stays = len(done.plan.decisions)
-    click.echo(f"nothing to move ({stays} waiting)" if stays else "nothing to move")
+    click.echo(f"nothing to move (jobs looked at: {stays})" if stays else "nothing to move")

@@ -77,8 +77,6 @@ class Judge:
     def _judge_price(self):
         """Its hours are counted at the price of the partition that it began in."""
         self.counts[f"began in partition {self.began_in}"] += 1
-        if self.counts["fault.onprem_crash"]:
-            return  # a start or an end may have been forgotten, and the job began once more
         moved = [ledger for ledger in self._led() if Moves(ledger).of_run(self.job.run_id)]
         for ledger in moved:
             done = Moves(ledger).of_run(self.job.run_id)[-1]

@@ -140,9 +140,15 @@ class Follow(Net, Again):
             ended_here = move.step in {Step.DONE, Step.CANCELLED} and move.target is not None
             if ended_here and not move.stand_in and not move.same_job:
                 self._watch_origin(move)
+            elif move.same_job and move.step is not Step.DONE:
+                self.watch_shift(move)
         for move in settled:
             if move.step is Step.DONE and move.target is not None and not move.same_job:
                 self._watch_target(move)
+
+    def watch_shift(self, move: Move) -> None:
+        """See ``Shift``."""
+        raise NotImplementedError
 
     def _watch_target(self, move: Move) -> None:
         """The cloud's controller may have forgotten the end: what has ended does not run again."""

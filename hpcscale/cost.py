@@ -108,8 +108,12 @@ def spent_usd(gpus: int, seconds: float, gpu_hour_usd: Decimal | None) -> Decima
 
 
 def held_s(start: dt.datetime | None, end: dt.datetime | None, now: dt.datetime) -> float:
-    """Seconds that nodes were held, so far; 0 when not started."""
-    if start is None or start > now:
+    """Seconds that nodes were held, so far; 0 when not started.
+
+    Begin and end are told by one clock, the site's; ``now`` may be another's, and counts only for a
+    job that has not ended.
+    """
+    if start is None or (end is None and start > now):
         return 0.0
     return max(0.0, ((end or now) - start).total_seconds())
 

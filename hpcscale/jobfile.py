@@ -27,7 +27,7 @@ from hpcscale.jobvalues import (
     secrets_of,
 )
 from hpcscale.sbatch_script import fields, read_script
-from hpcscale.settings import choose_site, project_job_defaults, user_job_defaults
+from hpcscale.settings import choose_site, job_defaults, project_job_defaults
 from hpcscale.spec import (
     IN_CONTAINER,
     JobSpec,
@@ -103,7 +103,7 @@ def load_job(
     cwd = (cwd or Path.cwd()).absolute()
     now = now or dt.datetime.now(dt.UTC)
     layers = _Layers()
-    for data, path in (user_job_defaults(), project_job_defaults(cwd)):
+    for data, path in (*job_defaults(), project_job_defaults(cwd)):
         if path is not None and data:
             _check_keys({"job": data}, JobTable, str(path))
             layers.add(data, str(path), "job.")

@@ -15,7 +15,7 @@ import msgspec
 
 from hpcscale.ledger import Attempt, Element, Ledger, utc_now
 from hpcscale.ledger_rows import changed_fields, stamp
-from hpcscale.reports import Report
+from hpcscale.reports import Report, cut_short
 from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.units import JobId, parse_array
 from hpcscale.verify import mismatch
@@ -115,6 +115,8 @@ def by_report(attempt: Attempt, reports: Sequence[Report]) -> JobStatus | None:
     newest = reports[-1] if reports else None
     if newest is None or not newest.final or newest.exit_code is None or not attempt.job_id:
         return None
+    if cut_short(newest, reports):
+        return None
     started = next(
         (r.at for r in reports if r.begun and r.restart == newest.restart), attempt.start_time
     )
@@ -198,6 +200,8 @@ def judge_array(
     for report in reports:  # in order: the last of each element stands
         task = report.task
         if task is None or not report.final or report.exit_code is None:
+            continue
+        if cut_short(report, reports):
             continue
         if task in elements and elements[task].state.terminal:
             continue

@@ -2,7 +2,8 @@
 
 What counts as evidence: squeue lists the job with our submission id; the site's history has it;
 the job's own report tells its end. Absence is none: a job that squeue does not list is UNKNOWN,
-and a site that lists nothing at all, or gives no answer, changes nothing.
+and a site that lists nothing at all and, asked for one of the jobs, does not say that there is no
+such job, or that gives no answer, changes nothing.
 """
 
 import contextlib
@@ -11,16 +12,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from hpcscale.connect import Connection
-from hpcscale.cost import held_s, spent_usd
-from hpcscale.errors import HpcscaleError
+from hpcscale.cost import held_s
+from hpcscale.errors import HpcscaleError, UnreachableError
 from hpcscale.judge import Heard, judge, judge_array, pending_tasks
 from hpcscale.ledger import Attempt, Ledger, SiteAnswer, utc_now
 from hpcscale.ledger_rows import money_text, read_time
 from hpcscale.reports import Report, read_reports
 from hpcscale.slurm.types import JobStatus
-from hpcscale.units import parse_array
-from hpcscale.verify import submission_of
+from hpcscale.units import JobId, parse_array
+from hpcscale.verify import mismatch, submission_of
 
 Connections = Callable[[str], Connection]
 
@@ -33,7 +36,8 @@ class Snapshot:
         at: this machine's clock, aware UTC.
         statuses: submission id -> what squeue says now (for an array: one of its records).
         answers: site -> when asked, when it last answered, its error.
-        silent: sites that answered and listed no job at all: their jobs stay as last seen.
+        silent: sites that listed no job at all, nor said that there is none: their jobs stay as
+            last seen.
         changed: how many attempts changed.
         offsets_s: site -> seconds by which its clock is ahead of this machine's.
     """
@@ -152,7 +156,7 @@ def _ask(site: str, attempts: Sequence[Attempt], connections: Connections) -> He
         for status in answer.jobs.values():
             if (submission_id := submission_of(status.comment)) is not None:
                 said.current.setdefault(submission_id, []).append(status)
-        said.silent = not answer.jobs
+        said.silent = not answer.jobs and not _is_empty(connection, attempts)
         gone = [a for a in attempts if not _all_there(a, said.current.get(a.submission_id, []))]
         if gone:
             said.reports = read_reports(connection.transport, [a.run_dir for a in gone])
@@ -167,6 +171,18 @@ def _ask(site: str, attempts: Sequence[Attempt], connections: Connections) -> He
     except Exception as exc:  # noqa: BLE001 # one site's trouble must not hide the others
         said.error = f"{type(exc).__name__}: {exc}"
     return said
+
+
+def _is_empty(connection: Connection, attempts: Sequence[Attempt]) -> bool:
+    """Whether a queue that was listed as empty is: squeue says that there is no such job."""
+    attempt = next((a for a in attempts if a.job_id is not None), None)
+    if attempt is None or attempt.job_id is None:
+        return False
+    try:
+        status = connection.client.show(JobId(attempt.job_id.base))
+    except UnreachableError:  # it says nothing of that job either
+        return False
+    return status is None or mismatch(attempt, status) is not None
 
 
 def _offset_s(connection: Connection) -> float:
@@ -231,5 +247,6 @@ def _with_cost(
     else:
         parts = ledger.elements(attempt).values()
         seconds = sum(held_s(e.start_time, e.end_time, now) for e in parts)
-    cost = spent_usd(gpus, seconds, attempt.gpu_hour_usd)
+    known = msgspec.structs.replace(attempt, gpus=gpus)
+    cost = ledger.cost_of(known, seconds)
     return {**fields, "cost_usd": money_text(cost)} if cost is not None else fields

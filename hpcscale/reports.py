@@ -17,6 +17,8 @@ from typing import Any
 
 from hpcscale.slurm.transport import Transport
 
+# exit codes of a script that decided itself not to begin (templates/_lib/header.sh.j2)
+OWN_CODES = frozenset({97, 98})
 _NAME = re.compile(r"(hs-[0-9a-f]{16})(?:\.task(\d+))?\.(\d+)\.(gated|started|ended)")
 
 
@@ -55,6 +57,22 @@ class Report:
     def final(self) -> bool:
         """Whether the job is over by its own word."""
         return self.ended and not self.requeued
+
+
+def cut_short(end: Report, reports: Iterable[Report]) -> bool:
+    """Whether an end is that of a script which was ended from outside before its command began.
+
+    Its controller may have forgotten that start, and begin it again: it is no end of the job.
+
+    Args:
+        end: which end.
+        reports: all of the same job or element.
+    """
+    same = [r for r in reports if (r.task, r.restart) == (end.task, end.restart)]
+    if not any(r.gated for r in same) or end.exit_code in OWN_CODES:
+        return False
+    # a later start with the same count may have begun since
+    return not any(r.begun and (not r.at or not end.at or r.at <= end.at) for r in same)
 
 
 def parse_report(file_name: str, text: str) -> Report | None:

@@ -1,8 +1,9 @@
-"""What the user and the project set once: two small files, and where our own state lives.
+"""What the machine, the user and the project set once, and where our own state lives.
 
-``~/.config/hpcscale/config.toml`` (the user's own): ``default_site`` and a ``[job]`` table of
-defaults. ``./hpcscale.toml`` (comes with a cloned repository): a ``[job]`` table alone, and only
-such keys that cannot send the job, its data, the user's secrets or money somewhere else.
+``/etc/hpcscale/config.toml`` (the machine's) is weaker than ``~/.config/hpcscale/config.toml`` (the
+user's own): ``default_site``, ``burst_policy`` and a ``[job]`` table of defaults.
+``./hpcscale.toml`` (comes with a cloned repository): a ``[job]`` table alone, and only such keys
+that cannot send the job, its data, the user's secrets or money somewhere else.
 """
 
 import difflib
@@ -21,6 +22,7 @@ _REDIRECTS = {
     "site": "sites",
     "sites": "sites",
     "default_site": "sites",
+    "burst_policy": "budgets",
     "transport": "transports",
     "transports": "transports",
     "host": "transports",
@@ -88,42 +90,64 @@ def user_config_path() -> Path:
     return config_dir() / "config.toml"
 
 
-def _user_config() -> tuple[dict[str, Any], Path | None]:
-    path = user_config_path()
+_KNOWN = ("default_site", "burst_policy", "job")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        return {}, None
+        return {}
     data = read_toml(path)
-    known = ("default_site", "job")
     for key in data:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+        if key not in _KNOWN:
+            close = difflib.get_close_matches(key, _KNOWN, n=1)
             raise InvalidFileError(
                 f"unknown key {key!r}",
                 where=with_line(str(path), key),
                 hint=f"did you mean {close[0]!r}?"
                 if close
-                else "known keys: default_site and the table [job]; a site's own keys stand in "
-                f"{config_dir() / 'sites'}/NAME.toml",
+                else "known keys: default_site, burst_policy and the table [job]; a site's own "
+                f"keys stand in {path.parent / 'sites'}/NAME.toml",
             )
-    if not isinstance(data.get("default_site", ""), str):
-        raise InvalidFileError(
-            "key 'default_site' must be text",
-            where=with_line(str(path), "default_site"),
-            hint='write default_site = "NAME"',
-        )
-    return data, path
+    for key in _KNOWN[:2]:
+        if not isinstance(data.get(key, ""), str):
+            raise InvalidFileError(
+                f"key {key!r} must be text",
+                where=with_line(str(path), key),
+                hint=f'write {key} = "NAME"',
+            )
+    return data
+
+
+def _config_paths() -> list[Path]:
+    """The machine's ``config.toml`` and the user's, which is stronger; none need exist."""
+    return [etc_dir() / "config.toml", user_config_path()]
+
+
+def _chosen(key: str) -> tuple[str, str] | None:
+    """A setting's value and who sets it: a variable, the user's file or the machine's."""
+    variable = f"HPCSCALE_{key.upper()}"
+    if value := os.environ.get(variable):
+        return value, f"${variable}"
+    for path in reversed(_config_paths()):
+        if value := _read_config(path).get(key):
+            return value, str(path)
+    return None
 
 
 def default_site() -> tuple[str, str] | None:
     """The site used without ``--site``, and who says so; None when nobody does.
 
-    ``$HPCSCALE_DEFAULT_SITE`` is stronger than ``config.toml``.
+    ``$HPCSCALE_DEFAULT_SITE`` is stronger than the user's ``config.toml``, that than the machine's.
     """
-    if name := os.environ.get("HPCSCALE_DEFAULT_SITE"):
-        return name, "$HPCSCALE_DEFAULT_SITE"
-    data, path = _user_config()
-    name = data.get("default_site")
-    return (name, str(path)) if name else None
+    return _chosen("default_site")
+
+
+def burst_policy() -> tuple[str, str] | None:
+    """The policy used without ``--policy``: name or path, and who says so; None: nobody does.
+
+    A path in a ``config.toml`` starts at that file's directory.
+    """
+    return _chosen("burst_policy")
 
 
 def choose_site(asked: str | None) -> str:
@@ -144,10 +168,11 @@ def choose_site(asked: str | None) -> str:
     return chosen[0]
 
 
-def user_job_defaults() -> tuple[dict[str, Any], Path | None]:
-    """The ``[job]`` table of the user's ``config.toml``, and the file; ``({}, None)`` without."""
-    data, path = _user_config()
-    return (_job_table(data, path), path) if path else ({}, None)
+def job_defaults() -> list[tuple[dict[str, Any], Path]]:
+    """The ``[job]`` tables of the machine's and the user's ``config.toml``, the stronger last."""
+    return [
+        (_job_table(_read_config(path), path), path) for path in _config_paths() if path.is_file()
+    ]
 
 
 def project_job_defaults(cwd: Path | None = None) -> tuple[dict[str, Any], Path | None]:

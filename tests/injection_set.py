@@ -160,6 +160,7 @@ class Outcome:
         lost: user code, or an element, did not begin though nobody cancelled it.
         orphans: live cloud jobs that are left after `burst reap`.
         step: how the moves ended, one word for each ledger.
+        why: what the moves say of their ends.
         behind: what became of the jobs behind it, such as ``afterok ran``.
         wrong_behind: one of them ended otherwise than the command's end says; empty: none.
         unsettled: within the time the moves did not come to an end.
@@ -181,6 +182,7 @@ class Outcome:
     wrong_behind: str = ""
     unsettled: bool = False
     note: str = ""
+    why: str = ""
     code: str = ""
 
     @property
@@ -226,6 +228,7 @@ def summary(outcomes):
         "orphans": sum(o.orphans for o in outcomes),
         "wrong_behind": sum(bool(o.wrong_behind) for o in outcomes),
         "unsettled": sum(o.unsettled for o in outcomes),
+        "end_not_seen": sum("its end was not seen" in o.why for o in outcomes),
         "killed": sum(o.killed for o in outcomes),
         "struck": sum(o.struck for o in outcomes),
         "rate_below_at_95_percent": round(3 / count, 5) if count else None,

@@ -17,26 +17,27 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAST_S = 60
 
 
-def ssh(lab, command, *, stdin="", timeout_s=None, check=True):
-    """Run a command on lab-cloud the way a user reaches it: OpenSSH, pinned host key."""
-    timeout_s = patience(30) if timeout_s is None else timeout_s
+def ssh_argv(lab, command):
+    """A command on lab-cloud the way a user reaches it: OpenSSH, pinned host key."""
     state = lab.state
+    return [
+        "ssh", "-F", "none", "-T",
+        "-p", str(state.sites["lab-cloud"].ports["sshd"]),
+        "-i", str(state.directory / "ssh" / "id_ed25519"),
+        "-o", f"UserKnownHostsFile={state.directory}/ssh/known_hosts",
+        "-o", "GlobalKnownHostsFile=/dev/null",
+        "-o", "StrictHostKeyChecking=yes",
+        "-o", "BatchMode=yes",
+        "-o", "IdentitiesOnly=yes",
+        f"{state.user}@127.0.0.1", command,
+    ]  # fmt: skip
+
+
+def ssh(lab, command, *, stdin="", timeout_s=None, check=True):
+    """Run ``ssh_argv``."""
+    timeout_s = patience(30) if timeout_s is None else timeout_s
     done = subprocess.run(
-        [
-            "ssh", "-F", "none", "-T",
-            "-p", str(state.sites["lab-cloud"].ports["sshd"]),
-            "-i", str(state.directory / "ssh" / "id_ed25519"),
-            "-o", f"UserKnownHostsFile={state.directory}/ssh/known_hosts",
-            "-o", "GlobalKnownHostsFile=/dev/null",
-            "-o", "StrictHostKeyChecking=yes",
-            "-o", "BatchMode=yes",
-            "-o", "IdentitiesOnly=yes",
-            f"{state.user}@127.0.0.1", command,
-        ],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
+        ssh_argv(lab, command), input=stdin, capture_output=True, text=True, timeout=timeout_s,
         check=False,
     )  # fmt: skip
     if check:

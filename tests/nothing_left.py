@@ -8,6 +8,7 @@ MODE is ``all`` for whatever namespaces the system allows, ``mount`` without a p
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab_helpers import job_state, sbatch, ssh, until
+from lab_helpers import job_state, patience, sbatch, ssh, ssh_argv, until
 
 from hpcscale.errors import LabError
 from hpcscale.lab import Lab, LabOptions, _nsinit, daemons, faults, namespace
@@ -88,11 +89,9 @@ def every_fault(directory, mode):
         if mode != "none":
             faults.disk_full(lab, "lab-onprem")
         faults.ssh_cut(lab, "hang", match="true")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            ssh(lab, "true", timeout_s=2)
-        until(
-            lambda: not [f for f in faults.active(lab) if f["fault"] == "ssh-cut"], 10, "it hangs"
-        )
+        with subprocess.Popen(ssh_argv(lab, "true"), stdin=subprocess.DEVNULL) as cut:
+            until(lambda: "ssh-cut" not in {f["fault"] for f in faults.active(lab)}, 10, "it hangs")
+            cut.kill()
         listener = lab.site("lab-cloud").pid_of("sshd")
         os.kill(listener, signal.SIGKILL)
         faults.clock_skew(lab, "lab-onprem", 100)
@@ -176,6 +175,8 @@ SCENARIOS = {
 
 
 if __name__ == "__main__":
+    # whoever hangs says where, before the caller loses patience and kills without a word
+    faulthandler.dump_traceback_later(patience(60), exit=True)
     _nsinit._check(_nsinit._libc.prctl(_nsinit.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
     where = Path(sys.argv[1])
     if sys.argv[2] == "mount":

@@ -18,7 +18,7 @@ from collections import Counter
 import greenlet
 from sim_faults import CLOUD, FAULTS, ONPREM, Faults
 from sim_judge import Judge, ViolationError
-from sim_kinds import FENCE_FIRST, KINDS, POLICY, WEIGHTS, Kinds
+from sim_kinds import KINDS, POLICY, WEIGHTS, Kinds, policies_of
 from sim_patch import START, left_out, patched, simulated
 from sim_process import Killed, Process, SimSite
 from sim_script import Job
@@ -62,6 +62,7 @@ class World(Kinds, Faults, Judge):
         self.known = set()
         self.begun = []  # (site, submission, task, restart, script)
         self.done = []  # (site, submission, task, restart)
+        self.good = set()  # (site, task) whose command ended well, whether Slurm heard it or not
         self.failed = set()  # tasks whose command ended badly
         self.cancelled_tasks = set()
         self.exits = set()
@@ -69,14 +70,19 @@ class World(Kinds, Faults, Judge):
         self.silent_until = {}
         self.full_until = {}
         self.numbers = itertools.count(100)
+        self.began_in = None  # the on-prem job's partition
         self.accepted = {}  # cloud submissions that its Slurm ever took
+        self.kind = self.random.choices(list(KINDS), WEIGHTS)[0]
+        self.counts[f"kind: {self.kind}"] += 1
+        self.within = self.kind.startswith("partition")
+        self.sites = {**base.sites, ONPREM: base.with_partition} if self.within else base.sites
         self.sim = {
-            ONPREM: SimSite(self, ONPREM, nodes=4, gpus=4),
+            ONPREM: SimSite(self, ONPREM, nodes=4, gpus=4, cloud_nodes=4 * self.within),
             CLOUD: SimSite(self, CLOUD, nodes=4, gpus=4, boot_s=self.random.choice([0, 3, 12])),
         }
         self.connections = {
             name: Connection(
-                site=base.sites[name],
+                site=self.sites[name],
                 transport=sim,
                 client=CliClient(sim),
                 clock=sim.clock,
@@ -92,8 +98,6 @@ class World(Kinds, Faults, Judge):
         self.switching = self.random.choice([0.0, 0.05, 0.3, 1.0])
         self.work_s = self.random.choice([2, 15, 60])
         self.code = self.random.choice([0, 0, 0, 0, 0, 3])
-        self.kind = self.random.choices(list(KINDS), WEIGHTS)[0]
-        self.counts[f"kind: {self.kind}"] += 1
         self.processes = []
         self._submit_job()
         self._make_processes()
@@ -101,10 +105,12 @@ class World(Kinds, Faults, Judge):
     # ---- what burst processes ask for ----
 
     def site(self, name):
-        return self.base.sites[name]
+        name, _, partition = name.partition("/")
+        found = self.sites[name]
+        return found.in_partition(partition) if partition else found
 
     def __call__(self, name):
-        return self.connections[name]
+        return self.connections[name.partition("/")[0]]
 
     def current(self):
         task = greenlet.getcurrent()
@@ -211,7 +217,7 @@ class World(Kinds, Faults, Judge):
         owners = [ledger, other, ledger][: self.random.choice([1, 1, 2, 2, 3])]
         self.processes = [Process(f"burst{i}", owner) for i, owner in enumerate(owners)]
         self.policies = {
-            id(ledger): self.random.choice([POLICY, POLICY, FENCE_FIRST]) for ledger in self.ledgers
+            id(ledger): self.random.choice(policies_of(self.kind)) for ledger in self.ledgers
         }
         for process in self.processes:
             self.counts[f"order: {self.policies[id(process.ledger)].order.value}"] += 1
@@ -344,6 +350,8 @@ class World(Kinds, Faults, Judge):
             wait = script.steps.send(self.sim[script.site].now())
         except StopIteration:
             self.scripts.remove(script)
+            if was and script.exit_code == 0:
+                self.good.add((script.site, script.task))
             if script.killed_at is not None:
                 return  # too late for Slurm, which has ended it
             if was and script.exit_code == 0:
@@ -362,7 +370,7 @@ class World(Kinds, Faults, Judge):
     def _stood_in(self, script):
         """It has told those behind it of a good end, as the cloud attempt's."""
         self.counts["stood in"] += 1
-        if not any(site == CLOUD and task == script.task for site, _, task, _ in self.done):
+        if (CLOUD, script.task) not in self.good:
             raise ViolationError("too soon: a stand-in tells of a good end that was none")
 
     def _began(self, script):
@@ -383,6 +391,8 @@ class World(Kinds, Faults, Judge):
                 raise ViolationError("double start: in the cloud after on-prem")
         entry = (script.site, script.submission, script.task, script.restart)
         self.begun.append((*entry, script))
+        if self.within and script.site == ONPREM:
+            self.began_in = self._origin_job().partition
         self.trace.append(f"{self.now_s:7.1f} user code begins: {entry}")
 
     def _finish(self, script):
@@ -460,16 +470,20 @@ class World(Kinds, Faults, Judge):
                 for process in busy:
                     if process.busy and process.wake <= self.now_s:
                         process.task.switch()
+                self._step_scripts()
             for _ in range(8):
-                for script in [s for s in self.scripts if s.wake <= self.now_s]:
-                    if script in self.scripts:
-                        self.step_script(script)
+                self._step_scripts()
             if turn > 1 and self._quiet():
                 return
             for process in {id(p.ledger): p for p in self.processes}.values():
                 self.start(process, self.tick)
             self.pass_time(3 if turn < 40 else 30 if turn < 100 else 600)
         # what is wrong is said by the judge
+
+    def _step_scripts(self):
+        for script in [s for s in self.scripts if s.wake <= self.now_s]:
+            if script in self.scripts:
+                self.step_script(script)
 
     def _quiet(self):
         if any(Moves(ledger).unsettled() for ledger in self._led()):

@@ -21,7 +21,11 @@ class Back(Acts):
             if not self._never_begins(move, target, connection):
                 message = f"too late to take it back: it has begun on {move.to_site}"
                 return self.moves.save(
-                    move, step=Step.CANCELLING, target=target.submission_id, message=message
+                    move,
+                    step=Step.CANCELLING,
+                    target=target.submission_id,
+                    message=message,
+                    begun=True,  # else a start that cannot report would be taken back for ever
                 )
             if target.job_id is None and not target.ended:
                 target = self._ask_for(target)

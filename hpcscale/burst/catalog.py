@@ -136,14 +136,14 @@ def staleness(offer: Offer, today: dt.date) -> str | None:
     return None
 
 
-def require_fresh(offer: Offer, today: dt.date) -> None:
-    """Refuse a promise about money on an old or unknown price.
+def require_fresh(offer: Offer, today: dt.date, *, spot: bool = False) -> None:
+    """Refuse a promise about money on an old or unknown price (``spot``: that of spot nodes).
 
     Raises:
         BurstRefusedError: with what to type.
     """
     old = offer.age_days(today) > REFUSE_DAYS or offer.as_of > today
-    if offer.on_demand_usd is None:
+    if (offer.spot_usd if spot else offer.on_demand_usd) is None:
         why: str | None = "its price is unknown"
     else:
         why = staleness(offer, today) if old else None

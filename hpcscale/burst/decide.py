@@ -9,57 +9,79 @@ The rules, in words:
 * when Slurm's own estimate of its start makes the deadline impossible on-prem, it moves at once.
   An estimate never holds a move back, and N/A is no estimate;
 * a job never moves over its maximum cost, nor when its cost has no bound;
-* nor when its worst case does not fit into every budget that it falls under.
+* nor when its worst case does not fit into every budget that it falls under; what moves for its
+  waiting alone leaves there what deadlines may yet need;
+* it goes to nodes that may be taken back where that is expected to cost less, and where its
+  deadline bears that they are.
 
 A policy of another kind puts one rule of its own in the place of ``max_wait``: see ``triggers``.
 """
 
 import datetime as dt
+import re
 from collections.abc import Sequence
-from decimal import Decimal
 
 import msgspec
 
-from hpcscale.burst.budget import Charge, Payer, Purse, bounded
-from hpcscale.burst.plan import Action, BurstPlan, Candidate, Decision, Option, Rule
+from hpcscale.burst.ahead import stage_early
+from hpcscale.burst.budget import Purse, advice
+from hpcscale.burst.offer import offers
+from hpcscale.burst.plan import (
+    Action,
+    BurstPlan,
+    Candidate,
+    Decision,
+    Forecast,
+    Level,
+    Option,
+    Rule,
+    Start,
+)
 from hpcscale.burst.policy import Policy, PolicyKind
-from hpcscale.burst.triggers import last_safe, waited_enough, waiting_rule
-from hpcscale.burst.words import show_s, show_time, usd
+from hpcscale.burst.rests import rested
+from hpcscale.burst.seen import Budgets, Catalog, Expected, Snapshot
+from hpcscale.burst.triggers import waited_enough
+from hpcscale.burst.verdict import aside, landing, payer_of, verdict
 from hpcscale.burst.worth import Replan, slurm_id, weigh
 from hpcscale.slurm.types import JobState
-from hpcscale.spec import BurstMode
+
+_NEEDED = {Rule.ONLY, Rule.DEADLINE, Rule.START_ESTIMATE}  # by what somebody asked for
 
 
-def decide(
-    candidates: Sequence[Candidate],
+def decide(  # noqa: PLR0917 -- the six things that a decision is made of
+    snapshot: Snapshot,
+    forecast: Expected,
+    catalog: Catalog,
+    budgets: Budgets,
     policy: Policy,
     now: dt.datetime,
-    charges: Sequence[Charge] = (),
-    *,
-    replan: Replan | None = None,
-    pending: int = 0,
 ) -> BurstPlan:
-    """Decide for all candidates at once.
+    """Decide for all jobs at once.
 
     Args:
-        candidates: jobs as just observed, with their options at the policy's targets.
+        snapshot: jobs as just observed, and targets without nodes.
+        forecast: of the jobs' starts where they wait; ``value`` asks it for new plans.
+        catalog: profiles of the policy's targets, with the offers that they rent.
+        budgets: limits, and what earlier moves cost or reserved.
         policy: the rules.
         now: the origin site's clock, aware.
-        charges: what earlier moves cost or reserved; for budgets.
-        replan: the forecast made anew as if some jobs had left; ``value`` asks it.
-        pending: jobs in the origin's queue: how long such a plan takes.
     """
-    if policy.kind is PolicyKind.VALUE and replan is not None:
-        candidates = _weighed(candidates, policy, now, replan, pending)
-    depth = sum(c.state is JobState.PENDING for c in candidates)
-    decisions = [_decide_one(c, policy, now, depth) for c in candidates]
-    urgency = {c.run_id: _urgency(c, now) for c in candidates}
+    known = forecast.forecast
+    jobs: Sequence[Candidate] = [
+        rested(_offered(_foreseen(job, known), catalog, policy, now), snapshot.shortages)
+        for job in snapshot.jobs
+    ]
+    if policy.kind is PolicyKind.VALUE:
+        jobs = _weighed(jobs, policy, now, forecast.replan, known.pending)
+    depth = sum(c.state is JobState.PENDING for c in jobs)
+    decisions = [verdict(job, policy, now, depth) for job in jobs]
+    urgency = {c.run_id: _urgency(c, now) for c in jobs}
     moves = sorted(
         (d for d in decisions if d.action is Action.MOVE),
         key=lambda d: (urgency[d.run_id], d.run_id),
     )
     # moves under way count: a tick must not start N more each minute
-    room = max(0, policy.max_moves_per_run - sum(c.moving for c in candidates))
+    room = max(0, policy.max_moves_per_run - sum(c.moving for c in jobs))
     held_back = [
         msgspec.structs.replace(
             d,
@@ -70,33 +92,61 @@ def decide(
         for d in moves[room:]
     ]
     rest = [d for d in decisions if d.action is not Action.MOVE]
-    taken = _within_budgets(moves[:room], candidates, Purse(policy.budgets, charges, now))
+    purse = Purse(budgets.limits, budgets.charges, now)
+    if budgets.limits:
+        _keep_for_deadlines(purse, jobs, rest)
+    taken = _within_budgets(moves[:room], jobs, purse)
+    by_run = {job.run_id: job for job in jobs}
+    later = [stage_early(d, by_run[d.run_id], policy, now) for d in (*held_back, *rest)]
     return BurstPlan(
         now=now,
         from_site=policy.from_site,
         policy=policy.source,
-        decisions=(*taken, *held_back, *rest),
+        decisions=(*taken, *later),
+        notes=advice(budgets.limits),
     )
 
 
+def _foreseen(job: Candidate, forecast: Forecast) -> Candidate:
+    """The job with its start as it is forecast, or why it is not."""
+    if job.start_p50 is not None or job.unforeseen:
+        return job
+    why = forecast.why
+    if not forecast.starts and not why and forecast.level is Level.ABSENT:
+        return job  # nobody made a forecast
+    base = re.split("[_+]", slurm_id(job))[0]  # an element as its array
+    start = forecast.starts.get(base, Start())
+    if start.p50 is None and not why:
+        why = "the forecast has no start for it"
+    return msgspec.structs.replace(job, start_p50=start.p50, start_p90=start.p90, unforeseen=why)
+
+
+def _offered(job: Candidate, catalog: Catalog, policy: Policy, now: dt.datetime) -> Candidate:
+    """The job with what each of its places costs."""
+    if not job.places:
+        return job
+    options = tuple(o for place in job.places for o in offers(place, catalog, policy, now))
+    return msgspec.structs.replace(job, options=options)
+
+
 def _weighed(
-    candidates: Sequence[Candidate],
+    jobs: Sequence[Candidate],
     policy: Policy,
     now: dt.datetime,
     replan: Replan,
     pending: int,
 ) -> list[Candidate]:
-    """The candidates with the starts on which ``value`` decides: those who leave are left out."""
+    """The jobs with the starts on which ``value`` decides: those who leave are left out."""
     depth = 0  # of no use to ``value``
     gone: set[str] = set()
     weighed: list[tuple[Candidate, Option]] = []
-    for job in candidates:
-        decision = _decide_one(job, policy, now, depth)
-        option, _ = _choose(job, policy, now)
+    for job in jobs:
+        decision = verdict(job, policy, now, depth)
+        option = landing(job, policy, now)
         certain = decision.action is Action.MOVE and decision.rule is not Rule.VALUE
         if job.moving or certain:
             gone.add(slurm_id(job))
-        elif _aside(job, policy, now) is None and job.start_p50 is not None:
+        elif aside(job, policy, now) is None and job.start_p50 is not None:
             if option is None or option.cost_usd is None:
                 continue
             if now >= waited_enough(job, option, policy):
@@ -104,21 +154,21 @@ def _weighed(
             else:
                 weighed.append((job, option))
     found = weigh(weighed, policy, now, gone=frozenset(gone), replan=replan, pending=pending)
-    return [found.get(job.run_id, job) for job in candidates]
+    return [found.get(job.run_id, job) for job in jobs]
 
 
 def _within_budgets(
-    moves: list[Decision], candidates: Sequence[Candidate], purse: Purse
+    moves: list[Decision], jobs: Sequence[Candidate], purse: Purse
 ) -> list[Decision]:
     """The moves with those that no budget holds turned into stays; urgent ones spend first."""
-    jobs = {c.run_id: c for c in candidates}
+    by_run = {c.run_id: c for c in jobs}
     kept: list[Decision] = []
     stay: list[Decision] = []
     for move in moves:
-        job = jobs[move.run_id]
-        why = purse.refusal(_payer(job), move.worst_usd)
+        payer = payer_of(by_run[move.run_id])
+        why = purse.refusal(payer, move.worst_usd, only_waits=move.rule not in _NEEDED)
         if why is None:
-            purse.reserve(_payer(job), move.worst_usd)
+            purse.reserve(payer, move.worst_usd)
             kept.append(move)
         else:
             text = f"{move.reason}; but {why}"
@@ -126,8 +176,20 @@ def _within_budgets(
     return [*kept, *stay]
 
 
-def _payer(job: Candidate) -> Payer:
-    return Payer(user=job.user, account=job.account, project=job.project)
+def _keep_for_deadlines(purse: Purse, jobs: Sequence[Candidate], stays: Sequence[Decision]) -> None:
+    """What waiting jobs may yet have to spend on their deadlines is not spent on mere waiting.
+
+    A job whose deadline is met where it is by nine starts of ten needs nothing.
+    """
+    to = {d.run_id: d.to for d in stays if d.action is Action.STAY and d.to is not None}
+    for job in jobs:
+        if job.moving or job.deadline is None or job.time_limit_s is None:
+            continue
+        limit = dt.timedelta(seconds=job.time_limit_s)
+        safe = job.start_p90 is not None and job.start_p90 + limit <= job.deadline
+        option = next((o for o in job.options if o.site == to.get(job.run_id)), None)
+        if option is not None and option.worst_usd is not None and not safe:
+            purse.keep(payer_of(job), option.worst_usd)
 
 
 def _urgency(job: Candidate, now: dt.datetime) -> tuple[int, float]:
@@ -136,282 +198,3 @@ def _urgency(job: Candidate, now: dt.datetime) -> tuple[int, float]:
         return (0, (job.deadline - now).total_seconds() - (job.time_limit_s or 0))
     waited = (now - job.waiting_since).total_seconds() if job.waiting_since else 0.0
     return (1, -waited)
-
-
-def _stay(
-    job: Candidate,
-    reason: str,
-    when: dt.datetime | None = None,
-    option: Option | None = None,
-    runner_up: str = "",
-) -> Decision:
-    return Decision(
-        run_id=job.run_id,
-        ref=job.ref,
-        name=job.name,
-        action=Action.STAY,
-        reason=reason,
-        when=when,
-        to=option.site if option else None,
-        cost_usd=option.cost_usd if option else None,
-        cost_why=option.cost_why if option else "",
-        runner_up=runner_up,
-        start_p50=job.start_p50,
-        start_p90=job.start_p90,
-    )
-
-
-def _refuse(
-    job: Candidate, reason: str, blockers: tuple[str, ...] = (), option: Option | None = None
-) -> Decision:
-    return msgspec.structs.replace(
-        _stay(job, reason, option=option), action=Action.REFUSE, blockers=blockers
-    )
-
-
-def _aside(job: Candidate, policy: Policy, now: dt.datetime) -> Decision | None:
-    """What is said of a job that no rule is asked about; None: the rules decide."""
-    if job.moving:
-        return _stay(job, "a move of it is under way")
-    if job.mode is BurstMode.NEVER:
-        return _stay(job, "it was submitted with burst=never")
-    if job.state is JobState.UNKNOWN:
-        return _stay(job, f"{policy.from_site} gave no word of it: nothing is done on a guess")
-    if job.state is not JobState.PENDING:
-        return _stay(job, f"it is {job.state.value} on {policy.from_site}")
-    if "held" in job.reason.lower():  # JobHeldUser, launch failed requeued held, …
-        return _stay(job, f"it is held ({job.reason}): release it first")
-    if (
-        job.reason.startswith(("Dependency", "BeginTime"))
-        or job.waiting_since is None
-        or job.waiting_since > now
-    ):
-        return _stay(job, f"it is not yet allowed to start ({job.reason or 'BeginTime'})")
-    if job.blockers:
-        return _refuse(job, f"it cannot leave {policy.from_site}: {job.blockers[0]}", job.blockers)
-    if job.resting_until is not None and job.resting_until > now:
-        rest = show_s((job.resting_until - now).total_seconds())
-        return _stay(
-            job, f"its last move failed ({job.resting_why}); it rests {rest} more",
-            job.resting_until,
-        )  # fmt: skip
-    if policy.kind is PolicyKind.NEVER:
-        return _stay(job, "the policy moves nothing")
-    return None
-
-
-def _decide_one(job: Candidate, policy: Policy, now: dt.datetime, depth: int) -> Decision:
-    aside = _aside(job, policy, now)
-    if aside is not None:
-        return aside
-    option, why_not = _choose(job, policy, now)
-    if option is None:
-        first = next((o for o in job.options), None)
-        why = why_not[0] if why_not else "the policy names no target"
-        return _refuse(job, why, why_not, first)
-
-    rule, reason, when, notes = _trigger(job, option, policy, now, depth)
-    sentence = "; ".join([reason, *notes])
-    if rule is None:
-        return _stay(job, sentence, when, option, f"else to {option.site} now{_at(option)}")
-    if (put_off := _not_now(rule, option, policy, now)) is not None:
-        why, later = put_off
-        safe = [later] if when is None or when <= now else [later, when]
-        if policy.deadline and job.deadline is not None and job.time_limit_s is not None:
-            safe.append(last_safe(job.deadline, option, job.time_limit_s, policy))
-        return _stay(job, f"{sentence}; but {why}", max(now, min(safe)), option)
-    return Decision(
-        run_id=job.run_id,
-        ref=job.ref,
-        name=job.name,
-        action=Action.MOVE,
-        reason="; ".join([sentence, *([] if option.same_job else job.notes)]),
-        rule=rule,
-        to=option.site,
-        partition=option.partition,
-        when=now,
-        cost_usd=option.cost_usd,
-        cost_why=option.cost_why,
-        boot_timeout_s=option.boot_timeout_s,
-        staging_s=option.staging_s,
-        worst_usd=option.worst_usd if option.worst_usd is not None else option.cost_usd,
-        runner_up=_runner_up(job, option, now),
-        start_p50=job.start_p50,
-        start_p90=job.start_p90,
-    )
-
-
-def _at(option: Option) -> str:
-    return " at an unknown cost" if option.cost_usd is None else f" for {usd(option.cost_usd)}"
-
-
-def _runner_up(job: Candidate, chosen: Option, now: dt.datetime) -> str:
-    """What else could have been done, with its numbers."""
-    others = [o for o in job.options if o is not chosen and not o.blockers]
-    if others:
-        other = min(others, key=_price)
-        return f"else to {other.site}{_at(other)}"
-    if job.start_p50 is None:
-        return "else it would wait on"
-    if job.start_p50 <= now:
-        return "else it would start here about now"
-    wait = show_s((job.start_p50 - now).total_seconds())
-    return f"else it would start here in {wait} (p50)"
-
-
-def _price(option: Option) -> tuple[bool, Decimal]:
-    """Sort key: known prices first, the lowest first."""
-    return (option.cost_usd is None, option.cost_usd or Decimal(0))
-
-
-def _choose(
-    job: Candidate, policy: Policy, now: dt.datetime
-) -> tuple[Option | None, tuple[str, ...]]:
-    """The first target that can take the job within its maximum cost; else all the reasons.
-
-    The policy's order stands, but for ``value``, which takes the cheapest; a target that had no
-    nodes lately comes last.
-    """
-    why_not: list[str] = []
-    options = job.options
-    if policy.kind is PolicyKind.VALUE:
-        options = tuple(sorted(options, key=_price))
-    options = tuple(sorted(options, key=lambda o: _rests(o, now)))
-    for option in options:
-        if option.blockers:
-            why_not += [f"{option.site}: {blocker}" for blocker in option.blockers]
-        elif option.unpromised and _hard_money(job, policy):
-            why_not.append(f"{option.site}: {option.unpromised}")
-        elif problem := _over_cost(job, option):
-            why_not.append(f"{option.site}: {problem}")
-        else:
-            return option, ()
-    return None, tuple(why_not)
-
-
-def _rests(option: Option, now: dt.datetime) -> bool:
-    return option.resting_until is not None and option.resting_until > now
-
-
-def _not_now(
-    rule: Rule, option: Option, policy: Policy, now: dt.datetime
-) -> tuple[str, dt.datetime] | None:
-    """Why a move that a rule asks for is put off, and until when; no deadline is put off."""
-    if rule in {Rule.ONLY, Rule.DEADLINE}:
-        return None
-    if option.resting_until is not None and _rests(option, now):
-        rest = show_s((option.resting_until - now).total_seconds())
-        why = f"{option.site} had no nodes ({option.resting_why}) and is left alone {rest} more"
-        return why, option.resting_until
-    if rule is not Rule.START_ESTIMATE and policy.only_between is not None:
-        opens = policy.only_between.opens(now)
-        if opens > now:
-            return f"the policy moves only between {policy.only_between}", opens
-    return None
-
-
-def _hard_money(job: Candidate, policy: Policy) -> bool:
-    """Whether a promise about money holds for it: a maximum cost or a budget."""
-    return job.max_cost_usd is not None or bounded(policy.budgets, _payer(job))
-
-
-def _over_cost(job: Candidate, option: Option) -> str | None:
-    if job.max_cost_usd is None:
-        return None
-    worst = option.worst_usd if option.worst_usd is not None else option.cost_usd
-    if job.time_limit_s is None:
-        return (
-            f"it has no time limit, so its cost has no bound to hold "
-            f"against --max-cost {usd(job.max_cost_usd)}"
-        )
-    if worst is None:
-        return (
-            f"its cost there is unknown ({option.cost_why or 'no price'}), "
-            f"so --max-cost {usd(job.max_cost_usd)} cannot be kept"
-        )
-    if worst > job.max_cost_usd:
-        would = "would" if worst == option.cost_usd else "could, with slow boots and requeues,"
-        return f"it {would} cost {usd(worst)}, over its --max-cost {usd(job.max_cost_usd)}"
-    return None
-
-
-def _trigger(
-    job: Candidate, option: Option, policy: Policy, now: dt.datetime, depth: int
-) -> tuple[Rule | None, str, dt.datetime | None, list[str]]:
-    """The rule that asks for a move now, or None with the earliest time when one will."""
-    if job.mode is BurstMode.ONLY:
-        return Rule.ONLY, "it was submitted with burst=only", now, []
-    assert job.waiting_since is not None
-    notes: list[str] = []
-    later: list[dt.datetime] = []
-    if policy.deadline and job.deadline is not None:
-        rule, text, when = _deadline_rule(job, option, policy, now)
-        if rule is not None:
-            return rule, text, now, []
-        notes.append(text)
-        if when is not None:
-            later.append(when)
-    if policy.kind is not PolicyKind.RULES:
-        rule, text, when = waiting_rule(job, option, policy, now, depth)
-        if policy.kind is PolicyKind.VALUE and ", slack " in text:
-            notes.clear()  # it says the same
-        if rule is not None:
-            return rule, text, now, notes
-        return None, text, min([*later, *([when] if when else [])], default=None), notes
-    waited_s = (now - job.waiting_since).total_seconds()
-    if policy.max_wait_s is not None:
-        if waited_s > policy.max_wait_s:
-            text = f"it has waited {show_s(waited_s)}, longer than max_wait = "
-            return Rule.MAX_WAIT, text + show_s(policy.max_wait_s), now, notes
-        later.append(job.waiting_since + dt.timedelta(seconds=policy.max_wait_s))
-        wait_text = f"it has waited {show_s(waited_s)} of max_wait = {show_s(policy.max_wait_s)}"
-    else:
-        wait_text = f"it has waited {show_s(waited_s)} and the policy sets no max_wait"
-    return None, wait_text, min(later, default=None), notes
-
-
-def _deadline_rule(
-    job: Candidate, option: Option, policy: Policy, now: dt.datetime
-) -> tuple[Rule | None, str, dt.datetime | None]:
-    assert job.deadline is not None
-    left_s = (job.deadline - now).total_seconds()
-    start_s = option.boot_s + option.staging_s
-    if left_s <= start_s:
-        text = (
-            f"its deadline {show_time(job.deadline)} can no longer be met: {option.site} needs "
-            f"{show_s(start_s)} before the first step and "
-            + (f"only {show_s(left_s)} are left" if left_s > 0 else "it is past")
-        )
-        return None, text, None
-    if job.time_limit_s is None:
-        return None, "its deadline cannot be planned for, as it has no time limit", None
-    need_s = start_s + job.time_limit_s
-    latest = last_safe(job.deadline, option, job.time_limit_s, policy)
-    parts = (
-        f"boot {show_s(option.boot_s)} + staging {show_s(option.staging_s)} + limit "
-        f"{show_s(job.time_limit_s)}"
-    )
-    if policy.deadline_margin_s:
-        parts += f" + margin {show_s(policy.deadline_margin_s)}"
-    if now >= latest:
-        text = (
-            f"its deadline {show_time(job.deadline)} is {show_s(left_s)} away and {option.site} "
-            f"needs {parts}"
-        )
-        if left_s < need_s:
-            text += f", so it is met only if the job runs no longer than {show_s(left_s - start_s)}"
-        return Rule.DEADLINE, text, now
-    if policy.use_start_estimate:
-        # learned runtimes are nearer the truth than limits; Slurm's own estimate knows limits alone
-        expected, who = job.start_p50, "the forecast's p50 is a start"
-        if expected is None:
-            expected, who = job.start_estimate, "Slurm expects it to start"
-        if expected is not None:
-            start = max(expected, now)
-            if start + dt.timedelta(seconds=job.time_limit_s) > job.deadline:
-                text = (
-                    f"{who} at {show_time(start)}, which with its limit of "
-                    f"{show_s(job.time_limit_s)} misses its deadline {show_time(job.deadline)}"
-                )
-                return Rule.START_ESTIMATE, text, now
-    return None, f"its deadline allows {show_s((latest - now).total_seconds())} more", latest

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import msgspec
 
+from hpcscale.burst import held
 from hpcscale.burst.acts import age_s, left
 from hpcscale.burst.arrays import cancelled_elements, element_id
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import stands
 from hpcscale.burst.moves import Move, Step, target_attempt
-from hpcscale.burst.offer import STANDS_IN, dependents
 from hpcscale.burst.policy import Order
 from hpcscale.burst.results import note_gate_idle
 from hpcscale.burst.shift import Shift
 from hpcscale.burst.sight import Sight, end, look, nodes_up, record, words
+from hpcscale.burst.stuck import STANDS_IN, dependents
 from hpcscale.burst.words import show_s
 from hpcscale.connect import Connection
 from hpcscale.errors import (
@@ -206,6 +207,11 @@ class Handover(Shift):
             return self._origin_changed(move, seen)
         if move.order is Order.FENCE_FIRST:
             return self.moves.save(move, step=Step.CLAIMING)
+        if move.line is not None:
+            looked = self._on_spot(move)
+            if looked is None:
+                return None
+            move = looked
         target, connection = self._target(move)
         there = look(connection, target, self.ledger)
         if there.gated_at is not None and there.status is not None and not there.over:
@@ -223,8 +229,11 @@ class Handover(Shift):
             )
         if there.over:
             return self._end(move, f"its job on {move.to_site} ended unstarted: {there.word}")
+        if move.line is not None and not move.netted and there.status is not None:
+            return None  # its line says what follows
         if there.status is not None and (
-            there.status.restarts or there.status.state is JobState.NODE_FAIL
+            there.status.restarts > move.taken + bool(move.netted)
+            or there.status.state is JobState.NODE_FAIL
         ):
             return self._end(move, f"nodes of {move.to_site} did not boot: {there.word}")
         now = connection.clock.now()
@@ -323,8 +332,9 @@ class Handover(Shift):
         """The gate is open. What is left on-prem is cleaned up, once user code has begun."""
         target, to_connection = self._target(move)
         there = self._until_begun(to_connection, target)
-        if there.reported is None:
+        if there.reported is None and not move.begun:
             if not there.over:
+                held.settle(self.ledger, to_connection, target)
                 return self._until_it_begins(move, to_connection, there)
             # it died between the gate and its command; nobody may bring it back from now on
             if take(to_connection.transport, target, CLOSED).owner == CLOSED:

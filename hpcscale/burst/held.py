@@ -2,9 +2,10 @@
 
 slurmctld that dies within some five seconds of a start has forgotten it, starts the job again,
 meets what is left of it on its node ("Duplicate jobid"), ends that, and holds the job for ever.
-What has told its own end is over and must not begin again. What has told no start may begin, as
-another restart: Slurm ends what is left of a job when it takes back its nodes (slurm.conf(5),
-KillWait). What has begun and told no end is left to its user.
+What has told its own end is over and must not begin again. What has told no start of its command
+may begin, as another restart, also where it was ended from outside at its gate: Slurm ends what is
+left of a job when it takes back its nodes (slurm.conf(5), KillWait). What has begun and told no end
+is left to its user.
 """
 
 from hpcscale.burst.acts import age_s

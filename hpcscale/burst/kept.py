@@ -9,16 +9,14 @@ import gzip
 import hashlib
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from hpcscale.burst.budget import Charge
 from hpcscale.burst.decide import decide
-from hpcscale.burst.plan import BurstPlan, Candidate, Start
+from hpcscale.burst.plan import BurstPlan, Forecast, Start
 from hpcscale.burst.policy import Policy
-from hpcscale.burst.worth import Replan
+from hpcscale.burst.seen import Budgets, Catalog, Expected, Foretold, Recording, Snapshot
 from hpcscale.errors import NotFoundError, StateError
 from hpcscale.settings import state_dir
 
@@ -26,59 +24,37 @@ KEEP_S = 90 * 86400
 MOST_BYTES = 1_000_000_000
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that one decision reads.
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that one decision reads, and what was decided.
 
     Attributes:
-        now: the origin's clock.
-        jobs: with their starts and what each target offers them.
-        charges: for budgets.
-        pending: jobs in the origin's queue.
-        coverage: share of the forecast's past 90 % bounds that held; None: too few yet.
         replans: the forecast made anew, by the ids of those who had left, joined by spaces.
-        plan: what was decided.
     """
 
     now: dt.datetime
     policy: Policy
-    jobs: tuple[Candidate, ...]
-    charges: tuple[Charge, ...] = ()
-    pending: int = 0
-    coverage: float | None = None
+    snapshot: Snapshot
+    forecast: Forecast = Forecast()
+    catalog: Catalog = Catalog()
+    budgets: Budgets = Budgets()
     replans: dict[str, dict[str, Start]] = {}
     plan: BurstPlan | None = None
 
 
-def plan_of(snapshot: Snapshot, replan: Replan | None = None) -> BurstPlan:
-    """Decide on a snapshot; without ``replan`` on what was recorded. Pure."""
-    if replan is None:
+def plan_of(kept: Kept, forecast: Expected | None = None) -> BurstPlan:
+    """Decide on what was kept; without ``forecast`` on the plans that were recorded. Pure."""
+    if forecast is None:
+        forecast = Foretold(kept.forecast, kept.replans)
+    return decide(kept.snapshot, forecast, kept.catalog, kept.budgets, kept.policy, kept.now)
 
-        def replan(gone: frozenset[str]) -> Mapping[str, Start]:
-            return snapshot.replans.get(_key(gone), {})
 
-    return decide(
-        snapshot.jobs,
-        snapshot.policy,
-        snapshot.now,
-        snapshot.charges,
-        replan=replan,
-        pending=snapshot.pending,
+def planned(kept: Kept, forecast: Expected) -> Kept:
+    """With its plan, its forecast, and every new plan of it that the decision asked for."""
+    recording = Recording(forecast)
+    plan = plan_of(kept, recording)
+    return msgspec.structs.replace(
+        kept, forecast=forecast.forecast, replans=recording.replans, plan=plan
     )
-
-
-def planned(snapshot: Snapshot, replan: Replan) -> Snapshot:
-    """The snapshot with its plan, and with every replan that the plan asked for."""
-    asked: dict[str, dict[str, Start]] = {}
-
-    def recording(gone: frozenset[str]) -> Mapping[str, Start]:
-        return asked.setdefault(_key(gone), dict(replan(gone)))
-
-    plan = plan_of(snapshot, recording)
-    return msgspec.structs.replace(snapshot, replans=asked, plan=plan)
-
-
-def _key(gone: frozenset[str]) -> str:
-    return " ".join(sorted(gone))
 
 
 def folder() -> Path:
@@ -86,7 +62,7 @@ def folder() -> Path:
     return state_dir() / "burst" / "snapshots"
 
 
-def keep(snapshot: Snapshot) -> str | None:
+def keep(snapshot: Kept) -> str | None:
     """Write a snapshot down if its verdicts are new; its hash, None where they are not.
 
     Raises:
@@ -141,7 +117,7 @@ def names() -> list[str]:
     return [path.name.removesuffix(".json.gz") for path in files]
 
 
-def read(name: str) -> Snapshot:
+def read(name: str) -> Kept:
     """A kept snapshot by its hash, or the beginning of one.
 
     Raises:
@@ -157,12 +133,12 @@ def read(name: str) -> Snapshot:
         data = gzip.decompress(path.read_bytes())
         if hashlib.sha256(data).hexdigest() != found[0]:
             raise StateError("its content does not have the hash of its name", where=str(path))
-        return msgspec.json.decode(data, type=Snapshot)
+        return msgspec.json.decode(data, type=Kept)
     except (OSError, EOFError, msgspec.DecodeError, msgspec.ValidationError) as exc:
         raise StateError(f"it cannot be read: {exc}", where=str(path)) from exc
 
 
-def replay(name: str) -> tuple[Snapshot, list[str]]:
+def replay(name: str) -> tuple[Kept, list[str]]:
     """Decide once more on a kept snapshot.
 
     Returns:

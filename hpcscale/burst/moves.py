@@ -33,8 +33,11 @@ from typing import Any
 
 import msgspec
 
+from hpcscale.burst.line import Line
 from hpcscale.burst.policy import Order
 from hpcscale.ledger import Attempt, Ledger, utc_now
+
+MAX_BACKOFF = 8  # times retry_after: the longest rest after failed moves of one job
 
 
 class Step(enum.StrEnum):
@@ -94,6 +97,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         cancel_asked: whether the on-prem job's cancel may have been ours.
         gate_idle_s: how long the cloud job stood at its gate.
         after_number: the run's latest attempt when it began; its own come after that one.
+        begun: the cloud attempt has its own claim, so its command has begun or is about to.
         yielded: another handover has the job's claim; the fence is that one's too.
         same_job: the job itself moves, into another partition of its controller.
         old_partition: its partitions before that, as Slurm has them. None: not yet noted.
@@ -101,6 +105,11 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         gpus: GPUs that are paid for there, and ``gpu_hour_usd`` at which price.
         refused: Slurm did not take it there, so that it is not tried again.
         lost_at: when the running cloud job was first no longer known to its Slurm.
+        net: partition that takes a job over whose nodes were taken back (``line`` says when), with
+            its ``net_gpus`` and ``net_gpu_hour_usd``; None: nobody takes its nodes.
+        taken: how often its nodes were taken back, as far as it was seen.
+        netted: it was put into the net, and why; empty: not yet.
+        spot_short: no spot node came for it, and how that showed.
         task: the element of the origin's array that moves alone; ``run_id`` is its own run then.
     """
 
@@ -144,8 +153,16 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     gpu_hour_usd: Decimal | None = None
     refused: bool = False
     lost_at: dt.datetime | None = None
+    net: str | None = None
+    net_gpus: int = 0
+    net_gpu_hour_usd: Decimal | None = None
+    line: Line | None = None
+    taken: int = 0
+    netted: str = ""
+    spot_short: str = ""
     task: int | None = None
     after_number: int | None = None
+    begun: bool = False
     yielded: bool = False
     created_at: dt.datetime | None = None
     updated_at: dt.datetime | None = None

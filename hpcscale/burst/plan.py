@@ -6,12 +6,13 @@ from decimal import Decimal
 
 import msgspec
 
+from hpcscale.burst.line import Line
 from hpcscale.slurm.types import JobState
-from hpcscale.spec import BurstMode
+from hpcscale.spec import BurstMode, JobSpec
 
 
-class _Frozen(msgspec.Struct, frozen=True, kw_only=True):
-    pass
+class Frozen(msgspec.Struct, frozen=True, kw_only=True):
+    """Plain data that nobody changes."""
 
 
 class Level(enum.StrEnum):
@@ -22,14 +23,14 @@ class Level(enum.StrEnum):
     ABSENT = "absent"
 
 
-class Start(_Frozen, frozen=True, kw_only=True):
+class Start(Frozen, frozen=True, kw_only=True):
     """When a job would start where it waits; None: not known."""
 
     p50: dt.datetime | None = None
     p90: dt.datetime | None = None
 
 
-class Forecast(_Frozen, frozen=True, kw_only=True):
+class Forecast(Frozen, frozen=True, kw_only=True):
     """When waiting jobs would start if nothing moves.
 
     Attributes:
@@ -49,7 +50,7 @@ class Forecast(_Frozen, frozen=True, kw_only=True):
     starts: dict[str, Start] = {}
 
 
-class Option(_Frozen, frozen=True, kw_only=True):
+class Option(Frozen, frozen=True, kw_only=True):
     """One target site, as it would be for one job.
 
     Attributes:
@@ -66,6 +67,11 @@ class Option(_Frozen, frozen=True, kw_only=True):
         unpromised: why no budget or maximum cost can be kept at its price; empty: they can.
         interruption_per_hour: chance that a spot node is taken back within an hour, if known.
         resting_until: it had no nodes lately (``resting_why``): only a deadline goes there before.
+        send_gb: inputs that must be sent there first; None: not looked at.
+        spot: its nodes may be taken back; what follows is the way out of that.
+        net: partition of the same site whose nodes are not taken back, and what it needs:
+            ``net_boot_s``, ``net_cost_usd`` of the whole job there.
+        lost_s: work that a taken node loses at most.
     """
 
     site: str
@@ -83,9 +89,33 @@ class Option(_Frozen, frozen=True, kw_only=True):
     interruption_per_hour: float | None = None
     resting_until: dt.datetime | None = None
     resting_why: str = ""
+    send_gb: float | None = None
+    spot: bool = False
+    net: str | None = None
+    net_boot_s: int = 0
+    net_cost_usd: Decimal | None = None
+    lost_s: int = 0
 
 
-class Candidate(_Frozen, frozen=True, kw_only=True):
+class Place(Frozen, frozen=True, kw_only=True):
+    """One target of the policy, as one job would be asked of it: what no price changes.
+
+    Attributes:
+        target: as the policy names it.
+        spec: what its cost depends on: resources, array, requeues, outputs.
+        blockers: why it cannot run there, whatever the price.
+        same_job: see ``Option``.
+        send_gb: inputs that are not there yet; None: not looked at.
+    """
+
+    target: str
+    spec: JobSpec
+    blockers: tuple[str, ...] = ()
+    same_job: bool = False
+    send_gb: float | None = None
+
+
+class Candidate(Frozen, frozen=True, kw_only=True):
     """One of this user's jobs with burst=auto or burst=only, with what its site said of it.
 
     Attributes:
@@ -96,6 +126,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
         time_limit_s: the limit that Slurm holds it to; None is no limit.
         blockers: why it cannot leave at all (an array, a held job, …).
         resting_until: after a failed move; ``resting_why`` says what failed.
+        retry_from: when its deadline may ask for the next move, though it rests.
         moving: whether a move of it is already under way.
         notes: what else its move would mean, half a sentence each.
         start_p50: when a forecast expects it to start here; None: no forecast.
@@ -103,6 +134,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
         others_s: seconds that this user's other waiting jobs start sooner if it leaves, together.
         unforeseen: why there is no forecast, or what it lacks, half a sentence.
         user: whose it is; so ``account`` and ``project``: for budgets.
+        places: the policy's targets as it would be asked of them; ``decide`` makes options of them.
     """
 
     run_id: str
@@ -122,6 +154,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     blockers: tuple[str, ...] = ()
     resting_until: dt.datetime | None = None
     resting_why: str = ""
+    retry_from: dt.datetime | None = None
     moving: bool = False
     notes: tuple[str, ...] = ()
     start_p50: dt.datetime | None = None
@@ -131,6 +164,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     user: str = ""
     account: str = ""
     project: str = ""
+    places: tuple[Place, ...] = ()
 
 
 class Action(enum.StrEnum):
@@ -156,7 +190,7 @@ class Rule(enum.StrEnum):
     VALUE = "value"
 
 
-class Decision(_Frozen, frozen=True, kw_only=True):
+class Decision(Frozen, frozen=True, kw_only=True):
     """What happens to one job, and why.
 
     Attributes:
@@ -168,6 +202,9 @@ class Decision(_Frozen, frozen=True, kw_only=True):
         worst_usd: what is reserved for it; None when unknown.
         runner_up: what would have been done otherwise, in half a sentence.
         start_p50: when the job is expected to start here; so ``start_p90``.
+        net: partition that takes it over when its nodes are taken back, and ``line``: when; None:
+            nobody takes them.
+        stage: target that its code and inputs are sent to beforehand; ``stage_why`` says why.
     """
 
     run_id: str
@@ -188,19 +225,25 @@ class Decision(_Frozen, frozen=True, kw_only=True):
     runner_up: str = ""
     start_p50: dt.datetime | None = None
     start_p90: dt.datetime | None = None
+    net: str | None = None
+    line: Line | None = None
+    stage: str | None = None
+    stage_why: str = ""
 
 
-class BurstPlan(_Frozen, frozen=True, kw_only=True):
+class BurstPlan(Frozen, frozen=True, kw_only=True):
     """The decisions of one moment, in the order in which they would be acted on.
 
     Attributes:
         now: the origin site's clock.
+        notes: what its budgets do not bound, one sentence each.
     """
 
     now: dt.datetime
     from_site: str
     policy: str
     decisions: tuple[Decision, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def moves(self) -> tuple[Decision, ...]:

@@ -2,8 +2,9 @@
 
 .. code-block:: toml
 
-    from = "lab-onprem"
-    to = ["lab-cloud"]          # in order of preference; SITE/PARTITION: of the origin itself
+    from = "lab-onprem"         # left out: default_site
+    to = ["lab-cloud"]          # in order of preference; SITE/PARTITION: of the origin itself;
+                                # left out: every burst target that has a login node
     max_wait = "30m"            # move a job that waited longer; leave out: no such rule
     deadline = true             # move a job whose deadline needs it
     deadline_margin = "10m"     # be this much early; left out: two cron_intervals, fence-first one
@@ -15,6 +16,10 @@
     dependents = "stand-in"     # or "refuse": a job that others wait for does not move
     at_limit = "end"            # or "warn": a cloud job that has cost what was reserved for it
     only_between = "20:00-06:00"  # UTC, off-peak: else only deadlines move; leave out: always
+    spot = true                 # take nodes that may be taken back, where a deadline bears it
+    spot_lost = "30m"           # work that a checkpointing job loses with a node, at most
+    spot_tries = 3              # nodes taken back so often: it goes on where nobody takes them
+    stage_early = true          # send code and inputs while a job is likely to leave
 
     [target.lab-cloud]          # overrides of the site's own figures
     boot = "5m"
@@ -55,6 +60,7 @@ one rule of their own; ``deadline`` and the limits above hold for them too:
 import datetime as dt
 import enum
 import re
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -195,6 +201,10 @@ class _PolicyFile(_Frozen, frozen=True, kw_only=True, rename={"from_": "from"}):
     dependents: Dependents = Dependents.STAND_IN
     at_limit: AtLimit = AtLimit.END
     only_between: str | None = None
+    spot: bool = True
+    spot_lost: str = "30m"
+    spot_tries: int = 3
+    stage_early: bool = True
     target: dict[str, _TargetFile] = msgspec.field(default_factory=dict)
     policy: PolicyKind = PolicyKind.RULES
     wait: str | None = None
@@ -240,6 +250,10 @@ class Policy(_Frozen, frozen=True, kw_only=True):
         dependents: what becomes of a job that other jobs at its site wait for.
         at_limit: what becomes of a cloud job that has cost what was reserved for it.
         only_between: hours at which jobs move but for their deadlines; None: always.
+        spot: whether nodes that may be taken back are used, where the slack bears it.
+        spot_lost_s: work that a checkpointing job loses with its nodes, at most.
+        spot_tries: takings after which a job goes on where nobody takes nodes back.
+        stage_early: whether code and inputs are sent while a job is likely to leave.
     """
 
     source: str = ""
@@ -256,6 +270,10 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     dependents: Dependents = Dependents.STAND_IN
     at_limit: AtLimit = AtLimit.END
     only_between: Window | None = None
+    spot: bool = True
+    spot_lost_s: int = 1800
+    spot_tries: int = 3
+    stage_early: bool = True
     target: dict[str, TargetTerms] = msgspec.field(default_factory=dict)
     kind: PolicyKind = PolicyKind.RULES
     wait_s: int = 0
@@ -277,14 +295,29 @@ def default_margin_s(cron_interval_s: int, order: Order) -> int:
     return cron_interval_s * (2 if order is Order.GATE_FIRST else 1)
 
 
-def load_policy(path: Path) -> Policy:
+def load_policy(
+    path: Path,
+    *,
+    origin: Callable[[], str] | None = None,
+    targets: Callable[[str], tuple[str, ...]] | None = None,
+) -> Policy:
     """Read and check a policy file.
+
+    Args:
+        path: the file.
+        origin: gives the site of a file that has no ``from``.
+        targets: gives those of a file that has no ``to``; its argument is the origin.
 
     Raises:
         NotFoundError: no such file.
         InvalidFileError: unreadable, no TOML, an unknown key, a wrong type or value.
     """
-    return policy_from(read_toml(path), str(path))
+    data = read_toml(path)
+    if origin is not None and "from" not in data:
+        data["from"] = origin()
+    if targets is not None and "to" not in data and isinstance(data.get("from"), str):
+        data["to"] = list(targets(data["from"]))
+    return policy_from(data, str(path))
 
 
 def policy_from(data: dict[str, Any], where: str) -> Policy:
@@ -353,6 +386,8 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
             )
     if raw.max_moves_per_run < 1:
         raise wrong("max_moves_per_run", "must be at least 1")
+    if raw.spot_tries < 1:
+        raise wrong("spot_tries", "must be at least 1", "spot = false takes none")
     for name in raw.target:
         if name not in raw.to:
             raise wrong(
@@ -386,6 +421,10 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         dependents=raw.dependents,
         at_limit=raw.at_limit,
         only_between=None if raw.only_between is None else window(raw.only_between),
+        spot=raw.spot,
+        spot_lost_s=seconds(raw.spot_lost, "spot_lost") or 0,
+        spot_tries=raw.spot_tries,
+        stage_early=raw.stage_early,
         target=target,
         kind=raw.policy,
         wait_s=seconds(raw.wait, "wait") or 0,

@@ -3,26 +3,32 @@
 ``tick`` may be called at any time and from cron; all it knows between two calls is in the ledger.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from hpcscale.burst.audit import AuditLog, audited, data_hash
+from hpcscale.burst.candidates import candidates
+from hpcscale.burst.capacity import short
+from hpcscale.burst.catalog import Offer
 from hpcscale.burst.catalog_load import rows_for
 from hpcscale.burst.charges import charges
+from hpcscale.burst.early import Sizes, send_early
 from hpcscale.burst.elements import make_run
 from hpcscale.burst.expect import Foresee, expect
 from hpcscale.burst.handover import Handover
-from hpcscale.burst.kept import Snapshot, keep, planned
+from hpcscale.burst.kept import Kept, keep, planned
 from hpcscale.burst.meter import check
 from hpcscale.burst.moves import Move, Moves, Step
-from hpcscale.burst.offer import candidates, to_foresee, waiting_runs
 from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action, BurstPlan, Decision
 from hpcscale.burst.policy import Dependents, Order, Policy
+from hpcscale.burst.resubmit import resubmit
+from hpcscale.burst.seen import Budgets, Catalog, Snapshot
 from hpcscale.burst.shapes import with_catalog
+from hpcscale.burst.waiting import to_foresee, waiting_runs
 from hpcscale.burst.within import as_it_waits
 from hpcscale.connect import Connection, connect
 from hpcscale.cost import estimate
@@ -111,7 +117,7 @@ def make_plan(
 
 def look(
     ledger: Ledger, policy: Policy, connections: Connections, foresee: Foresee = expect
-) -> Snapshot:
+) -> Kept:
     """Fresh facts with the plan that follows from them; raises as ``make_plan``."""
     everyone = policy.dependents is Dependents.REFUSE  # anybody's job may keep one here then
     targets = {name: connections.site(name) for name in policy.to}
@@ -120,7 +126,7 @@ def look(
     now = origin.clock.now()
     if not waiting:
         nothing = BurstPlan(now=now, from_site=policy.from_site, policy=policy.source)
-        return Snapshot(now=now, policy=policy, jobs=(), plan=nothing)
+        return Kept(now=now, policy=policy, snapshot=Snapshot(), plan=nothing)
     within = any(split_target(name)[1] for name in policy.to)
     answer, moves = origin.client.jobs(), Moves(ledger).latest()
     foresight = foresee(origin, policy, to_foresee(waiting, answer, moves))
@@ -132,20 +138,24 @@ def look(
         moves=moves,
         origin=origin.site,
         others=origin.client.jobs(everyone=True) if everyone else None,
-        forecast=foresight.forecast,
-        catalog=rows_for(targets.values()),
-        now=now,
         facts=_facts(origin) if within else None,
+        send_gb=Sizes(ledger),
     )
-    seen = Snapshot(
+    seen = Kept(
         now=now,
         policy=policy,
-        jobs=tuple(found),
-        charges=tuple(charges(ledger)) if policy.budgets else (),
-        pending=foresight.forecast.pending,
-        coverage=foresight.forecast.coverage,
+        snapshot=Snapshot(jobs=tuple(found), shortages=short(moves.values())),
+        catalog=Catalog(sites=targets, rows=_rented(targets)),
+        budgets=Budgets(
+            limits=policy.budgets, charges=tuple(charges(ledger)) if policy.budgets else ()
+        ),
     )
-    return planned(seen, foresight.replan)
+    return planned(seen, foresight)
+
+
+def _rented(targets: Mapping[str, Site]) -> dict[str, Offer]:
+    named = {p.offer for site in targets.values() for p in site.partitions.values()}
+    return {name: row for name, row in rows_for(targets.values()).items() if name in named}
 
 
 def _facts(origin: Connection) -> SiteFacts:
@@ -183,6 +193,7 @@ def tick(
         orphans(ledger, connections, policy.from_site, say)
     except HpcscaleError as exc:
         done.problems.append(f"fences left behind: {exc}")
+    done.problems += resubmit(ledger, connections, [policy.from_site], say)
     try:
         seen = look(ledger, policy, connections, foresee)
         done.plan = seen.plan
@@ -201,7 +212,29 @@ def tick(
             say(f"{begun.run_id} ({begun.name}) moves to {begun.to_site}: {decision.reason}")
             done.begun.append(begun)
             _advance(handover, begun, done)
+    for decision in done.plan.decisions:
+        _send_early(ledger, decision, connections, done, say)
     return done
+
+
+def _send_early(
+    ledger: Ledger,
+    decision: Decision,
+    connections: Connections,
+    done: Tick,
+    say: Callable[[str], None],
+) -> None:
+    if decision.stage is None:
+        return
+    found = ledger.resolve(decision.ref)
+    if found.task is not None:  # an element has a run once it moves
+        return
+    try:
+        site, connection = connections.site(decision.stage), connections(decision.stage)
+        if send_early(ledger, found.run, decision, site, connection):
+            say(f"{decision.run_id} ({decision.name}): {decision.stage_why}")
+    except HpcscaleError as exc:
+        done.problems.append(f"{decision.run_id}: nothing was sent ahead: {exc}")
 
 
 def begin(
@@ -232,6 +265,10 @@ def begin(
     step = Step.FENCING if policy.order is Order.FENCE_FIRST else Step.SUBMITTING
     spec = as_it_waits(ledger.run(decision.run_id).spec, None, target.default_partition or "")
     terms = estimate(spec, target) if same_job else None
+    net = None
+    if decision.net is not None:
+        asked = msgspec.structs.replace(ledger.run(decision.run_id).spec, partition=decision.net)
+        net = estimate(asked, target)
     data = {
         "policy": msgspec.to_builtins(policy),
         "decision": msgspec.to_builtins(decision),
@@ -258,6 +295,10 @@ def begin(
             estimate_usd=decision.cost_usd,
             reserved_usd=decision.worst_usd,
             boot_timeout_s=decision.boot_timeout_s or 1800,
+            net=decision.net,
+            net_gpus=net.gpus if net else 0,
+            net_gpu_hour_usd=net.gpu_hour_usd if net else None,
+            line=decision.line,
             retry_after_s=policy.retry_after_s,
             lease_s=policy.lease_s,
             staging_s=decision.staging_s,

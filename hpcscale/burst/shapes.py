@@ -2,7 +2,8 @@
 
 A partition of a profile may name a row of the catalog (``offer``): each of its nodes is an instance
 of that shape, and costs what the row says. Prices, boot times and interruption rates are then the
-catalog's, with their day; a price that is missing or 0 is unknown, whatever the profile says. Pure.
+catalog's, with their day; a price that is missing or 0 is unknown, whatever the profile says. A
+partition that is ``preemptible`` rents at the row's spot price. Pure.
 """
 
 import datetime as dt
@@ -57,13 +58,14 @@ def _priced(partition: Partition, catalog: Catalog) -> Partition:
     price = _UNKNOWN
     if offer is None:
         return msgspec.structs.replace(partition, gpu_hour_usd=price)
-    if offer.on_demand_usd is not None and offer.gpus:
-        price = (offer.on_demand_usd / offer.gpus).quantize(Decimal("0.000001"), ROUND_UP)
+    hour = offer.spot_usd if partition.preemptible else offer.on_demand_usd
+    if hour is not None and offer.gpus:
+        price = (hour / offer.gpus).quantize(Decimal("0.000001"), ROUND_UP)
     return msgspec.structs.replace(partition, gpu_hour_usd=price, gpus_per_node=offer.gpus)
 
 
 def shapes(
-    spec: JobSpec, site: Site, catalog: Catalog, today: dt.date
+    spec: JobSpec, site: Site, catalog: Catalog, today: dt.date, *, spot: bool = False
 ) -> tuple[list[Shape], list[str]]:
     """Shapes of the site that hold the job, the cheapest first, unknown prices last.
 
@@ -72,6 +74,7 @@ def shapes(
         site: its own profile, or already ``with_catalog``.
         catalog: rows by name.
         today: of the prices' age.
+        spot: those whose nodes may be taken back, and no others.
 
     Returns:
         Shapes, and why the others do not hold it.
@@ -80,6 +83,12 @@ def shapes(
     rented = {n: p.offer for n, p in site.partitions.items() if p.offer is not None}
     if spec.partition is not None:
         rented = {name: row for name, row in rented.items() if name == spec.partition}
+    only_spot = rented and all(site.partitions[name].preemptible for name in rented)
+    rented = {n: row for n, row in rented.items() if site.partitions[n].preemptible is spot}
+    if only_spot and not spot:
+        return [], ["all that it rents may be taken back, and nothing catches the job then"]
+    if not rented and spot:
+        return [], []
     if not rented:
         note, unpromised = _profile_age(site, today)
         shape = Shape(
@@ -93,10 +102,10 @@ def shapes(
         offer = catalog.get(row)
         if offer is None:
             why_not.append(f"partition {name} rents {row}, which no catalog file has")
-        elif problem := _too_small(spec, offer):
+        elif problem := _away(spec, offer) or _too_small(spec, offer):
             why_not.append(f"partition {name}: {problem}")
         else:
-            found.append(_shape(spec, priced, name, offer, today))
+            found.append(_shape(spec, priced, name, offer, today, spot=spot))
     found.sort(key=lambda s: (s.cost.usd is None, s.cost.usd or Decimal(0), s.partition or ""))
     return found, why_not
 
@@ -120,7 +129,9 @@ def as_rented(
     return msgspec.structs.replace(priced, default_partition=found[0].partition, burst=burst), []
 
 
-def _shape(spec: JobSpec, site: Site, name: str, offer: Offer, today: dt.date) -> Shape:
+def _shape(
+    spec: JobSpec, site: Site, name: str, offer: Offer, today: dt.date, *, spot: bool
+) -> Shape:
     boot_s = site.burst.boot_allowance_s if offer.boot_p95_s is None else offer.boot_p95_s
     there = msgspec.structs.replace(
         site, burst=msgspec.structs.replace(site.burst, boot_allowance_s=boot_s)
@@ -128,13 +139,23 @@ def _shape(spec: JobSpec, site: Site, name: str, offer: Offer, today: dt.date) -
     cost = estimate(msgspec.structs.replace(spec, partition=name), there)
     unpromised = ""
     try:
-        require_fresh(offer, today)
+        require_fresh(offer, today, spot=spot)
     except BurstRefusedError as exc:
         unpromised = f"{exc.message} ({exc.hint})"
     return Shape(
         partition=name, offer=offer, cost=cost, boot_s=boot_s,
         note=staleness(offer, today) or "", unpromised=unpromised,
     )  # fmt: skip
+
+
+def _away(spec: JobSpec, offer: Offer) -> str | None:
+    """A data rule that names an area holds for what is rented, too, whatever the site says."""
+    for tag in spec.burst.data:
+        area, only, rest = tag.rpartition("-only")
+        inside = offer.region == area or offer.region.startswith(f"{area}-")
+        if only and not rest and area and not inside:
+            return f"data rule {tag}: {offer.name} stands in {offer.region}"
+    return None
 
 
 def _too_small(spec: JobSpec, offer: Offer) -> str | None:

@@ -149,6 +149,17 @@ class Shift(Follow):
         self._until_over(connection, origin)
         return self.advance(self.moves.get(move.move_id))
 
+    def watch_shift(self, move: Move) -> None:
+        """A controller that died may have forgotten that it was put back: then it is paid for."""
+        if move.old_partition is None:
+            return
+        origin, connection = self._origin(move)
+        seen = look(connection, origin)
+        if _there(move, seen):
+            self.ledger.set_terms(origin, move.gpus, move.gpu_hour_usd, move.to_site)
+        elif seen.status is not None:
+            self._old_terms(move, origin)
+
     def advance(self, move: Move) -> Move:
         """See ``Handover``."""
         raise NotImplementedError

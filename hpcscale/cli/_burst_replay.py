@@ -24,10 +24,10 @@ def replay(snapshot: str | None, as_json: bool) -> None:
         plan = seen.plan or read(name).plan
         assert plan is not None
         verdict = "same" if not changed else f"differs: {', '.join(changed)}"
-        moves = len(plan.moves)
-        rows.append([name[:12], f"{seen.now:%Y-%m-%d %H:%M:%SZ}", str(len(seen.jobs)), str(moves),
+        moves, jobs = len(plan.moves), len(seen.snapshot.jobs)
+        rows.append([name[:12], f"{seen.now:%Y-%m-%d %H:%M:%SZ}", str(jobs), str(moves),
                      verdict])  # fmt: skip
-        data.append({"snapshot": name, "now": seen.now, "jobs": len(seen.jobs), "moves": moves,
+        data.append({"snapshot": name, "now": seen.now, "jobs": jobs, "moves": moves,
                      "changed": changed})  # fmt: skip
     if as_json:
         emit_json({"snapshots": data})

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcscale.cli._burst_model import model_options, more_figures, rehearse_all, site_model
+from hpcscale.cli._burst_twin import check, twin_options
 from hpcscale.cli._output import emit_json, emit_table, json_option, notice
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ DEFAULT_POLICIES = ("no-wait", "constant-wait", "compute-wait", "value")
 @click.option(
     "--html", metavar="FILE", type=click.Path(), help="Write a report that needs no other file."
 )
+@model_options
+@twin_options
 @json_option
 def simulate(  # noqa: PLR0917 -- click passes them by keyword
     history: str,
@@ -82,26 +86,64 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
     deadlines: float,
     seed: int,
     html: str | None,
+    model: str,
+    check_on_lab: bool,
+    lab_jobs: int,
+    lab_minutes: float,
+    lab_fast: int,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Replay a history on a cluster with a cloud behind it, under several policies.
 
     Nothing is asked of Slurm (but of its accounting, for live:90d) and nothing is moved. The same
     seed gives the same figures.
     """
-    from pathlib import Path
-
     from hpcscale.cli._progress import progress
     from hpcscale.errors import UsageError
     from hpcscale.simulate.compare import RUNS, compare
     from hpcscale.simulate.overflow import Expect, instance_of
 
-    cluster, boot_h = _cluster(site, cloud, nodes, gpus_per_node, cloud_gpu_hour_usd)
+    if check_on_lab:
+        size = _size(site, nodes, gpus_per_node)
+        reading = _history(history, site, size[1])
+        check(
+            reading.workload, *size, jobs=lab_jobs, minutes=lab_minutes, fast=lab_fast,
+            as_json=as_json,
+        )  # fmt: skip
+        return
+    cluster, boot = _cluster(site, cloud, nodes, gpus_per_node, cloud_gpu_hour_usd)
     reading = _history(history, site, cluster.gpus_per_node)
     instance = instance_of(reading.workload, cluster, deadlines=deadlines, seed=seed)
     wanted = list(dict.fromkeys(policies or DEFAULT_POLICIES))
     if equal_wait is not None and equal_wait not in wanted:
         wanted.insert(0, equal_wait)
+    if model == "slurm":
+        if tune_on:
+            raise UsageError(
+                "--tune-on is of --model plain", hint="leave it out: the knobs of files stand"
+            )
+        shape, masks = site_model(instance, reading.workload, asked, boot)
+        with progress("reading the history") as advance:
+            made, lived = rehearse_all(
+                instance, reading.workload, wanted, shape, masks, equal_wait=equal_wait,
+                seed=seed, tell=advance,
+            )  # fmt: skip
+        data = _data(
+            made, history=history, runtimes="learned", seed=seed, equal_wait=equal_wait,
+            read=reading.summary(),
+        )  # fmt: skip
+        data["model"] = "slurm"
+        for row in data["policies"]:
+            row.update(more_figures(lived[row["policy"]]))
+        _show(made, data, reading, html, as_json=as_json)
+        return
+    only = [name.replace("_", "-") for name, value in asked.items() if value]
+    if only:
+        raise UsageError(
+            f"--{only[0].replace('node-classes', 'node-class')} is of --model slurm",
+            hint="--model slurm",
+        )
     chosen = [(name, _rules(name, instance)) for name in wanted]
     if tune_on and not equal_wait:
         raise UsageError("--tune-on needs --equal-wait", hint="--equal-wait constant-wait")
@@ -121,7 +163,10 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
             chosen,
             equal_wait=equal_wait,
             tune_on=tune_on,
-            expect=Expect(learned=runtimes == "learned", boot_h=boot_h),
+            expect=Expect(
+                learned=runtimes == "learned",
+                boot_h=(boot.get("boot_p95_s", 0.0) + boot.get("staging_s", 0.0)) / 3600,
+            ),
             progress=tell,
         )
     data = _data(
@@ -132,6 +177,15 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
         equal_wait=equal_wait,
         read=reading.summary(),
     )
+    data["model"] = "plain"
+    _show(made, data, reading, html, as_json=as_json)
+
+
+def _show(
+    made: "Comparison", data: dict[str, Any], reading: "Reading", html: str | None, *, as_json: bool
+) -> None:
+    from pathlib import Path
+
     if html is not None:
         from hpcscale.simulate.report import page
 
@@ -173,36 +227,29 @@ def _cluster(
     nodes: int | None,
     gpus_per_node: int | None,
     usd: str | None,
-) -> "tuple[Cluster, float]":
+) -> "tuple[Cluster, dict[str, float]]":
     from decimal import Decimal, InvalidOperation
 
     from hpcscale.errors import UsageError
     from hpcscale.simulate.overflow import Cluster
 
-    boot_h = 0.0
+    boot: dict[str, float] = {}
     price = None
-    if site is not None:
-        from hpcscale.site import load_site
-
-        profile = load_site(site).site
-        partition = profile.partitions.get(profile.default_partition or "")
-        nodes = nodes or (partition.nodes if partition else None)
-        gpus_per_node = gpus_per_node or profile.partition_gpus_per_node(profile.default_partition)
+    nodes, gpus_per_node = _size(site, nodes, gpus_per_node)
     if cloud is not None:
         from hpcscale.site import load_site
 
         profile = load_site(cloud).site
         price = profile.gpu_hour_usd(profile.default_partition)
-        boot_h = (profile.burst.boot_allowance_s + profile.burst.staging_s) / 3600
+        boot = {
+            "boot_p95_s": float(profile.burst.boot_allowance_s),
+            "staging_s": float(profile.burst.staging_s),
+            "boot_timeout_s": float(profile.burst.boot_timeout_s),
+        }
         if price is None and usd is None:
             raise UsageError(
                 f"{cloud} has no price of a GPU-hour", hint="--cloud-gpu-hour-usd 2.50"
             )
-    if not nodes or not gpus_per_node:
-        raise UsageError(
-            "the size of the cluster is not known",
-            hint="--nodes 4 --gpus-per-node 8, or --site SITE",
-        )
     if usd is not None:
         try:
             price = Decimal(usd)
@@ -217,7 +264,26 @@ def _cluster(
             "the price of a GPU-hour in the cloud is not known",
             hint="--cloud-gpu-hour-usd 2.50, or --cloud SITE",
         )
-    return Cluster(nodes, gpus_per_node, price), boot_h
+    return Cluster(nodes, gpus_per_node, price), boot
+
+
+def _size(site: str | None, nodes: int | None, gpus_per_node: int | None) -> tuple[int, int]:
+    """Nodes and GPUs of each, as asked for or by the profile."""
+    from hpcscale.errors import UsageError
+
+    if site is not None:
+        from hpcscale.site import load_site
+
+        profile = load_site(site).site
+        partition = profile.partitions.get(profile.default_partition or "")
+        nodes = nodes or (partition.nodes if partition else None)
+        gpus_per_node = gpus_per_node or profile.partition_gpus_per_node(profile.default_partition)
+    if not nodes or not gpus_per_node:
+        raise UsageError(
+            "the size of the cluster is not known",
+            hint="--nodes 4 --gpus-per-node 8, or --site SITE",
+        )
+    return nodes, gpus_per_node
 
 
 def _rules(name: str, instance: Any) -> "Rules":

@@ -9,6 +9,9 @@ from hpcscale.cli._output import emit_json, json_option, notice, printable, sile
 from hpcscale.errors import HpcscaleError
 
 if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable
+
     from hpcscale.render import RenderedJob
     from hpcscale.site import Site
     from hpcscale.spec import JobSpec
@@ -38,18 +41,21 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
     assert spec.site is not None  # load() chose one
     site = load_site(spec.site).site
     rendered = prepare(spec, site)
-    burst = _burst_notes(spec, site)
     if dry_run:
+        import datetime as dt
+
+        burst = _burst_notes(spec, site, lambda: dt.datetime.now(dt.UTC))
         _dry_run(job, rendered, site, burst, as_json=as_json)
         return
-    for text in burst:
-        notice(text)
     from hpcscale.cli._transfer_bar import Bar
     from hpcscale.connect import connect
     from hpcscale.ledger import Ledger
     from hpcscale.submit import submit
 
     with Ledger.open() as ledger, connect(site) as connection, Bar() as bar:
+        burst = _burst_notes(spec, site, connection.clock.now)  # by the clock that will judge it
+        for text in burst:
+            notice(text)
         submission = submit(rendered, site, connection, ledger, meter=bar)
     for text in submission.notices:
         notice(text)
@@ -87,8 +93,10 @@ def _tell(submission: "Submission", burst: list[str], *, as_json: bool) -> None:
     )
 
 
-def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
+def _burst_notes(spec: "JobSpec", site: "Site", now: "Callable[[], dt.datetime]") -> list[str]:
     """Where the job may go besides, and where not and why; refuses burst=only that can go nowhere.
+
+    ``now`` is asked for a deadline alone.
 
     Raises:
         BurstRefusedError: burst=only, and no target takes the job as it is; or a deadline that
@@ -118,7 +126,7 @@ def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
         else:
             free += 1
             cloud.append((target.name, target.burst.boot_allowance_s + staging_s))
-            notes.append(f"may burst to {target.name}, expected cost {cost}")
+            notes.append(f"may burst to {target.name}, expected cost {cost}{_not_yet(target)}")
     if not free and not notes:
         notes.append("no other site is a burst target (burst.target in a profile)")
     if not free and spec.burst.mode is BurstMode.ONLY:
@@ -128,14 +136,12 @@ def _burst_notes(spec: "JobSpec", site: "Site") -> list[str]:
             " allows more), or say --burst never",
         )
     if spec.burst.deadline is not None:
-        import datetime as dt
-
         from hpcscale.burst.feasible import deadline_note
         from hpcscale.cost import time_limit_s
 
         note = deadline_note(
             spec.burst.deadline,
-            dt.datetime.now(dt.UTC),
+            now(),
             time_limit_s(spec, site),
             cloud,
             here=spec.burst.mode is BurstMode.AUTO,
@@ -180,6 +186,17 @@ def _burst_targets(
             there, small = as_rented(anywhere, target, rows_for([target]), today)
             found.append((there, [*burst_blockers(spec, there), *small], there.burst.staging_s))
     return found, notes
+
+
+def _not_yet(target: "Site") -> str:
+    """What its profile still lacks, in words that follow the cost."""
+    from hpcscale.site import require_host
+
+    try:
+        require_host(target)
+    except HpcscaleError as exc:
+        return f"; not yet: {exc.message}"
+    return ""
 
 
 def _dry_run(

@@ -61,6 +61,10 @@ class Problem:
         return len(self.duration_s)
 
 
+class Checked(list[list[tuple[int, int, int]]]):
+    """Alternatives in which no mistake is left: what many jobs of one shape share."""
+
+
 @dataclass
 class ProblemBuilder:
     """Collects a ``Problem`` piece by piece; every mistake is named where it is made."""
@@ -70,7 +74,7 @@ class ProblemBuilder:
     _held: list[tuple[int, int, int, int]] = field(default_factory=list)
     _duration: list[int] = field(default_factory=list)
     _release: list[int] = field(default_factory=list)
-    _alternatives: list[list[list[tuple[int, int, int]]]] = field(default_factory=list)
+    _alternatives: list[Checked] = field(default_factory=list)
     _after: list[tuple[int, ...]] = field(default_factory=list)
 
     def resource(self, units: int) -> int:
@@ -98,15 +102,30 @@ class ProblemBuilder:
         """A pending job below all added before it; its position.
 
         Args:
-            alternatives: any one of them will do; the first of two that start equally early.
+            alternatives: any one of them will do; the first of two that start equally early. What
+                ``checked`` returned is taken as it is.
             duration_s: predicted; 0 counts as 1.
             release_s: not before; default now.
             after: positions of jobs that must have ended; they may be added later.
         """
-        chosen = [
+        if not isinstance(alternatives, Checked):
+            alternatives = self.checked(alternatives)
+        self._alternatives.append(alternatives)
+        self._duration.append(max(1, duration_s))
+        self._release.append(self.now_s if release_s is None else max(release_s, self.now_s))
+        self._after.append(tuple(after))
+        return len(self._duration) - 1
+
+    def checked(self, alternatives: Iterable[Alternative]) -> Checked:
+        """Alternatives for ``job``: of very many jobs of one shape they are looked at once.
+
+        Raises:
+            PlanError: what is wrong with them.
+        """
+        chosen = Checked(
             [(d[0], d[1], d[2] if len(d) == 3 else d[1]) for d in demands if d[1] != 0]
             for demands in alternatives
-        ]
+        )
         for demands in chosen:
             for resource, units, taken in demands:
                 self._check(resource, units)
@@ -114,11 +133,7 @@ class ProblemBuilder:
                     raise PlanError(f"a job needs {units} units of a resource and takes {taken}")
             if len({demand[0] for demand in demands}) != len(demands):
                 raise PlanError("a job names the same resource twice in one alternative")
-        self._alternatives.append(chosen)
-        self._duration.append(max(1, duration_s))
-        self._release.append(self.now_s if release_s is None else max(release_s, self.now_s))
-        self._after.append(tuple(after))
-        return len(self._duration) - 1
+        return chosen
 
     def _check(self, resource: int, units: int) -> None:
         if not 0 <= resource < len(self.capacity):

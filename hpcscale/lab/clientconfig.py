@@ -1,7 +1,8 @@
 """What a user of the lab needs: site overlays, the state directory, ``SLURM_CONF``.
 
-``<lab dir>/config`` stands in for ``~/.config/hpcscale``: its ``sites/*.toml`` fill in what the
-bundled ``lab-onprem`` and ``lab-cloud`` cannot know (ports, keys, directories of this one lab).
+``<lab dir>/config`` stands in for ``~/.config/hpcscale``: its ``config.toml`` makes ``lab-onprem``
+the default site, its ``sites/*.toml`` fill in what the bundled ``lab-onprem`` and ``lab-cloud``
+cannot know (ports, keys, directories of this one lab).
 """
 
 import json
@@ -16,9 +17,10 @@ def _toml(table: dict[str, str | int | list[str]]) -> str:
 
 
 def write_overlays(state: LabState) -> None:
-    """Write ``config/sites/lab-onprem.toml`` and ``lab-cloud.toml``."""
+    """Write ``config/config.toml``, ``config/sites/lab-onprem.toml`` and ``lab-cloud.toml``."""
     sites = state.directory / "config" / "sites"
     sites.mkdir(parents=True)
+    (sites.parent / "config.toml").write_text(_toml({"default_site": ONPREM}))
     (state.directory / "user-state").mkdir(mode=0o700)
     ssh = state.directory / "ssh"
     options = state.lab_options()

@@ -107,7 +107,7 @@ def slurm_conf(config: SiteConfig) -> str:
         "SelectTypeParameters=CR_Core_Memory",
         "DefMemPerCPU=1000",
         "SchedulerType=sched/backfill",
-        f"SchedulerParameters={SCHEDULER}",
+        f"SchedulerParameters={options.scheduler or SCHEDULER}",
         f"KillWait={options.kill_wait_s}",
         f"MinJobAge={300 * options.fast}",
         "CompleteWait=0",

@@ -41,6 +41,7 @@ class LabOptions:
         cover: further directories that the sites must not see.
         cloud_partition: lab-onprem's controller has a partition ``cloud`` too, of as many nodes
             that boot when a job wants them.
+        scheduler: SchedulerParameters, in the controllers' seconds; default: quick ones, for tests.
         extra_conf: lines appended to a site's slurm.conf.
     """
 
@@ -58,6 +59,7 @@ class LabOptions:
     isolate: bool = True
     cover: tuple[Path, ...] = ()
     cloud_partition: bool = False
+    scheduler: str = ""
     extra_conf: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from hpcscale.history.reading import Reading
 from hpcscale.outlook.learned import Track, history
 from hpcscale.outlook.model import SiteModel, shorter
 from hpcscale.outlook.snapshot import Level, Snapshot, asker_of, take
-from hpcscale.slurm.types import JobState
+from hpcscale.slurm.types import JobState, PartitionFacts
 from hpcscale.slurm.whole import QueuedJob
 from hpcscale.spec import JobSpec
 from hpcscale.units import format_duration
@@ -199,6 +199,17 @@ def _known(seconds: float) -> float | None:
     return seconds if math.isfinite(seconds) else None
 
 
+def _may_use(facts: PartitionFacts, job: QueuedJob) -> bool:
+    """Whether a partition takes the job's account and QOS, as far as they are known."""
+    return not any(
+        name and (name in denied or (allowed is not None and name not in allowed))
+        for name, allowed, denied in (
+            (job.account, facts.allow_accounts, facts.deny_accounts),
+            (job.qos, facts.allow_qos, facts.deny_qos),
+        )
+    )
+
+
 def _levers(model: SiteModel, job: QueuedJob, point: float, *, new: bool) -> list[Lever]:
     """Free changes that start the job at least a minute sooner, the best first."""
 
@@ -224,7 +235,7 @@ def _levers(model: SiteModel, job: QueuedJob, point: float, *, new: bool) -> lis
             )
             offer("time", text, why, shorter(job, limit))
     for name, facts in model.snapshot.facts.partitions.items():
-        if name in job.partitions or not facts.up:
+        if name in job.partitions or not facts.up or not _may_use(facts, job):
             continue
         if facts.max_time_s is not None and job.limit_s and job.limit_s > facts.max_time_s:
             continue

@@ -17,13 +17,13 @@ import msgspec
 import numpy as np
 
 from hpcscale.forecast.plan import plan
-from hpcscale.forecast.problem import NEVER, Demand, ProblemBuilder
+from hpcscale.forecast.problem import NEVER, Checked, Demand, ProblemBuilder
 from hpcscale.forecast.runtimes import RuntimeModel
 from hpcscale.history.reading import Reading
 from hpcscale.history.workload import CATEGORIES, make_workload
 from hpcscale.outlook.snapshot import Snapshot
 from hpcscale.slurm.types import JobState
-from hpcscale.slurm.whole import QueuedJob, node_names
+from hpcscale.slurm.whole import QueuedJob, RunLimit, node_names
 from hpcscale.units import parse_array
 
 _HELD = ("JobHeldUser", "JobHeldAdmin", "DependencyNeverSatisfied", "BadConstraints", "Invalid")
@@ -87,7 +87,9 @@ class SiteModel:
         self.snapshot = snapshot
         self._classes = _classes(snapshot)
         self._of_node = {name: c for c in self._classes for name in c.names}
-        self._pending = _in_order(snapshot)
+        tiers = {name: facts.priority_tier for name, facts in snapshot.facts.partitions.items()}
+        self._tiers = tiers if len(set(tiers.values())) > 1 else {}
+        self._pending = sorted(_waiting(snapshot), key=self._order)
         self._past = past
         self._runtimes: dict[str, float] = {}
         self._model: RuntimeModel | None = None
@@ -152,6 +154,15 @@ class SiteModel:
             return float(job.limit_s or _WITHOUT_LIMIT_S)
         return believed
 
+    def _order(self, job: QueuedJob) -> tuple[int, int, int]:
+        """Sort key, as Slurm looks at jobs: partition's tier, priority, age (slurm.conf(5))."""
+        tier = max((self._tiers.get(name, 1) for name in job.partitions), default=1)
+        return (-tier, -job.priority, int(re.split(r"\D", job.job_id)[0]))
+
+    def tasks(self, job: QueuedJob) -> int:
+        """How many jobs its record stands for: of an array those that wait."""
+        return _tasks(job)[0]
+
     def times(
         self,
         *,
@@ -173,11 +184,16 @@ class SiteModel:
             for job in self._pending
             if job.job_id not in without
         ]
+        if added is not None:
+            pending.append(added)
+        if added is not None or changed is not None:
+            # by tier alone what is added comes after its like; a changed job keeps its priority
+            pending.sort(
+                key=lambda job: (*self._order(job)[:1], job is added, *self._order(job)[1:])
+            )
         if of is not None:
             last = max((at for at, job in enumerate(pending) if job.job_id in of), default=-1)
             del pending[last + 1 :]
-        if added is not None:
-            pending.append(added)
         own = changed or added
         return Times(
             self._plan(pending, learned=True, own=own), self._plan(pending, learned=False, own=own)
@@ -198,8 +214,8 @@ class SiteModel:
         self._hold_reservations(made)
         positions: dict[str, list[int]] = {}
         waits: list[tuple[QueuedJob, int]] = []
+        shapes: dict[tuple[object, ...], Checked] = {}
         for job in pending:
-            choices = self._choices(job)
             seconds = float(job.limit_s or _WITHOUT_LIMIT_S)
             # Slurm's backfill places a job by its limit: so is the one that is asked about
             if learned and (own is None or job.job_id != own.job_id):
@@ -209,14 +225,16 @@ class SiteModel:
             extra = allowances.of(job)
             if throttle is not None:
                 extra = [*extra, (made.resource(throttle), 1)]
+            shape = (
+                job.partitions, job.num_nodes, job.cpus, job.gpus, job.exclusive, tuple(extra)
+            )  # fmt: skip
+            if (choices := shapes.get(shape)) is None:
+                alternatives = [[*choice, *extra] for choice in self._choices(job)]
+                choices = shapes[shape] = made.checked(alternatives)
+            length = _up(seconds, grain)
+            mine = positions.setdefault(job.job_id, [])
             for _ in range(tasks):
-                at = made.job(
-                    [[*choice, *extra] for choice in choices],
-                    _up(seconds, grain),
-                    release_s=release,
-                    after=after,
-                )
-                positions.setdefault(job.job_id, []).append(at)
+                mine.append(made.job(choices, length, release_s=release, after=after))
             waits.append((job, positions[job.job_id][0]))
         starts = plan(made.build()).start_s
         return {
@@ -301,21 +319,34 @@ class SiteModel:
 
 
 class _Allowances:
-    """``MaxJobsPerUser`` of QOS as resources: one for each user and QOS that meets one."""
+    """Limits on what runs at one time, as resources: one for each that a job of the plan meets."""
 
     def __init__(self, made: ProblemBuilder, snapshot: Snapshot) -> None:
         self._made = made
-        self._limits = dict(snapshot.limits)
-        self._known: dict[tuple[str, str], int] = {}
+        self._limits: dict[tuple[str, str], list[RunLimit]] = {}
+        for limit in snapshot.limits:
+            kind = limit.whose.partition("/")[0]
+            self._limits.setdefault(("account" if kind == "user" else kind, limit.name), []).append(
+                limit
+            )
+        self._known: dict[tuple[str, ...], int] = {}
 
     def of(self, job: QueuedJob) -> list[Demand]:
-        """What this job takes of its user's allowance."""
-        if job.qos not in self._limits:
+        """What this job takes of its user's, its account's and its QOS's allowances."""
+        if not self._limits:
             return []
-        key = (job.qos, job.user)
-        if key not in self._known:
-            self._known[key] = self._made.resource(self._limits[job.qos])
-        return [(self._known[key], 1)]
+        takes = {"jobs": 1, "cpu": job.cpus, "gpu": job.gpus, "node": job.num_nodes}
+        found: dict[int, Demand] = {}
+        for place in (("qos", job.qos), ("account", job.account)):
+            for limit in self._limits.get(place, ()):
+                if limit.user not in {"", job.user} or not takes[limit.what]:
+                    continue
+                each = job.user if limit.whose.endswith("/user") else limit.user
+                key = (*place, limit.whose, limit.what, each, str(limit.units))
+                if key not in self._known:
+                    self._known[key] = self._made.resource(limit.units)
+                found[self._known[key]] = (self._known[key], takes[limit.what])
+        return list(found.values())
 
 
 def _classes(snapshot: Snapshot) -> list[_Class]:
@@ -329,14 +360,13 @@ def _classes(snapshot: Snapshot) -> list[_Class]:
     return sorted(found.values(), key=lambda kind: (len(kind.partitions), kind.gpus_per_node))
 
 
-def _in_order(snapshot: Snapshot) -> list[QueuedJob]:
-    """Pending jobs as Slurm looks at them: by priority, then by age; those held are left out."""
-    pending = [
+def _waiting(snapshot: Snapshot) -> list[QueuedJob]:
+    """Pending jobs that Slurm looks at: those held are left out."""
+    return [
         job
         for job in snapshot.jobs
         if job.state is JobState.PENDING and job.priority and not job.reason.startswith(_HELD)
     ]
-    return sorted(pending, key=lambda job: (-job.priority, int(re.split(r"\D", job.job_id)[0])))
 
 
 def _released(
@@ -347,6 +377,8 @@ def _released(
     if job.eligible_s and job.eligible_s > now:
         release = job.eligible_s
     after: list[int] = []
+    if not job.dependency:
+        return release, after
     for text in _AFTER.findall(job.dependency):
         name = text.removesuffix("_*")
         after += positions.get(name, [])

@@ -29,7 +29,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         queue_level: FULL, or OWN where other people's jobs are hidden.
         history_level: FULL, or ABSENT where there is no slurmdbd; what slurmdbd hides by its own
             PrivateData shows in the answers only.
-        limits: (qos, MaxJobsPerUser) of each QOS that has one.
+        limits: on what may run at one time, where Slurm enforces them.
         notes: what could not be asked, and why.
     """
 
@@ -42,7 +42,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     facts: SiteFacts
     queue_level: Level
     history_level: Level
-    limits: tuple[tuple[str, int], ...] = ()
+    limits: tuple[whole.RunLimit, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -83,12 +83,13 @@ def take(connection: Connection) -> Snapshot:
     sees_all = others or user in {"root", slurm_user}
     queue_level = Level.OWN if "jobs" in hidden and not sees_all else Level.FULL
     history_level = Level.FULL if facts.has_accounting else Level.ABSENT
-    limits: tuple[tuple[str, int], ...] = ()
-    if facts.has_accounting:
+    limits: tuple[whole.RunLimit, ...] = ()
+    enforced = facts.config.get("AccountingStorageEnforce", "limits").lower()
+    if facts.has_accounting and ("limits" in enforced or "safe" in enforced):
         try:
-            limits = whole.qos_job_limits(client)
+            limits = whole.run_limits(client, facts.cluster)
         except UnreachableError as exc:
-            notes.append(f"QOS limits are not known: {exc.message}")
+            notes.append(f"limits of QOS and accounts are not known: {exc.message}")
     return Snapshot(
         site=connection.site.name,
         user=user,

@@ -104,7 +104,7 @@ def _gpu_hours_before(outcome: Outcome, rows: Any, until_h: float) -> float:
     instance = outcome.instance
     first = float(instance.arrival_h[0])
     begin = np.minimum(outcome.start_h[rows], first + until_h)
-    end = np.minimum(outcome.start_h[rows] + instance.run_h[rows], first + until_h)
+    end = np.minimum(outcome.end_h[rows], first + until_h)
     return float((instance.gpus[rows] * (end - begin)).sum())
 
 
@@ -115,7 +115,7 @@ def timeline(outcome: Outcome, points: int = 240) -> dict[str, Floats]:
         ``hours``, ``waiting``, ``here`` and ``away``.
     """
     instance = outcome.instance
-    end = outcome.start_h + instance.run_h
+    end = outcome.end_h
     hours = np.linspace(float(instance.arrival_h[0]), float(end.max()), points)
 
     def active(begin: Floats, until: Floats, gpus: Any) -> Floats:

@@ -216,6 +216,8 @@ class Outcome:
         start_h: when each job began, here or away.
         left: which jobs ran away from the cluster.
         expected_h: what the policy took for each runtime.
+        ended_h: when each ended; None: a runtime after it began.
+        paid_usd: of each job, boots and runs in vain included; None: its runtime at the price.
     """
 
     instance: Instance
@@ -223,6 +225,23 @@ class Outcome:
     start_h: Floats
     left: Bools
     expected_h: Floats
+    ended_h: Floats | None = None
+    paid_usd: Floats | None = None
+
+    @property
+    def end_h(self) -> Floats:
+        """When each job ended."""
+        if self.ended_h is not None:
+            return self.ended_h
+        return self.start_h + self.instance.run_h
+
+    @property
+    def usd(self) -> Floats:
+        """Dollars of each job."""
+        if self.paid_usd is not None:
+            return self.paid_usd
+        price = float(self.instance.cluster.cloud_gpu_hour_usd)
+        return np.where(self.left, self.instance.gpu_hours, 0.0) * price
 
     @property
     def wait_h(self) -> Floats:
@@ -242,6 +261,8 @@ class Outcome:
     @property
     def cloud_cost_usd(self) -> Decimal:
         """Dollars for them, to the cent."""
+        if self.paid_usd is not None:
+            return Decimal(float(self.paid_usd.sum())).quantize(CENT, ROUND_HALF_UP)
         price = self.instance.cluster.cloud_gpu_hour_usd
         return (Decimal(self.cloud_gpu_hours) * price).quantize(CENT, ROUND_HALF_UP)
 
@@ -251,7 +272,7 @@ class Outcome:
         has = np.isfinite(self.instance.deadline_h)
         if not has.any():
             return 1.0
-        end = self.start_h + self.instance.run_h
+        end = self.end_h
         return float((end[has] <= self.instance.deadline_h[has] + 1e-9).mean())
 
 

@@ -204,10 +204,9 @@ def _accounts(made: Comparison, work: Workload, colors: dict[str, str]) -> str:
     else:
         return "<h2>Money by account</h2><p>The history names no accounts.</p>"
     names = work.names[kind]
-    price = float(made.instance.cluster.cloud_gpu_hour_usd)
     spent: dict[str, np.ndarray[Any, Any]] = {}
     for result in made.results:
-        usd = np.where(result.outcome.left, made.scored.gpu_hours, 0.0) * price
+        usd = result.outcome.usd
         spent[result.name] = np.bincount(codes + 1, usd, minlength=len(names) + 1)
     order = np.argsort(-sum(spent.values()))
     shown = [int(k) for k in order[:ACCOUNTS]]
@@ -237,8 +236,16 @@ def _method(data: dict[str, Any]) -> str:
         "hour after submission, drawn with the seed."
     )
     out = "; ".join(f"{n:,} jobs left out: {why}" for why, n in data["left_out"].items())
+    queue = (
+        "The queue is walked in order of arrival and whoever fits starts, best fit; the wait of a "
+        "job that leaves is the time it waited before. "
+    )
+    if data.get("model") == "slurm":
+        queue = (
+            "The queue is Slurm's: priority by submission, backfill by time limits, on single "
+            "nodes. Who leaves is decided by the same code as on a real site; a wait ends when the "
+            "job runs, in the cloud after its boot. Money counts boots and runs in vain. "
+        )
     return escape(
-        f"{data['read']}. {out + '. ' if out else ''}Seed {data['seed']}. The queue is walked in "
-        "order of arrival and whoever fits starts, best fit; the wait of a job that leaves is the "
-        f"time it waited before. {deadlines}"
+        f"{data['read']}. {out + '. ' if out else ''}Seed {data['seed']}. {queue}{deadlines}"
     )

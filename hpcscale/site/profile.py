@@ -157,12 +157,15 @@ class BurstTarget(_Frozen, frozen=True, kw_only=True):
         boot_allowance_s: billed and waited for in estimates (p95 of a boot).
         boot_timeout_s: without a start by then the move is undone.
         staging_s: allowance for copying code and inputs.
+        transfer_mb_s: megabytes a second from this machine to there; large inputs are counted at
+            this rate, besides ``staging_s``. Left out: not known, ``staging_s`` alone counts.
     """
 
     target: bool = False
     boot_allowance_s: int = 0
     boot_timeout_s: int = 1800
     staging_s: int = 60
+    transfer_mb_s: float | None = None
 
 
 class Software(_Frozen, frozen=True, kw_only=True):
@@ -200,7 +203,8 @@ class Partition(_Frozen, frozen=True, kw_only=True):
         max_nodes: most nodes of one job; left out when unlimited or unknown.
         features: what ``--constraint`` may name here.
         default: the controller's own default partition.
-        preemptible: its jobs may be stopped for others.
+        preemptible: its jobs may be stopped for others, its nodes taken back. With ``offer`` they
+            cost the row's spot price, and bursts use them where the slack bears it.
         gpu_hour_usd: price of a GPU-hour here when it differs from the site's; of a burst target
             it must be said, else it is unknown.
         offer: row of the catalog whose instances its nodes are, such as

@@ -213,9 +213,66 @@ def node_names(text: str) -> list[str]:
         return []
 
 
-def qos_job_limits(asker: Asker) -> tuple[tuple[str, int], ...]:
-    """Each QOS that lets a user run only so many jobs at a time (``MaxJobsPU``)."""
-    done = asker.question(["sacctmgr", "--noheader", "--parsable2", "--readonly", "show", "qos",
-                           "format=Name,MaxJobsPU"])  # fmt: skip
+class RunLimit(msgspec.Struct, frozen=True):
+    """The most that may run at one time of the jobs that a limit covers.
+
+    Attributes:
+        whose: ``qos`` or ``account`` (all of its jobs), with ``/user`` each user of it alone, or
+            ``user``: one user of one account.
+        name: of the QOS or account.
+        what: ``jobs``, ``cpu``, ``gpu`` or ``node``.
+        units: of them.
+        user: where ``whose`` is ``user``.
+    """
+
+    whose: str
+    name: str
+    what: str
+    units: int
+    user: str = ""
+
+
+_QOS = {"MaxJobsPU": "qos/user", "GrpJobs": "qos", "MaxTRESPU": "qos/user", "GrpTRES": "qos"}
+_OF_TRES = {"cpu": "cpu", "node": "node", "gres/gpu": "gpu"}
+
+
+def run_limits(asker: Asker, cluster: str) -> tuple[RunLimit, ...]:
+    """Limits on what runs at one time: of QOS, and of the accounts and users of a cluster.
+
+    ``MaxJobs``, ``GrpJobs``, ``MaxTRESPU`` and ``GrpTRES`` of sacctmgr(1): jobs, CPUs, GPUs, nodes.
+    """
+    found: list[RunLimit] = []
+    for row in _table(asker, ["qos"], ["Name", *_QOS]):
+        for column, whose in _QOS.items():
+            found += _limits(whose, row["Name"], row[column])
+    words = ["assoc", *([f"cluster={cluster}"] if cluster else [])]
+    for row in _table(asker, words, ["Account", "User", "Partition", "MaxJobs", "GrpJobs",
+                                     "GrpTRES"]):  # fmt: skip
+        account, user = row["Account"], row["User"]
+        if row["Partition"] or account == "root":
+            continue
+        if user:
+            # GrpJobs of a user's association bounds the same jobs as its MaxJobs
+            for column in ("MaxJobs", "GrpJobs", "GrpTRES"):
+                found += _limits("user", account, row[column], user)
+        else:
+            for column in ("GrpJobs", "GrpTRES"):
+                found += _limits("account", account, row[column])
+    return tuple(found)
+
+
+def _table(asker: Asker, words: Sequence[str], columns: Sequence[str]) -> list[dict[str, str]]:
+    done = asker.question(["sacctmgr", "--noheader", "--parsable2", "--readonly", "show", *words,
+                           f"format={','.join(columns)}"])  # fmt: skip
     rows = (line.split("|") for line in done.stdout.splitlines())
-    return tuple((row[0], int(row[1])) for row in rows if len(row) == 2 and row[1].isdigit())
+    return [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
+
+
+def _limits(whose: str, name: str, text: str, user: str = "") -> list[RunLimit]:
+    if text.isdigit():
+        return [RunLimit(whose, name, "jobs", int(text), user)]
+    return [
+        RunLimit(whose, name, _OF_TRES[kind], int(units), user)
+        for kind, units in parse_tres(text).items()
+        if kind in _OF_TRES and units.isdigit()
+    ]

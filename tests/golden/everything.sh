@@ -70,6 +70,7 @@ finish() {
   [ "$requeued" = true ] || rm -rf -- "$HPCSCALE_RUN_DIR/secrets/$HPCSCALE_SUBMISSION_ID"
 }
 trap finish EXIT
+trap 'exit 143' TERM  # else an end from outside, before the command begins, would tell a good end
 
 # --- what the command needs
 [ -e "$HPCSCALE_INPUT_NOTE" ] || fail "input note is not at $HPCSCALE_INPUT_NOTE"

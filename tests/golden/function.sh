@@ -62,6 +62,7 @@ finish() {
   report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
 }
 trap finish EXIT
+trap 'exit 143' TERM  # else an end from outside, before the command begins, would tell a good end
 
 # --- what the command needs
 [ -e "$HPCSCALE_INPUT_SUBMITIT" ] || fail "input submitit is not at $HPCSCALE_INPUT_SUBMITIT"

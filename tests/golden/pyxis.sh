@@ -55,6 +55,7 @@ finish() {
   report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
 }
 trap finish EXIT
+trap 'exit 143' TERM  # else an end from outside, before the command begins, would tell a good end
 
 # --- what the command needs
 [ -e "$HPCSCALE_INPUT_SET" ] || fail "input set is not at $HPCSCALE_INPUT_SET"

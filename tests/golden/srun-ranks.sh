@@ -57,6 +57,7 @@ finish() {
   report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
 }
 trap finish EXIT
+trap 'exit 143' TERM  # else an end from outside, before the command begins, would tell a good end
 
 # --- what the command needs
 mkdir -p -- "$HPCSCALE_RUN_DIR" || fail "a directory cannot be made"

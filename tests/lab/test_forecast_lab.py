@@ -68,6 +68,32 @@ def test_a_forecast_is_remembered_and_compared_with_the_start(lab_env):
     assert upper is None
 
 
+@pytest.mark.slow  # a lab with accounting
+def test_limits_of_a_qos_and_an_account_are_in_the_plan(lab_factory, use_lab):
+    lab = use_lab(lab_factory(nodes=2, accounting=True))
+    site = lab.site("lab-onprem")
+    small = ("-N1", "-n1", "--gpus-per-node=1", "-t30", "-o/dev/null")
+    first = sbatch(site, *small)
+    until(lambda: job_state(site, first) == "RUNNING", 60, "the first runs")
+    row = site.exec(["squeue", "-h", "-j", first, "-o", "%a %q"], check=True).stdout.split()
+    for what, name, limit in (
+        ("qos", row[1], "MaxTRESPU=gres/gpu={}"), ("account", row[0], "GrpJobs={}"),
+    ):  # fmt: skip
+        modify = ["sacctmgr", "-i", "modify", what, name, "set"]
+        site.exec([*modify, limit.format(1)], check=True)
+        waiting = sbatch(site, *small)
+        until(lambda job=waiting: reason(site, job).startswith(("QOS", "Assoc")), 60, "it is held")
+        # Slurm's nodes are free; it starts when the first has ended
+        assert 25 * 60 < forecast(f"lab-onprem:{waiting}")["p50_s"] <= 30 * 60
+        site.exec([*modify, limit.format(-1)], check=True)
+        until(lambda job=waiting: job_state(site, job) == "RUNNING", 60, "nothing limits it")
+        site.exec(["scancel", waiting], check=True)
+
+
+def reason(site, job_id):
+    return site.exec(["squeue", "-h", "-j", job_id, "-o", "%r"], check=True).stdout
+
+
 @pytest.mark.begins_first
 def test_private_data_and_learned_runtimes(lab_factory, use_lab, ordinary, monkeypatch):
     lab = use_lab(

@@ -10,9 +10,9 @@ from hpcscale.burst.arrays import as_one, exit_codes, wholly_pending
 from hpcscale.burst.claims import CLOSED, Claim, Word, decision, take
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
-from hpcscale.burst.offer import dependents
 from hpcscale.burst.plan import Action
 from hpcscale.burst.policy import Dependents
+from hpcscale.burst.stuck import dependents
 from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.units import JobId
 
@@ -238,7 +238,7 @@ def test_a_job_that_others_wait_for_stands_in_for_its_cloud_attempt(sites, depen
     assert (sites.excluded(job), "fenced" in sites.comment(job)) == ("", False)
     assert outcome(sites, job) == "0\n"
     fake = sites.onprem.jobs[job.ref.job_id.base]
-    assert (fake.nodes_wanted, fake.limit_s) == (1, 60), "it needs one node for a second"
+    assert (fake.nodes_wanted, fake.limit_s) == (1, 600), "one node, and time enough on a slow one"
     fake.state, fake.started, fake.ends = "COMPLETED", 1, 2  # its script has read the outcome
     sites.tick()
     assert sites.move(job).step is Step.DONE
@@ -372,6 +372,41 @@ def test_elements_that_are_held_end_or_begin_as_they_reported(sites, monkeypatch
     assert sites.move(job).step is Step.DONE
     states = {task: e.state for task, e in sites.ledger.elements(target).items()}
     assert states == {0: JobState.COMPLETED, 1: JobState.COMPLETED}
+
+
+def test_an_element_that_was_ended_at_its_gate_has_not_run(sites, monkeypatch):
+    """Its controller forgot the start, and ended what was left of it on its node."""
+    monkeypatch.setattr(held, "RELEASE_AFTER_S", 0)
+    job = at_the_gate(sites, array="0-1")
+    begun(sites, job, task=0)
+    target = sites.target(job)
+    (fake,) = [f for f in sites.cloud.jobs.values() if (f.base, f.task) == (target.job_id.base, 1)]
+    forget(fake)
+    sites.report(target.submission_id, "gated", task=1, time=100.0)
+    sites.report(target.submission_id, "ended", task=1, exit_code=143, time=106.0)
+    for _ in range(3):
+        sites.tick()
+    assert not fake.held
+    assert not sites.ledger.elements(target)[1].state.terminal
+
+
+def test_a_job_that_is_held_before_it_began_is_released_so_that_it_begins(sites, monkeypatch):
+    monkeypatch.setattr(held, "RELEASE_AFTER_S", 0)
+    job = at_the_gate(sites)
+    sites.tick()
+    assert sites.move(job).step is Step.CANCELLING
+    target = sites.target(job)
+    fake = sites.cloud.jobs[target.job_id.base]
+    forget(fake)
+    sites.report(target.submission_id, "ended", exit_code=143, time=106.0)
+    for _ in range(3):
+        sites.tick()
+    if sites.policy is FENCE_FIRST:  # it looks for a start until its command has begun
+        assert sites.move(job).step is Step.FAILED
+        return
+    assert not fake.held
+    assert sites.move(job).step is Step.CANCELLING
+    assert client(sites).show(job.ref.job_id).state is JobState.PENDING
 
 
 def test_a_user_who_cancels_the_stand_in_ends_both(sites):

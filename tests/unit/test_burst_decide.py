@@ -3,10 +3,10 @@ from decimal import Decimal
 
 import msgspec
 import pytest
+from deciding import decided
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcscale.burst.decide import decide
 from hpcscale.burst.plan import Action, Candidate, Option, Rule
 from hpcscale.burst.policy import Policy
 from hpcscale.burst.words import show_s, usd
@@ -43,7 +43,7 @@ def job(**kw):
 
 
 def one(candidate, policy=POLICY):
-    (decision,) = decide([candidate], policy, NOW).decisions
+    (decision,) = decided([candidate], policy, NOW).decisions
     return decision
 
 
@@ -160,17 +160,17 @@ def test_the_most_urgent_move_first_when_a_run_may_start_only_some():
     far = job(run_id="far", deadline=ahead(hours=1, minutes=3))
     near = job(run_id="near", deadline=ahead(minutes=50))
     patient = job(run_id="patient", waiting_since=ago(days=9))
-    plan = decide([patient, far, near], policy, NOW)
+    plan = decided([patient, far, near], policy, NOW)
     assert [d.run_id for d in plan.moves] == ["near"]
     assert [d.run_id for d in plan.decisions[1:]] == ["far", "patient"]
     assert "max_moves_per_run = 1" in plan.decisions[1].reason
     assert (plan.known_cost_usd, plan.unknown_costs) == (Decimal(10), 0)
-    moving = decide([near, job(run_id="on its way", moving=True)], policy, NOW)
+    moving = decided([near, job(run_id="on its way", moving=True)], policy, NOW)
     assert moving.moves == ()
 
 
 def test_a_plan_survives_json():
-    plan = decide([job(mode=BurstMode.ONLY)], POLICY, NOW)
+    plan = decided([job(mode=BurstMode.ONLY)], POLICY, NOW)
     assert msgspec.json.decode(msgspec.json.encode(plan), type=type(plan)) == plan
 
 
@@ -217,7 +217,7 @@ policies = st.builds(
 
 @given(st.lists(jobs, max_size=8), policies)
 def test_whatever_the_input_nothing_moves_that_must_not(candidates, policy):
-    plan = decide(candidates, policy, NOW)
+    plan = decided(candidates, policy, NOW)
     assert sorted(d.run_id for d in plan.decisions) == sorted(c.run_id for c in candidates)
     assert len(plan.moves) <= policy.max_moves_per_run
     by_id = {c.run_id: c for c in candidates}
@@ -240,17 +240,17 @@ def test_whatever_the_input_nothing_moves_that_must_not(candidates, policy):
 
 @given(jobs, policies)
 def test_a_stay_that_names_its_time_is_a_move_at_that_time(candidate, policy):
-    decision = decide([candidate], policy, NOW).decisions[0]
+    decision = decided([candidate], policy, NOW).decisions[0]
     if decision.action is not Action.STAY or decision.when is None or decision.to is None:
         return
     just_after = decision.when + dt.timedelta(seconds=1)
-    later = decide([candidate], policy, just_after).decisions[0]
+    later = decided([candidate], policy, just_after).decisions[0]
     assert later.action is Action.MOVE or "max_moves" in later.reason
 
 
 @given(jobs, policies)
 def test_deciding_twice_gives_the_same(candidate, policy):
-    assert decide([candidate], policy, NOW) == decide([candidate], policy, NOW)
+    assert decided([candidate], policy, NOW) == decided([candidate], policy, NOW)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 import shutil
 
 import pytest
-from fake_sites import NODES, POLICY, Sites
+from fake_sites import FENCE_FIRST, NODES, POLICY, Sites
 
 from hpcscale.burst import claims
+from hpcscale.burst.asked import spec_for
 from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, take
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
-from hpcscale.burst.offer import spec_for
 from hpcscale.burst.reap import burst_sites, reap
 from hpcscale.burst.run import tick
 from hpcscale.errors import UnreachableError
@@ -183,6 +183,23 @@ def test_a_gang_that_dies_between_gate_and_command_gives_the_job_back(sites):
     target = sites.target(job)
     assert take(sites.cloud, target, target.submission_id) == Claim(CLOSED), "it cannot come back"
     assert starts_on_prem(sites, job)
+
+
+def test_a_command_that_has_its_claim_and_told_no_start_is_not_taken_back_for_ever(sites):
+    """One run would take it back, be too late, and begin anew, as long as the command runs."""
+    sites.policy = FENCE_FIRST
+    job = sites.submit()
+    sites.tick()
+    assert gate(sites, job) is Word.OPENED
+    sites.both(40)
+    target = sites.target(job)
+    take(sites.cloud, target, target.submission_id)  # its script's own; then its disk was full
+    for fake in sites.cloud.jobs.values():
+        fake.restarts = 1  # as one whose nodes did not boot
+    sites.tick()
+    assert (sites.move(job).step, sites.move(job).begun) == (Step.MOVED, True)
+    assert not starts_on_prem(sites, job)
+    assert sites.connections["lab-onprem"].client.show(job.ref.job_id).state is JobState.CANCELLED
 
 
 @pytest.mark.parametrize("step", [Step.SUBMITTED, Step.CLAIMING, Step.OPENING])

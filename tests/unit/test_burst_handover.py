@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from fake_sites import FENCE_FIRST, NODES, Sites
 
+from hpcscale.burst.asked import spec_for
 from hpcscale.burst.claims import Word, claims_dir, decision
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Move, Moves, Step
-from hpcscale.burst.offer import spec_for
 from hpcscale.burst.plan import Action
 from hpcscale.burst.policy import Dependents
 from hpcscale.burst.reap import reap

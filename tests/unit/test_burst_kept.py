@@ -14,8 +14,9 @@ from fake_sites import Sites
 from hpcscale.burst import kept
 from hpcscale.burst.audit import audit_path
 from hpcscale.burst.budget import Charge, Payer
-from hpcscale.burst.plan import Action, Candidate, Option, Start
+from hpcscale.burst.plan import Action, Candidate, Forecast, Option, Start
 from hpcscale.burst.policy import Budget, BudgetOf, Policy, PolicyKind
+from hpcscale.burst.seen import Budgets, Snapshot
 from hpcscale.cli import main
 from hpcscale.errors import NotFoundError, StateError
 from hpcscale.slurm.types import JobState
@@ -39,15 +40,23 @@ def snapshot(**kw):
         for at, hours in enumerate((9.5, 19.25, 0.5))
     )  # fmt: skip
     charge = Charge(payer=Payer(user="ada"), at=NOW, usd=Decimal("10.01"))
-    return kept.Snapshot(now=NOW, policy=VALUE, jobs=jobs, charges=(charge,), pending=3, **kw)
+    return kept.Kept(
+        now=NOW, policy=VALUE, snapshot=Snapshot(jobs=jobs),
+        budgets=Budgets(limits=VALUE.budgets, charges=(charge,)), **kw,
+    )  # fmt: skip
 
 
-def replan(gone):
-    return {"0": Start(p50=NOW + dt.timedelta(hours=9 - 3 * len(gone), seconds=7))}
+class Foresight:
+    """Of three jobs; the first one starts the sooner, the more have left."""
+
+    forecast = Forecast(pending=3)
+
+    def replan(self, gone):
+        return {"0": Start(p50=NOW + dt.timedelta(hours=9 - 3 * len(gone), seconds=7))}
 
 
 def test_a_kept_decision_is_made_again_without_asking_anything(tmp_path):
-    seen = kept.planned(snapshot(), replan)
+    seen = kept.planned(snapshot(), Foresight())
     assert [d.run_id for d in seen.plan.moves] == ["r1"]
     name = kept.keep(seen)
     again, changed = kept.replay(name[:9])
@@ -62,7 +71,7 @@ def test_a_kept_decision_is_made_again_without_asking_anything(tmp_path):
 
 
 def test_rules_that_have_changed_since_are_named():
-    seen = kept.planned(snapshot(), replan)
+    seen = kept.planned(snapshot(), Foresight())
     first = seen.plan.decisions[0]
     other = msgspec.structs.replace(first, reason="for another reason")
     plan = msgspec.structs.replace(seen.plan, decisions=(other, *seen.plan.decisions[1:]))
@@ -75,7 +84,7 @@ def test_rules_that_have_changed_since_are_named():
 
 
 def test_a_snapshot_that_was_changed_is_noticed():
-    name = kept.keep(kept.planned(snapshot(), replan))
+    name = kept.keep(kept.planned(snapshot(), Foresight()))
     path = kept.folder() / f"{name}.json.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b"60.10", b"61.10")))
     with pytest.raises(StateError, match="hash of its name"):
@@ -91,13 +100,14 @@ def test_what_is_older_than_90_days_or_over_the_size_goes(monkeypatch):
     names = []
     for minutes in range(3):
         seen = kept.planned(
-            msgspec.structs.replace(snapshot(), now=NOW + dt.timedelta(minutes=minutes)), replan
+            msgspec.structs.replace(snapshot(), now=NOW + dt.timedelta(minutes=minutes)),
+            Foresight(),
         )
         names.append(kept.keep(seen))
         path = kept.folder() / f"{names[-1]}.json.gz"
         age = 91 * 86400 if minutes == 0 else 100 - minutes
         os.utime(path, (path.stat().st_mtime - age,) * 2)
-    assert kept.keep(kept.planned(snapshot(), replan))
+    assert kept.keep(kept.planned(snapshot(), Foresight()))
     assert names[0] not in kept.names()[:-1]
     assert set(names[1:]) <= set(kept.names())
     monkeypatch.setattr(kept, "MOST_BYTES", 1)

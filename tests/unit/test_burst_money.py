@@ -5,12 +5,12 @@ from decimal import Decimal
 
 import msgspec
 import pytest
+from deciding import offered_at
 from fake_sites import Sites
 
 from hpcscale.burst.budget import Charge, Payer, Purse
 from hpcscale.burst.catalog import Offer
 from hpcscale.burst.moves import Moves, Step
-from hpcscale.burst.offer import Rents, option
 from hpcscale.burst.policy import AtLimit, Budget, BudgetOf, Policy
 from hpcscale.site import load_site
 from hpcscale.spec import BurstTerms, Checkpoint, JobSpec, Resources
@@ -37,7 +37,7 @@ def offered(one_spec, egress_usd=None):
         rows[row.name] = row
         gpu = msgspec.structs.replace(site.partitions["gpu"], offer=row.name)
         site = msgspec.structs.replace(site, partitions={"gpu": gpu})
-    return option(one_spec, 3600, "lab-cloud", POLICY, Rents({"lab-cloud": site}, rows, NOW.date()))
+    return offered_at(one_spec, 3600, site, POLICY, rows, NOW.date())[0]
 
 
 def test_the_worst_case_has_gate_staging_slow_boots_and_requeues():

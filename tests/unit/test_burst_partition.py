@@ -256,10 +256,10 @@ def test_what_no_script_can_serve_is_named():
 def test_submit_says_where_a_job_may_go():
     from hpcscale.cli.submit import _burst_notes
 
-    notes = _burst_notes(job("x", gpus=4, burst=AUTO), CLOUD_PARTITION)
+    notes = _burst_notes(job("x", gpus=4, burst=AUTO), CLOUD_PARTITION, lambda: NOW)
     # 4 GPUs at $6.88, ten minutes and five of boot
     assert "may burst to hpc/cloud, expected cost at most $6.88" in notes[0]
-    notes = _burst_notes(job("x", array="0-3", burst=AUTO), CLOUD_PARTITION)
+    notes = _burst_notes(job("x", array="0-3", burst=AUTO), CLOUD_PARTITION, lambda: NOW)
     assert notes[0].startswith("cannot burst to hpc/cloud: it is an array")
 
 
@@ -531,6 +531,23 @@ def test_its_user_may_put_it_back_and_it_rests(sites, monkeypatch):
     assert move.step is Step.FAILED
     assert "put back into partition gpu" in move.message
     assert sites.partition(waiting) == "gpu"
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
+
+
+def test_a_controller_that_forgets_that_it_was_put_back_is_paid(sites):
+    """It waits in the cloud partition again, though its move has failed, and may start there."""
+    sites.busy_cloud()
+    waiting = sites.submit()
+    sites.tick()
+    sites.both(10)
+    sites.handover().undo(sites.move(waiting))
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
+    sites.onprem.crash()
+    assert sites.partition(waiting) == "cloud"
+    sites.tick()
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("6.88")
+    sites.connections["lab-onprem"].client.update(waiting.ref.job_id, {"Partition": "gpu"})
+    sites.tick()
     assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
 
 

@@ -5,11 +5,11 @@ from decimal import Decimal
 
 import msgspec
 import pytest
+from deciding import decided
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcscale.burst.budget import Charge, Payer, Purse
-from hpcscale.burst.decide import decide
 from hpcscale.burst.plan import Action, Candidate, Option, Rule
 from hpcscale.burst.policy import (
     Budget,
@@ -46,7 +46,7 @@ def policy(kind: PolicyKind, **kw) -> Policy:
 
 
 def verdict(one_policy, *jobs):
-    return decide(list(jobs) or [job()], one_policy, NOW).decisions
+    return decided(list(jobs) or [job()], one_policy, NOW).decisions
 
 
 VALUE = policy(PolicyKind.VALUE, hour_usd=Decimal(10))
@@ -140,21 +140,41 @@ def test_moves_of_one_plan_share_a_budget_and_the_urgent_one_spends_first():
     always = policy(PolicyKind.ALWAYS, budgets=(BUDGET,))
     jobs = [job(run_id=f"r{n}", ref=f"onprem:{n}") for n in range(3)]
     jobs[2] = msgspec.structs.replace(jobs[2], deadline=NOW + h(9))
-    plan = decide(jobs, always, NOW)
+    plan = decided(jobs, always, NOW)
     assert [d.run_id for d in plan.moves] == ["r2", "r0"]
     held = next(d for d in plan.decisions if d.run_id == "r1")
     assert "of $50.00 a month for account bio $0.00 is spent and $40.00 reserved" in held.reason
     # another account has no such budget
     other = job(run_id="r9", account="fluid")
-    assert len(decide([*jobs, other], always, NOW).moves) == 3
+    assert len(decided([*jobs, other], always, NOW).moves) == 3
+
+
+def test_waiting_alone_does_not_spend_what_a_deadline_may_need():
+    patient = policy(PolicyKind.CONSTANT_WAIT, wait_s=60, budgets=(BUDGET,))
+    waits = [job(run_id=f"r{n}", ref=f"onprem:{n}") for n in range(2)]
+    fresh = {"waiting_since": NOW, "run_id": "d", "ref": "onprem:7"}
+    later = job(**fresh, deadline=NOW + h(9))
+    assert len(decided(waits, patient, NOW).moves) == 2
+    plan = decided([*waits, later], patient, NOW)
+    assert [d.run_id for d in plan.moves] == ["r0"]
+    held = next(d for d in plan.decisions if d.run_id == "r1")
+    assert held.reason.endswith("reserved, and $20.00 is kept for a deadline that may need it")
+    # not for one that starts in time where it is, has another account, or needs it now
+    in_time = job(**fresh, deadline=NOW + h(9), start_p90=NOW + h(8))
+    assert len(decided([*waits, in_time], patient, NOW).moves) == 2
+    other = job(**fresh, deadline=NOW + h(9), account="fluid")
+    assert len(decided([*waits, other], patient, NOW).moves) == 2
+    now_or_never = job(**fresh, deadline=NOW + h(1.05))
+    plan = decided([waits[0], now_or_never, later], patient, NOW)
+    assert [d.run_id for d in plan.moves] == ["d"]
 
 
 def test_last_months_bills_do_not_count_and_running_jobs_do():
     always = policy(PolicyKind.ALWAYS, budgets=(BUDGET,))
     april = NOW - dt.timedelta(days=3)
     bill = {"payer": Payer(user="ada", account="bio"), "at": april, "usd": Decimal(45)}
-    assert decide([job()], always, NOW, [Charge(**bill, settled=True)]).moves
-    assert not decide([job()], always, NOW, [Charge(**bill)]).moves
+    assert decided([job()], always, NOW, [Charge(**bill, settled=True)]).moves
+    assert not decided([job()], always, NOW, [Charge(**bill)]).moves
 
 
 def test_no_bound_no_money():
@@ -216,7 +236,7 @@ def test_a_feasible_deadline_is_met_while_boot_and_runtime_keep_their_bounds(
             waiting_since=submit, deadline=deadline, time_limit_s=limit_s, options=(option,),
             start_p50=None if p50_s is None else now + dt.timedelta(seconds=p50_s),
         )  # fmt: skip
-        (decision,) = decide([one], one_policy, now).decisions
+        (decision,) = decided([one], one_policy, now).decisions
         if decision.action is Action.MOVE:
             break
         # nothing changes until the plan says so; the next look is at a tick
@@ -252,7 +272,7 @@ def test_with_the_margin_left_out_no_cron_line_and_no_gate_loses_a_deadline(
     now = NOW + tick * phase
     for _ in range(10**6):
         one = job(waiting_since=NOW, deadline=deadline, time_limit_s=limit_s, options=(option,))
-        (decision,) = decide([one], one_policy, now).decisions
+        (decision,) = decided([one], one_policy, now).decisions
         if decision.action is Action.MOVE:
             break
         assert decision.when is not None

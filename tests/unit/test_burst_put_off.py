@@ -5,11 +5,11 @@ from decimal import Decimal
 
 import msgspec
 import pytest
+from deciding import decided
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcscale.burst.capacity import short
-from hpcscale.burst.decide import decide
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Action, Candidate, Option, Rule
 from hpcscale.burst.policy import Policy, PolicyKind, Window, policy_from
@@ -28,7 +28,7 @@ def decision(policy, *options, **kw):
         **{"run_id": "r", "ref": "o:1", "name": "j", "mode": BurstMode.AUTO, "options": options,
            "state": JobState.PENDING, "waiting_since": NOW, "time_limit_s": 3600, **kw},
     )  # fmt: skip
-    return decide([job], policy, NOW).decisions[0]
+    return decided([job], policy, NOW).decisions[0]
 
 
 def move(number, step, message="nodes of cloud did not boot: BOOT_FAIL", **kw):
@@ -40,11 +40,11 @@ def move(number, step, message="nodes of cloud did not boot: BOOT_FAIL", **kw):
 
 def test_the_rest_doubles_and_a_gang_that_comes_up_ends_it():
     failed = [move(n, Step.FAILED) for n in range(1, 8)]
-    rests = [(short([failed[:n]])["cloud"][0] - NOW).total_seconds() for n in range(1, 8)]
+    rests = [(short([failed[:n]])[0].until - NOW).total_seconds() for n in range(1, 8)]
     assert rests == [0, 600, 1800, 4200, 4200, 4200, 4200]  # past the last job's own retry_at
-    assert short([failed, [move(9, Step.DONE, "ended COMPLETED")]]) == {}
-    assert short([[move(1, Step.FAILED, "cloud refused it: bad partition")]]) == {}
-    assert short([[move(1, Step.CANCELLED)]]) == {}
+    assert short([failed, [move(9, Step.DONE, "ended COMPLETED")]]) == ()
+    assert short([[move(1, Step.FAILED, "cloud refused it: bad partition")]]) == ()
+    assert short([[move(1, Step.CANCELLED)]]) == ()
 
 
 def test_a_target_without_nodes_comes_last_and_waits_unless_a_deadline_is_due():

@@ -5,10 +5,9 @@ from decimal import Decimal
 
 import msgspec
 import pytest
+from deciding import decided, offered_at
 
 from hpcscale.burst.catalog import Offer
-from hpcscale.burst.decide import decide
-from hpcscale.burst.offer import Rents, option
 from hpcscale.burst.plan import Action, Candidate
 from hpcscale.burst.policy import Budget, BudgetOf, Policy, PolicyKind
 from hpcscale.burst.shapes import as_rented, shapes, with_catalog
@@ -81,8 +80,7 @@ def test_a_row_that_no_file_has_is_no_shape():
 def test_boot_and_interruptions_are_the_rows():
     rows = catalog(row("big", 8, 16, boot_p50_s=200, boot_p95_s=600, interruption_per_hour=0.05))
     site = cloud(a="big")
-    made = option(spec(), 3600, "lab-cloud", Policy(from_site="o", to=("lab-cloud",)),
-                  Rents({"lab-cloud": site}, rows, TODAY))  # fmt: skip
+    made = offered_at(spec(), 3600, site, Policy(from_site="o", to=("lab-cloud",)), rows, TODAY)[0]
     assert (made.boot_s, made.offer, made.interruption_per_hour) == (600, "x/r/big", 0.05)
     assert made.partition == "a"
     # an hour, the gate's lease of twice 5 min, 5 s of staging and the boot at $16
@@ -116,8 +114,7 @@ def test_the_profiles_own_price_grows_old_too():
 def test_hard_money_is_refused_on_an_old_price_and_other_jobs_move():
     rows = catalog(row("big", 8, 16, as_of=TODAY - dt.timedelta(days=200)))
     always = Policy(from_site="o", to=("lab-cloud",), kind=PolicyKind.ALWAYS)
-    there = option(spec(), 3600, "lab-cloud", always,
-                   Rents({"lab-cloud": cloud(a="big")}, rows, TODAY))  # fmt: skip
+    there = offered_at(spec(), 3600, cloud(a="big"), always, rows, TODAY)[0]
     there = msgspec.structs.replace(there, blockers=())
 
     def decision(policy=always, **kw):
@@ -125,7 +122,7 @@ def test_hard_money_is_refused_on_an_old_price_and_other_jobs_move():
             run_id="r", ref="o:1", name="j", mode=BurstMode.AUTO, state=JobState.PENDING,
             waiting_since=NOW, time_limit_s=3600, options=(there,), user="ada", **kw,
         )  # fmt: skip
-        return decide([job], policy, NOW).decisions[0]
+        return decided([job], policy, NOW).decisions[0]
 
     assert decision().action is Action.MOVE
     assert decision().partition == "a"

@@ -4,11 +4,11 @@ import datetime as dt
 from decimal import Decimal
 
 import msgspec
+from deciding import decided
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcscale.burst import value
-from hpcscale.burst.decide import decide
 from hpcscale.burst.plan import Action, Candidate, Option, Start
 from hpcscale.burst.policy import Policy, PolicyKind
 from hpcscale.slurm.types import JobState
@@ -97,7 +97,7 @@ def test_live_and_simulated_decisions_are_the_same(drawn):
 
     first = cluster.starts(set())
     jobs = [candidate(j, costs[j], first[j]) for j in first]
-    plan = decide(jobs, VALUE, NOW, replan=replan, pending=len(jobs))
+    plan = decided(jobs, VALUE, NOW, replan=replan, pending=len(jobs))
     live = {int(d.run_id[1:]) for d in plan.moves}
     assert live == cluster.choose([float(c) for c in costs], 7.0)
 
@@ -111,7 +111,7 @@ def test_a_move_that_helps_my_other_jobs_counts_them_and_says_so():
         return {str(j): Start(p50=NOW + dt.timedelta(hours=s)) for j, s in found.items()}
 
     jobs = [candidate(0, Decimal(50), 1.0), candidate(1, Decimal(80), 10.0)]
-    first, second = decide(jobs, VALUE, NOW, replan=replan, pending=2).decisions
+    first, second = decided(jobs, VALUE, NOW, replan=replan, pending=2).decisions
     # 1 h of its own and 9 h of the other are worth $70; alone 1 h would be worth $7
     assert (first.action, first.run_id) == (Action.MOVE, "r0")
     assert "to save 10h00m, 9h00m of it for your other jobs, worth $70.00" in first.reason
@@ -131,7 +131,7 @@ def test_jobs_that_move_already_are_not_counted_as_waiting():
         return {str(j): Start(p50=NOW + dt.timedelta(hours=s)) for j, s in found.items()}
 
     jobs = [candidate(0, Decimal(50), 1.0, moving=True), candidate(1, Decimal(30), 10.0)]
-    _, second = decide(jobs, VALUE, NOW, replan=replan, pending=2).decisions
+    _, second = decided(jobs, VALUE, NOW, replan=replan, pending=2).decisions
     assert asked[0] == {"0"}
     assert second.action is Action.STAY
 
@@ -141,7 +141,7 @@ def test_in_a_very_long_queue_only_its_own_wait_counts():
         raise AssertionError("a plan of such a queue takes too long")
 
     jobs = [candidate(0, Decimal(50), 1.0), candidate(1, Decimal(80), 20.0)]
-    decisions = decide(jobs, VALUE, NOW, replan=replan, pending=10**6).decisions
+    decisions = decided(jobs, VALUE, NOW, replan=replan, pending=10**6).decisions
     assert {d.run_id: d.action for d in decisions} == {"r0": Action.STAY, "r1": Action.MOVE}
 
 
@@ -152,13 +152,13 @@ def test_an_unknown_start_follows_the_threshold_rule_before_slurms_own_estimate(
         one, start_p50=None, start_estimate=NOW + late, unforeseen="a hides other people's jobs"
     )
     policy = msgspec.structs.replace(VALUE, max_wait_s=3600)
-    (decision,) = decide([blind], policy, NOW, replan=lambda _: {}).decisions
+    (decision,) = decided([blind], policy, NOW, replan=lambda _: {}).decisions
     assert decision.action is Action.STAY
     assert decision.reason == (
         "when it starts here is unknown (a hides other people's jobs); it has waited 60s of "
         "max_wait = 1h00m"
     )
-    (decision,) = decide([blind], VALUE, NOW, replan=lambda _: {}).decisions
+    (decision,) = decided([blind], VALUE, NOW, replan=lambda _: {}).decisions
     assert decision.action is Action.MOVE
     assert decision.reason.startswith("Slurm's start 99h00m") or "4d03h" in decision.reason
 
@@ -168,7 +168,7 @@ def test_the_sentence_names_start_slack_cost_and_what_is_saved():
     job = msgspec.structs.replace(
         one, start_p90=NOW + dt.timedelta(hours=5), deadline=NOW + dt.timedelta(hours=10)
     )
-    (decision,) = decide([job], VALUE, NOW, replan=lambda _: {}, pending=1).decisions
+    (decision,) = decided([job], VALUE, NOW, replan=lambda _: {}, pending=1).decisions
     assert decision.action is Action.STAY
     assert decision.reason == (
         "start p50 1h24m, p90 5h00m, slack 9h00m; moving now costs $2,360.00 to save 1h24m, worth "

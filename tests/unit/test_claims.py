@@ -1,5 +1,7 @@
 """The claim and the gate: the scripts' side in real shells, the handover's beside it."""
 
+import json
+import signal
 import time
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from claim_script import OTHER, SID, TARGET, Job, Place
 from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, put_outcome, revoke, take
 from hpcscale.errors import HpcscaleError
 from hpcscale.render import Gate
+from hpcscale.reports import cut_short, read_reports
 from hpcscale.testing import FakeSlurm
 
 
@@ -224,6 +227,19 @@ def test_opened_and_then_taken_back_before_it_began(gated):
 def test_plain_sbatch_knows_no_gate(gated):
     assert gated.run(args=False) == 0, gated.said
     assert gated.ran == 1
+
+
+def test_ended_at_the_gate_from_outside_it_tells_no_good_end(tmp_path):
+    script = Job(tmp_path, gate=Gate(lease_s=60))
+    process = script.start()
+    at_the_gate(script)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    ended = json.loads((script.run_dir / "events" / f"{SID}.0.ended").read_text())
+    assert ended["exit_code"] == 143
+    reports = read_reports(FakeSlurm(), [str(script.run_dir)])[SID]
+    assert cut_short(reports[-1], reports)
+    assert script.ran == 0
 
 
 def test_expiry_and_opening_at_once_have_one_winner(tmp_path):

@@ -94,3 +94,5 @@ def test_nodes_are_held_from_start_to_end():
     assert held_s(NOW, None, NOW + hour) == 3600
     assert held_s(NOW, NOW + hour, NOW + 5 * hour) == 3600
     assert held_s(NOW + hour, None, NOW) == 0, "an expected start costs nothing"
+    late = "this machine's clock is hours behind the site's: what was held costs all the same"
+    assert held_s(NOW + 4 * hour, NOW + 5 * hour, NOW) == 3600, late

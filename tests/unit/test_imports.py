@@ -93,21 +93,36 @@ ALLOWED: dict[str, set[str]] = {
     "burst.shapes": _DECIDING | {"burst.catalog"},
     "burst.words": set(),
     "burst.policy": _DECIDING | {"tomlfile"},
+    "burst.policies": {"errors", "assets", "settings", "site", "burst.policy"},
     "burst.budget": _DECIDING | {"burst.policy"},
-    "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy"},
+    "burst.line": {"cost", "burst.spot"},
+    "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.line"},
+    "burst.seen": _DECIDING | {"burst.budget", "burst.catalog", "burst.plan", "burst.policy"},
+    "burst.offer": _DECIDING
+    | {"burst.catalog", "burst.line", "burst.plan", "burst.policy", "burst.seen", "burst.shapes"},
     "burst.feasible": {"errors", "burst.words"},
     "burst.worth": {"burst.policy", "burst.plan"},
     "burst.triggers": _DECIDING | {"burst.words", "burst.policy", "burst.plan", "burst.worth"},
+    "burst.verdict": _DECIDING
+    | {"burst.line", "burst.policy", "burst.plan", "burst.words", "burst.budget", "burst.triggers"},
+    "burst.ahead": _DECIDING | {"burst.plan", "burst.policy", "burst.words"},
+    "burst.rests": _DECIDING | {"burst.plan", "burst.seen"},
     "burst.decide": _DECIDING
-    | {"burst.catalog", "forecast", "burst.policy", "burst.plan", "burst.words"}
-    | {"burst.budget", "burst.triggers", "burst.worth"},
+    | {"burst.catalog", "forecast", "burst.policy", "burst.plan", "burst.words", "burst.seen"}
+    | {"burst.budget", "burst.triggers", "burst.worth", "burst.offer", "burst.verdict"}
+    | {"burst.ahead", "burst.rests"},
     "burst": _OWNING
     | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
     | {"outlook"}
     | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"}
-    | {"burst.catalog_load", "burst.shapes", "burst.worth"},
+    | {"burst.catalog_load", "burst.shapes", "burst.worth", "burst.line", "burst.seen"}
+    | {"burst.offer"},
     # a Slurm of its own; it serves the product and the tests, the product never needs it
     "lab": {"hpcscale", "errors", "units", "assets", "settings", "tomlfile"},
+    # policies on a model of a site; and that model against a lab
+    "rehearsal": _DECIDING
+    | {"simulate", "burst.budget", "burst.decide", "burst.plan", "burst.policy", "burst.seen"},
+    "twin": {"errors", "history", "simulate", "lab"},
     "testing": _OWNING | {"lab"},
     "report": _DECIDING | {"ledger", "observe"},
     "cli": {"*"},
@@ -118,7 +133,9 @@ ALLOWED: dict[str, set[str]] = {
 # no randomness and no input or output.
 PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "forecast", "burst.policy",
         "burst.plan", "burst.decide", "burst.value", "burst.words", "burst.budget",
-        "burst.triggers", "burst.worth", "burst.shapes", "burst.feasible", "burst.spot")  # fmt: skip
+        "burst.triggers", "burst.worth", "burst.shapes", "burst.feasible", "burst.spot",
+        "burst.line", "burst.seen", "burst.offer", "burst.verdict", "burst.ahead",
+        "burst.rests")  # fmt: skip
 IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
 
 
@@ -294,8 +311,10 @@ def test_only_submit_calls_sbatch():
 
 def test_only_the_text_client_spells_the_sbatch_command():
     for module, path in MODULES.items():
-        if module.startswith("slurm.") or room(module) in {"lab", "testing"}:
-            continue  # the lab looks for the program to say what is not installed
+        if module.startswith("slurm.") or room(module) in {"lab", "testing", "twin"}:
+            # the lab looks for the program to say what is not installed; the twin's jobs are
+            # the lab's alone
+            continue
         for node in ast.walk(parse(module)):
             # lists anywhere; tuples where they are passed on (elsewhere they are words of a table)
             sequences = node.args if isinstance(node, ast.Call) else [node]

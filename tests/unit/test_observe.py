@@ -10,7 +10,7 @@ from hpcscale.cost import spent_usd
 from hpcscale.errors import NotThisJobError, SubmitUnknownError
 from hpcscale.ledger import utc_now
 from hpcscale.observe import observe
-from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.spec import Resources
 from hpcscale.units import JobId
 from hpcscale.verify import mismatch, require_same
@@ -62,13 +62,31 @@ def test_a_job_that_is_not_listed_is_unknown_and_keeps_its_last_state(site):
     assert again == attempt, "asking again changes nothing"
 
 
-def test_a_site_that_lists_nothing_changes_nothing(site):
+def test_a_site_that_lists_nothing_changes_nothing(site, monkeypatch):
     got = site.submit()
     attempt = site.see(got)
     site.forget(got)
+    monkeypatch.setattr(site.slurm, "_squeue", lambda *_: (0, "", ""))
     snapshot = site.observe()
     assert snapshot.silent == ("onprem",)
     assert site.ledger.attempt(got.submission_id) == attempt
+
+
+@pytest.mark.parametrize("id_is_anothers", [False, True])
+def test_in_an_empty_queue_a_job_of_which_squeue_says_there_is_none_is_unknown(
+    site, monkeypatch, id_is_anothers
+):
+    got = site.submit()
+    site.see(got)
+    site.forget(got)
+    if id_is_anothers:  # which is not listed to us
+        site.slurm._next = got.ref.job_id.base
+        site.slurm.run(["sbatch", "--parsable"], stdin="#!/bin/sh\nsleep 9\n")
+        assert site.connection.client.show(got.ref.job_id) is not None
+        monkeypatch.setattr(site.connection.client, "jobs", lambda *_: Answer({}, complete=True))
+    snapshot = site.observe()
+    assert snapshot.silent == ()
+    assert site.ledger.attempt(got.submission_id).state is JobState.UNKNOWN
 
 
 @pytest.mark.parametrize("fault", ["stop", "hang"])

@@ -4,17 +4,19 @@ import pytest
 
 from hpcscale.errors import InvalidFileError, UsageError
 from hpcscale.settings import (
+    burst_policy,
     choose_site,
     default_site,
+    job_defaults,
     project_job_defaults,
     state_dir,
-    user_job_defaults,
 )
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.setenv("HPCSCALE_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("HPCSCALE_ETC_DIR", str(tmp_path / "etc"))
     monkeypatch.delenv("HPCSCALE_DEFAULT_SITE", raising=False)
     path = tmp_path / "config" / "config.toml"
     path.parent.mkdir()
@@ -34,7 +36,8 @@ def project(tmp_path):
 
 
 def test_without_files_there_are_no_defaults(config, tmp_path):
-    assert user_job_defaults() == ({}, None)
+    assert job_defaults() == []
+    assert burst_policy() is None
     assert project_job_defaults(tmp_path) == ({}, None)
     assert default_site() is None
 
@@ -53,11 +56,25 @@ def test_the_default_site(config, monkeypatch):
     assert choose_site(None) == "b"
 
 
+def test_the_machines_file_is_weaker_than_the_users(config, tmp_path, monkeypatch):
+    machine = tmp_path / "etc" / "config.toml"
+    machine.parent.mkdir()
+    machine.write_text('default_site = "m"\nburst_policy = "deadline"\n[job]\naccount = "all"\n')
+    assert default_site() == ("m", str(machine))
+    config.write_text('default_site = "a"\n[job]\naccount = "mine"\n')
+    assert default_site() == ("a", str(config))
+    assert burst_policy() == ("deadline", str(machine))
+    assert job_defaults() == [({"account": "all"}, machine), ({"account": "mine"}, config)]
+    monkeypatch.setenv("HPCSCALE_BURST_POLICY", "value")
+    assert burst_policy() == ("value", "$HPCSCALE_BURST_POLICY")
+
+
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
         ("\ndefault_sit = 'a'\n", 2, "unknown key 'default_sit'"),
         ("default_site = 3\n", 1, "must be text"),
+        ("burst_policy = 3\n", 1, "must be text"),
         ("job = 3\n", 1, "'job' must be a table"),
         ("[job\n", 1, "not valid TOML"),
     ],
@@ -65,13 +82,13 @@ def test_the_default_site(config, monkeypatch):
 def test_a_wrong_user_file_is_named_with_its_line(config, text, line, message):
     config.write_text(text)
     with pytest.raises(InvalidFileError, match=message) as caught:
-        user_job_defaults()
+        job_defaults()
     assert caught.value.where == f"{config}:{line}"
 
 
 def test_job_defaults_of_user_and_project(config, project):
     config.write_text("[job]\naccount = 'mine'\n[job.resources]\nnodes = 2\n")
-    table, path = user_job_defaults()
+    [(table, path)] = job_defaults()
     assert table == {"account": "mine", "resources": {"nodes": 2}}
     assert path == config
     directory = project("[job]\ncommand = ['train']\n[job.inputs]\nd = 'data'\n")
@@ -84,6 +101,7 @@ def test_job_defaults_of_user_and_project(config, project):
     ("text", "named"),
     [
         ("default_site = 'x'", "default_site"),
+        ("burst_policy = 'x'", "burst_policy"),
         ("[site.x]\na = 1", "site"),
         ("[sites.x]\na = 1", "sites"),
         ("[transport]\nhost = 'x'", "transport"),

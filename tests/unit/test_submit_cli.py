@@ -53,6 +53,9 @@ def test_it_says_where_the_job_may_burst_to_and_where_not(nowhere):
     out = dry(*JOB, "--burst", "auto", "--max-cost", "60", "--", "true").stdout
     assert "# burst: may burst to lab-cloud, expected cost at most $" in out
     assert "over --max-cost $60" in out  # aws-p5
+    assert "; not yet: no lab is running" in out
+    out = dry(*JOB, "--burst", "auto", "--", "true").stdout
+    assert "; not yet: site aws-p5 has no login node yet: key 'host' is missing" in out
     out = dry(*JOB, "--burst", "auto", "--", "python", "/data/train.py").stdout
     assert "cannot burst to lab-cloud: the command names the absolute path /data/train.py" in out
 

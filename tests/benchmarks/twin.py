@@ -1,0 +1,59 @@
+"""The site model against real Slurm on slices of traces; raw figures to results/twin.json.
+
+    python tests/benchmarks/twin.py [NAME ...]
+
+Some twelve minutes each, on a lab of up to 64 slurmd. Traces come from HPCSCALE_TRACES or from
+beside the checkout. Nothing is fitted: each slice is the one that ``cut`` takes.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from trace_files import trace
+
+from hpcscale.history.read import read_history
+from hpcscale.twin import LEAST_REAL_S, cut, run_twin
+
+RESULTS = Path(__file__).with_name("results") / "twin.json"
+FAST = 60
+# file, nodes and GPUs of a node of the cluster, jobs, real minutes
+SLICES = {
+    "theta": ("alcf-theta-2022.swf.gz", 4360, 1, 150, 8),
+    "hpc2n": ("hpc2n-2002-head.swf.gz", 240, 1, 150, 8),
+    "starburst": ("starburst/table4-seed13-load1.csv.gz", 4, 8, 150, 8),
+}
+
+
+def main() -> None:
+    for name in sys.argv[1:] or list(SLICES):
+        file, nodes, gpus, jobs, minutes = SLICES[name]
+        work = read_history(trace(file), gpus_per_node=gpus).workload
+        part = cut(
+            work, nodes, gpus, jobs=jobs, span_s=minutes * 60 * FAST,
+            least_run_s=LEAST_REAL_S * FAST,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="hpcscale-twin-") as folder:
+            made = run_twin(part, Path(folder) / "lab", fast=FAST)
+        jobs_of = {
+            "submit_s": made.submit_s, "slurm_start_s": made.slurm_start_s,
+            "our_start_s": made.our_start_s, "run_s": part.run_s, "limit_s": part.limit_s,
+            "nodes": part.nodes, "gpus": part.gpus,
+        }  # fmt: skip
+        data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        data[name] = {
+            "trace": file,
+            "load_of_the_machine": os.getloadavg(),
+            **made.figures(),
+            "rows": {key: column.astype(int).tolist() for key, column in jobs_of.items()},
+        }
+        RESULTS.write_text(json.dumps(data) + "\n")
+        print(name, json.dumps(made.figures(), indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()

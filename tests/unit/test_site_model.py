@@ -1,0 +1,332 @@
+"""The model of a site: Slurm's two passes, and what becomes of jobs that leave."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hpcscale.burst.policy import Budget, BudgetOf, Policy, PolicyKind
+from hpcscale.cli import main
+from hpcscale.errors import UsageError
+from hpcscale.forecast.naive import naive_plan
+from hpcscale.forecast.problem import simple_problem
+from hpcscale.history.workload import make_workload
+from hpcscale.rehearsal import limits_of, outcome_of, policy_named, rehearse
+from hpcscale.simulate import site_kernel
+from hpcscale.simulate.overflow import Cluster, instance_of
+from hpcscale.simulate.site import CloudSide, Jobs, NodeClass, SiteModel, run_site
+from hpcscale.twin import cut, rank_correlation, simulate_slice
+
+FOREVER = 2**40
+
+
+def ints(*values):
+    return np.array(values, dtype=np.int64)
+
+
+def jobs_of(submit, run, limit, need, *, count=None, mask=None):
+    size = len(submit)
+    return Jobs(
+        submit_s=ints(*submit),
+        run_s=ints(*run),
+        limit_s=ints(*limit),
+        need=ints(*need),
+        count=ints(*(count or [1] * size)),
+        mask=ints(*(mask or [1] * size)),
+        part=np.zeros(size, dtype=np.int64),
+    )
+
+
+def site(*classes, cloud=None, **settings):
+    given = {"bf_interval_s": 0, "bf_resolution_s": 1, "bf_window_s": FOREVER} | settings
+    return SiteModel(classes, cloud or CloudSide(2.5), **given)
+
+
+def drawn(rng, size, units, *, exact=False):
+    run = rng.integers(1, 500, size)
+    limit = run if exact else run + rng.integers(0, 500, size)
+    submit = np.sort(rng.integers(0, 3000, size))
+    return jobs_of(submit, run, limit, rng.integers(1, units + 1, size))
+
+
+def plan_of(units, running, need, limit):
+    """Backfill alone, on one piece of so many units."""
+    size = len(need)
+    start, ptr = np.empty(size, np.int64), np.empty(size, np.int64)
+    free = ints(units - sum(n for n, _ in running))
+    site_kernel.schedule(
+        0, free, ints(0), len(running), ints(*[e for _, e in running], 0),
+        np.zeros(len(running) + 1, np.int64), ints(*[n for n, _ in running], 0),
+        np.arange(size), size, need, np.ones(size, np.int64), np.ones(size, np.int64),
+        np.zeros(size, np.int64), limit, False, True, 1, FOREVER, size, ints(0), start, ptr,
+        np.empty(size + 1, np.int64),
+    )  # fmt: skip
+    return start
+
+
+def test_backfill_is_the_naive_conservative_plan():
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        units = int(rng.integers(2, 12))
+        running, left = [], units
+        while left and rng.random() < 0.8:
+            taken = int(rng.integers(1, left + 1))
+            running.append((taken, int(rng.integers(1, 400))))
+            left -= taken
+        need = rng.integers(1, units + 1, 15)
+        limit = rng.integers(1, 400, 15)
+        naive = naive_plan(simple_problem(0, units, running, need, limit))[0]
+        assert plan_of(units, running, need, limit).tolist() == list(naive)
+
+
+def test_no_unit_is_taken_twice_and_every_job_ends():
+    rng = np.random.default_rng(2)
+    for seed in range(15):
+        jobs = drawn(rng, 80, 8)
+        lived = run_site(jobs, site(NodeClass("a", 1, 8)), seed=seed)
+        assert (lived.start_s >= jobs.submit_s).all()
+        assert (lived.end_s - lived.start_s == np.minimum(jobs.run_s, jobs.limit_s)).all()
+        for t in lived.start_s:
+            assert jobs.need[(lived.start_s <= t) & (t < lived.end_s)].sum() <= 8
+
+
+def test_no_later_job_delays_an_earlier_one_that_keeps_its_limit():
+    rng = np.random.default_rng(3)
+    for _ in range(15):
+        jobs = drawn(rng, 60, 6, exact=True)
+        all_of_them = run_site(jobs, site(NodeClass("a", 1, 6))).start_s
+        half = Jobs(**{
+            name: getattr(jobs, name)[:30]
+            for name in ("submit_s", "run_s", "limit_s", "need", "count", "mask", "part")
+        })  # fmt: skip
+        assert run_site(half, site(NodeClass("a", 1, 6))).start_s.tolist() == (
+            all_of_them[:30].tolist()
+        )
+
+
+def test_backfill_passes_the_first_that_does_not_fit_only_within_its_limit():
+    # 4 units; 3 busy until 100; the head wants 4; a short job goes first, a long one does not
+    jobs = jobs_of([0, 1, 2, 3], [100, 50, 90, 200], [100, 50, 90, 200], [3, 4, 1, 1])
+    assert run_site(jobs, site(NodeClass("a", 1, 4))).start_s.tolist() == [0, 100, 2, 150]
+
+
+def test_backfill_comes_at_its_interval_and_the_main_pass_at_once():
+    jobs = jobs_of([0, 1, 2], [100, 50, 20], [100, 50, 20], [3, 4, 1])
+    started = run_site(jobs, site(NodeClass("a", 1, 4), bf_interval_s=30)).start_s
+    assert started.tolist() == [0, 100, 30]
+
+
+def test_jobs_wait_for_nodes_of_their_class():
+    jobs = jobs_of([0, 0, 0], [10] * 3, [10] * 3, [2, 2, 2], mask=[1, 1, 2])
+    started = run_site(jobs, site(NodeClass("a", 1, 2), NodeClass("b", 1, 2))).start_s
+    assert started.tolist() == [0, 10, 0]
+    with pytest.raises(UsageError):
+        run_site(jobs_of([0], [1], [1], [3]), site(NodeClass("a", 4, 2)))
+
+
+def test_a_cloud_that_is_late_or_full_gives_jobs_back():
+    jobs = jobs_of([0, 0], [100, 50], [100, 50], [1, 1])
+    small = NodeClass("a", 1, 1)
+
+    def all_leave(view):
+        return [j for j in view.waiting if view.now_s == 0]
+
+    late = site(small, cloud=CloudSide(3600, boot_p50_s=100, boot_p95_s=100, boot_timeout_s=20))
+    lived = run_site(jobs, late, all_leave, every_s=5)
+    assert lived.events == {"launches": 1, "boots timed out": 1}
+    # the second one comes back at 20 and waits for the first; the boot in vain was paid
+    assert lived.start_s.tolist() == [0, 100]
+    assert lived.usd.tolist() == [0, 20]
+    full = site(small, cloud=CloudSide(3600, no_capacity=1.0, told_after_s=7))
+    assert run_site(jobs, full, all_leave, every_s=5).events == {"launches": 1, "no capacity": 1}
+    there = site(small, cloud=CloudSide(3600, boot_p50_s=10, boot_p95_s=10, staging_s=5))
+    lived = run_site(jobs, there, all_leave, every_s=5)
+    assert lived.start_s.tolist() == [0, 15]
+    assert lived.left.tolist() == [False, True]
+    assert lived.usd.tolist() == [0, 60]
+
+
+def test_what_is_taken_back_goes_on_from_its_checkpoint_and_not_for_ever():
+    jobs = jobs_of([0, 0], [10, 36000], [10, 36000], [1, 1])
+    cloud = CloudSide(1, interrupted_per_h=0.9, checkpoint_s=60, tries=3)
+    lived = run_site(jobs, site(NodeClass("a", 1, 1), cloud=cloud), lambda v: v.waiting, seed=4)
+    assert lived.events["interrupted"] == 3
+    assert lived.requeues.tolist() == [0, 3]
+    assert 36000 <= lived.end_s[1] <= 36000 + 3 * 60 + 3
+    assert lived.usd[1] == pytest.approx((lived.end_s[1] - lived.start_s[1]) / 3600, abs=0.01)
+
+
+def test_a_failed_node_requeues_its_jobs():
+    jobs = jobs_of([0] * 4, [5000] * 4, [5000] * 4, [2] * 4)
+    model = site(NodeClass("a", 4, 2), failures_per_node_h=0.2, repair_s=600)
+    lived = run_site(jobs, model, seed=1)
+    assert lived.events["nodes failed"] >= lived.requeues.sum() > 0
+    assert (lived.end_s - lived.start_s == 5000).all()
+
+
+# ---- the live decide in it
+
+
+@pytest.fixture(scope="module")
+def instance():
+    rng = np.random.default_rng(5)
+    size = 200
+    work = make_workload(
+        submit_s=np.cumsum(rng.exponential(220, size)),
+        runtime_s=rng.exponential(3600, size) + 60,
+        gpus=rng.choice([1, 2, 4, 8], size, p=[0.7, 0.15, 0.1, 0.05]),
+    )
+    return instance_of(work, Cluster(4, 8))
+
+
+def lived_under(instance, policy, seed=0, **cloud):
+    model = SiteModel((NodeClass("gpu", 4, 8),), CloudSide(2.5, **cloud))
+    limit = limits_of(np.full(len(instance), np.nan), instance.run_h * 3600, seed=0)
+    return rehearse(instance, policy, model, limit, seed=seed)
+
+
+def test_the_live_policies_differ_as_they_must(instance):
+    made = {
+        name: outcome_of(instance, lived_under(instance, policy_named(name, instance)))
+        for name in ("never", "no-wait", "compute-wait", "value")
+    }
+    assert not made["never"].left.any()
+    waits = [made[n].mean_wait_h for n in ("no-wait", "value", "never")]
+    assert waits == sorted(waits)
+    costs = [made[n].cloud_cost_usd for n in ("never", "compute-wait", "no-wait")]
+    assert costs == sorted(costs)
+
+
+def test_feasible_deadlines_are_met_while_boots_keep_their_bound(instance):
+    policy = policy_named("deadline", instance)
+    # a spread of 0: every boot takes what is believed
+    made = lived_under(instance, policy, boot_p50_s=300, boot_p95_s=300, staging_s=60)
+    assert made.feasible.sum() > 20
+    assert made.met[made.feasible].all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_budget_is_exceeded_and_no_job_costs_more_than_was_reserved(instance, seed):
+    policy = Policy(
+        from_site="x", to=("y",), kind=PolicyKind.NO_WAIT, cron_interval_s=60,
+        max_moves_per_run=1000, budgets=(Budget(of=BudgetOf.ALL, usd=150),),
+    )  # fmt: skip
+    made = lived_under(
+        instance, policy, seed, boot_p50_s=200, boot_p95_s=900, no_capacity=0.1,
+        interrupted_per_h=0.3,
+    )  # fmt: skip
+    assert made.most_over_usd == 0
+    assert 0 < made.lived.usd.sum() <= 150
+
+
+def test_the_same_seed_gives_the_same_lives(instance):
+    policy = policy_named("value", instance)
+    cloud = {"boot_p50_s": 200, "boot_p95_s": 900, "no_capacity": 0.1, "interrupted_per_h": 0.3}
+    one, two = (lived_under(instance, policy, 7, **cloud).lived for _ in range(2))
+    assert one.usd.tolist() == two.usd.tolist()
+    assert one.end_s.tolist() == two.end_s.tolist()
+
+
+def test_runtimes_of_the_future_change_no_decision_of_today(instance):
+    """Jobs that have not ended by noon run twice as long: what left before is the same."""
+    policy = policy_named("value", instance)
+    model = SiteModel((NodeClass("gpu", 4, 8),), CloudSide(2.5))
+    limit = limits_of(np.full(len(instance), np.nan), instance.run_h * 3600, seed=0) * 4
+    one = rehearse(instance, policy, model, limit).lived
+    noon = float(np.median(instance.arrival_h - instance.arrival_h[0])) * 3600
+    longer = np.where(one.end_s > noon, 2 * instance.run_h, instance.run_h)
+    other = replace(instance, run_h=longer)
+    two = rehearse(other, policy, model, limit).lived
+    before = one.start_s < noon
+    assert before.sum() > 50
+    assert one.start_s[before].tolist() == two.start_s[before].tolist()
+    assert one.left[before].tolist() == two.left[before].tolist()
+
+
+# ---- the command
+
+
+@pytest.fixture
+def history(tmp_path):
+    rng = np.random.default_rng(6)
+    path = tmp_path / "jobs.csv"
+    rows = zip(
+        np.cumsum(rng.exponential(1 / 16, 80)), rng.exponential(1, 80),
+        rng.choice([1, 2, 8], 80), strict=True,
+    )  # fmt: skip
+    path.write_text("arrival_h,runtime_h,gpus\n" + "\n".join(f"{a},{r},{g}" for a, r, g in rows))
+    return path
+
+
+def asked(history, *args):
+    size = ("--nodes", "4", "--gpus-per-node", "8", "--cloud-gpu-hour-usd", "2.50")
+    return CliRunner().invoke(
+        main, ["burst", "simulate", "--history", str(history), *size, *map(str, args)]
+    )
+
+
+def test_the_command_judges_with_the_live_decide(history, tmp_path):
+    out = asked(
+        history, "--model", "slurm", "--policy", "no-wait", "--policy", "value", "--boot", "2m",
+        "--boot-p95", "5m", "--no-capacity", "0.1", "--equal-wait", "constant-wait",
+        "--html", tmp_path / "r.html", "--json",
+    )  # fmt: skip
+    assert out.exit_code == 0, out.output
+    data = json.loads(out.stdout)["data"]
+    rows = {row["policy"]: row for row in data["policies"]}
+    assert data["model"] == "slurm"
+    assert rows["no-wait"]["events"]["launches"] > 0
+    assert rows["value"]["reservation_exceeded_usd"] == 0
+    assert rows["value"]["mean_wait_h"] <= data["equal_wait_h"] * 1.001
+    assert "Money counts boots" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["--boot", "2m"], "--model slurm"),
+        (["--model", "slurm", "--boot", "5m", "--boot-p95", "1m"], "--boot 3m"),
+        (["--model", "slurm", "--boot", "soon"], "--boot 5m"),
+        (["--model", "slurm", "--node-class", "gpu"], "gpu=4x8"),
+        (["--model", "slurm", "--policy", "valeu"], "value"),
+    ],
+)
+def test_what_is_wrong_is_named(history, args, hint):
+    result = asked(history, *args)
+    assert isinstance(result.exception, UsageError)
+    assert hint in (result.exception.hint or "")
+
+
+# ---- the slice that real Slurm is compared on
+
+
+def test_a_slice_keeps_order_limits_and_its_length():
+    rng = np.random.default_rng(8)
+    work = make_workload(
+        submit_s=np.cumsum(rng.exponential(600, 400)),
+        runtime_s=rng.exponential(7200, 400) + 10,
+        limit_s=np.full(400, 43200.0),
+        nodes=rng.integers(1, 900, 400),
+    )
+    part = cut(work, 1000, 1, jobs=50, span_s=3600, least_run_s=60)
+    assert len(part) == 50
+    assert part.submit_s[0] == 0
+    assert part.submit_s[-1] == 3600
+    assert (part.nodes >= 1).all()
+    assert part.nodes.max() <= part.cluster_nodes == 64
+    assert (part.limit_s % 60 == 0).all()
+    assert (part.run_s <= part.limit_s).all()
+    assert part.run_s.min() >= 60
+    start = simulate_slice(part, part.submit_s)
+    assert (start >= part.submit_s).all()
+    with pytest.raises(UsageError):
+        cut(work, 1000, 1, jobs=500, span_s=3600, least_run_s=60)
+
+
+def test_rank_correlation():
+    assert rank_correlation(np.array([1.0, 2, 3, 4]), np.array([10.0, 20, 30, 40])) == 1
+    assert rank_correlation(np.array([1.0, 2, 3, 4]), np.array([4.0, 3, 2, 1])) == -1
+    tied = rank_correlation(np.array([1.0, 1, 2, 3]), np.array([1.0, 2, 3, 3]))
+    assert tied == pytest.approx(8 / 9)

@@ -197,7 +197,9 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
     def results(self) -> list[R_co]:
         """As ``result``, in a list: one value for each task."""
         if not self.rendered:
-            return list(super().results())
+            values = list(super().results())
+            self._follow()  # of several tasks only the single ones were asked so far
+            return values
         problem = self.exception()
         if problem is not None:
             raise problem

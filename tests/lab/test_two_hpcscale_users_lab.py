@@ -95,7 +95,8 @@ class Person:
             "submit", "--json", "--site", ONPREM, "--name", "urgent", "--nodes", "2", "--time",
             "10", "--gpus-per-node", "1", "--no-code", *options, "--", "sh", "-c", shell, **env,
         )  # fmt: skip
-        return json.loads(done.stdout)["data"]
+        said = json.loads(done.stdout)["data"]
+        return said | {"job_id": said["ref"].rpartition(":")[2]}
 
     def witness(self):
         """What this person's commands wrote, at both sites."""

@@ -10,7 +10,7 @@ import msgspec
 from hpcscale.burst.asked import spec_for, with_gate_time
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import Lists, fence_nodes, stands, union, with_note, without_note
-from hpcscale.burst.moves import Move, Moves, Step, origin_attempt, target_attempt
+from hpcscale.burst.moves import MAX_BACKOFF, Move, Moves, Step, origin_attempt, target_attempt
 from hpcscale.burst.orphans import Fence, of_others, put_fence
 from hpcscale.burst.sight import Sight, look
 from hpcscale.connect import Connection
@@ -23,7 +23,6 @@ from hpcscale.units import JobId, expand_hostlist
 from hpcscale.verify import submission_of
 
 SETTLE_S = 12.0  # a cancelled job is usually terminal by then; else the next tick looks again
-MAX_BACKOFF = 8
 KEPT_S = 30.0  # slurmctld writes its state every 5 s or so
 BEGIN_S = 3.0  # from the decision to the command, usually; else the next tick looks again
 

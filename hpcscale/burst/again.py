@@ -52,26 +52,32 @@ class Again(Acts):
         self, move: Move, target: Attempt, connection: Connection, tasks: list[int]
     ) -> list[int]:
         """Elements that have told no start, of an array that is surely forgotten; noted."""
-        if records_of(connection, target) or not unknown_there(connection, target):
+        if not self._surely_forgotten(move, target, connection):
             return []
-        elements = self.ledger.elements(target)
-        reports = reports_of(connection, target)
-        told = {r.task for r in reports if r.begun}
-        ended = {task for task, e in elements.items() if e.state.terminal}
+        told = {r.task for r in reports_of(connection, target) if r.begun}
+        ended = {task for task, e in self.ledger.elements(target).items() if e.state.terminal}
         found = [task for task in tasks if task not in told | ended]
-        if not found or self._cancelled_by_user(move):
-            return []
-        # one that has ended is shown for MinJobAge, so what is younger has been forgotten
-        newest = max(filter(None, [move.asked_at, *(r.at for r in reports)]), default=None)
-        if newest is None or (connection.clock.now() - newest).total_seconds() >= keeps_ended_s(
-            connection
-        ):
+        if self._cancelled_by_user(move):
             return []
         for task in found:
             self.ledger.event(
                 move.run_id, EVENT, {"task": task}, submission_id=target.submission_id
             )
         return found
+
+    def _surely_forgotten(self, move: Move, target: Attempt, connection: Connection) -> bool:
+        """Whether its controller knows it no more, and has not purged it as one that has ended.
+
+        What has ended is shown for MinJobAge; so what is younger has been forgotten, for good.
+        """
+        if records_of(connection, target) or not unknown_there(connection, target):
+            return False
+        told = [r.at for r in reports_of(connection, target)]
+        newest = max(filter(None, [move.asked_at, *told]), default=None)
+        if newest is None:
+            return False
+        age_s = (connection.clock.now() - newest).total_seconds()
+        return age_s < keeps_ended_s(connection)
 
     def _under_way(self, move: Move, target: Attempt, task: int) -> bool:
         """Whether an element's own move is not over yet; begins one where there is none."""

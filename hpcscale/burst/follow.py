@@ -23,6 +23,7 @@ from hpcscale.slurm.types import JobState
 from hpcscale.verify import mismatch
 
 STAND_IN_S = 600  # where its node or its file system is slow, those behind it wait for it
+FORGOTTEN_S = 60.0  # a job that its controller has forgotten may still tell its end
 LOST_S = 600.0  # a job that nobody knows for this long will not come back
 WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
 
@@ -57,9 +58,16 @@ class Follow(Net, Again):
             # neither Slurm nor the script tells its end: no guess, for a while
             if move.lost_at is None:
                 return self.moves.save(move, lost_at=utc_now())
-            if age_s(move.lost_at) < LOST_S:
-                return move
             message = f"{target.ref} is no longer known to Slurm; its end was not seen"
+            if age_s(move.lost_at) < LOST_S:
+                if age_s(move.lost_at) < FORGOTTEN_S or not self._surely_forgotten(
+                    move, target, connection
+                ):
+                    return move
+                message = (
+                    f"{target.ref} was forgotten by its controller after it had begun; its end was "
+                    "not seen"
+                )
             return self._done(move, message)
         message = move.message
         try:

@@ -18,7 +18,7 @@ from hpcscale.spec import BurstTerms, JobSpec
 
 def priced(spec: JobSpec) -> JobSpec:
     """What a job's cost depends on, and nothing else of it: commands and variables are not kept."""
-    terms = BurstTerms(egress_gb=spec.burst.egress_gb)
+    terms = BurstTerms(egress_gb=spec.burst.egress_gb, data=spec.burst.data)
     return JobSpec(
         resources=spec.resources,
         partition=spec.partition,

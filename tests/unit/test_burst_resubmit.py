@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from fake_sites import POLICY, Sites
 
+from hpcscale.burst import follow
 from hpcscale.burst.claims import take
 from hpcscale.burst.moves import Step
 from hpcscale.burst.resubmit import NOTED, REFUSED, resubmit
@@ -217,3 +218,32 @@ def test_a_move_that_fails_for_a_forgotten_job_submits_it_again(sites):
     third = attempts(sites, job)[-1]
     assert (third.role, third.number) == (Role.ONPREM, 3)
     assert owner(sites, attempts(sites, job)[0]) == third.submission_id
+
+
+@pytest.mark.parametrize("purged", [False, True])
+def test_what_the_cloud_forgot_after_it_had_begun_is_told(sites, monkeypatch, purged):
+    sites.policy = POLICY
+    job = sites.submit()
+    sites.tick()
+    sites.both(40)
+    now = sites.cloud.now()
+    target = sites.target(job)
+    sites.report(target.submission_id, "gated", time=now)
+    sites.tick()
+    sites.report(target.submission_id, time=now)
+    sites.tick()
+    assert sites.move(job).step is Step.MOVED
+    sites.cloud.jobs.clear()
+    if purged:
+        sites.both(301)  # MinJobAge
+    sites.tick()
+    assert sites.move(job).step is Step.MOVED, "it may still tell its end"
+    monkeypatch.setattr(follow, "FORGOTTEN_S", 0)
+    sites.tick()
+    if purged:
+        assert sites.move(job).step is Step.MOVED, "it may have ended long ago"
+        monkeypatch.setattr(follow, "LOST_S", 0)
+        sites.tick()
+    assert sites.move(job).step is Step.DONE
+    assert "its end was not seen" in sites.move(job).message
+    assert ("forgotten by its controller" in sites.move(job).message) is not purged

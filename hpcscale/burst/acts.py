@@ -1,5 +1,6 @@
 """Parts of the handover's steps: each looks, or acts and looks again."""
 
+import contextlib
 import datetime as dt
 import time
 from collections.abc import Callable
@@ -9,12 +10,13 @@ import msgspec
 
 from hpcscale.burst.asked import spec_for, with_gate_time
 from hpcscale.burst.claims import CLOSED, Word, decide, take
+from hpcscale.burst.early import note_sent
 from hpcscale.burst.fence import Lists, fence_nodes, stands, union, with_note, without_note
 from hpcscale.burst.moves import MAX_BACKOFF, Move, Moves, Step, origin_attempt, target_attempt
 from hpcscale.burst.orphans import Fence, of_others, put_fence
 from hpcscale.burst.sight import Sight, look
 from hpcscale.connect import Connection
-from hpcscale.errors import UnreachableError
+from hpcscale.errors import HpcscaleError, UnreachableError
 from hpcscale.ledger import Attempt, Ledger, Role, utc_now
 from hpcscale.observe import observe
 from hpcscale.slurm.remote import private_dir
@@ -79,6 +81,8 @@ class Acts:
             self._folder, site=move.to_site, connection=connection, ledger=self.ledger
         )
         job = executor.submit_rendered(rendered, run=run, role=Role.BURST)
+        with contextlib.suppress(HpcscaleError):  # it serves estimates alone
+            note_sent(self.ledger, run, connection.site)
         return job.submission_id
 
     def _ask_for(self, target: Attempt) -> Attempt:

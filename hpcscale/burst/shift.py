@@ -69,7 +69,7 @@ class Shift(Follow):
         seen = look(connection, origin, self.ledger, any_start=True)
         if seen.status is not None and not _there(move, seen):
             return self._taken_back(move, origin, seen)  # also where it has ended there since
-        if seen.over:
+        if seen.status is None or seen.over:
             return self._to_its_end(move, origin, connection)
         if not seen.pending or seen.reported is not None:
             return move

@@ -119,7 +119,7 @@ def test_private_data_and_learned_runtimes(lab_factory, use_lab, ordinary, monke
     assert said["learned_jobs"] == 12
     assert said["history_level"] == "full"
     # the one ahead asked for 20 h, and its like took seconds: it is not believed to stay
-    assert 10 * 3600 < said["p90_s"]
+    assert said["p90_s"] > 10 * 3600
     # ten hours do not fit before the head's start, what such jobs take does
     levers = {lever["change"]: lever for lever in said["levers"]}
     assert levers["time"]["start_s"] == 0

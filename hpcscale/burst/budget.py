@@ -114,6 +114,19 @@ class Purse:
         self._charges.append(Charge(payer=payer, at=self._now, usd=worst_usd))
 
 
+def advice(budgets: Iterable[Budget]) -> tuple[str, ...]:
+    """What these budgets do not bound: a ledger knows the moves of its own user alone."""
+    shared = [
+        f"{budget.of.value} {budget.name}" if budget.name else f"each {budget.of.value}"
+        for budget in budgets
+        if budget.of in {BudgetOf.ACCOUNT, BudgetOf.PROJECT}
+    ]
+    if not shared:
+        return ()
+    text = f"the budget of {', '.join(shared)} is advisory: it bounds your own moves, "
+    return (text + "which are all that this ledger knows of",)
+
+
 def bounded(budgets: Iterable[Budget], payer: Payer) -> bool:
     """Whether a payer falls under any budget."""
     return any(payer.name(budget) is not None for budget in budgets)

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hpcscale.burst.ahead import stage_early
-from hpcscale.burst.budget import Purse
+from hpcscale.burst.budget import Purse, advice
 from hpcscale.burst.offer import offers
 from hpcscale.burst.plan import (
     Action,
@@ -103,6 +103,7 @@ def decide(  # noqa: PLR0917 -- the six things that a decision is made of
         from_site=policy.from_site,
         policy=policy.source,
         decisions=(*taken, *later),
+        notes=advice(budgets.limits),
     )
 
 

@@ -124,6 +124,8 @@ def print_plan(made: "BurstPlan") -> None:
     if made.unknown_costs:
         total += f" and {made.unknown_costs} of unknown cost"
     click.echo(total)
+    for note in made.notes:
+        click.echo(f"note: {note}")
 
 
 def print_run(done: "Tick", rows: list[list[str]]) -> None:

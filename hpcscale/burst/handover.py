@@ -401,6 +401,11 @@ class Handover(Shift):
 
     def _until_it_begins(self, move: Move, to_connection: Connection, there: Sight) -> Move | None:
         """Its gate is open, its command has not begun: fence-first, its nodes may not be up."""
+        if move.line is not None:
+            looked = self._on_spot(move)
+            if looked is None:
+                return None
+            move = looked
         origin, connection = self._origin(move)
         kept, seen = self._keep_fence(move, origin, connection)
         if kept is None:

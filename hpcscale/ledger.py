@@ -212,14 +212,18 @@ class Ledger(LedgerReads):
             ended=1,
         )
 
-    def set_forgotten(self, attempt: Attempt) -> Attempt:
-        """The user says that it is gone: the record ends, and its end stays unknown."""
+    def set_forgotten(
+        self,
+        attempt: Attempt,
+        why: str = "its end was not seen; its user closed the record",
+    ) -> Attempt:
+        """It is gone, by the word of its user or of Slurm: its end stays unknown."""
         return self._set(
             attempt,
             "attempt.forgotten",
             {"state": attempt.state.value, "last_state": attempt.last_state.value},
             state=JobState.UNKNOWN.value,
-            reason="its end was not seen; its user closed the record",
+            reason=why,
             end_time=stamp(utc_now()),
             ended=1,
         )
@@ -258,6 +262,31 @@ class Ledger(LedgerReads):
             fields["cost_usd"] = money_text(spent_usd(gpus, seconds, gpu_hour_usd))
         data = {"at": where, "gpus": gpus, "gpu_hour_usd": fields["gpu_hour_usd"]}
         return self._set(attempt, "attempt.terms", data, **fields)
+
+    def reprice(
+        self,
+        attempt: Attempt,
+        gpus: int,
+        gpu_hour_usd: Decimal | None,
+        seconds: float,
+        where: str,
+    ) -> Attempt:
+        """Its hours are counted by another price from now on: it went to other nodes.
+
+        Args:
+            attempt: no array.
+            gpus: that are paid for.
+            gpu_hour_usd: None when unknown.
+            seconds: that its nodes were held until now, at the price until now.
+            where: for the event.
+        """
+        attempt = self.attempt(attempt.submission_id)
+        if (attempt.gpus, attempt.gpu_hour_usd) == (gpus, gpu_hour_usd):
+            return attempt
+        usd = self.cost_of(attempt, seconds)
+        fields = {"gpus": gpus, "gpu_hour_usd": money_text(gpu_hour_usd)}
+        data = {"at": where, "seconds": seconds, "usd": money_text(usd), **fields}
+        return self._set(attempt, "attempt.repriced", data, **fields)
 
     def record_status(self, attempt: Attempt, status: JobStatus) -> Attempt:
         """Record what Slurm said of one attempt that is no array."""

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 
 from hpcscale.errors import NotFoundError, UsageError
 from hpcscale.ledger_file import LedgerFile
@@ -13,6 +14,7 @@ from hpcscale.ledger_rows import (
     Element,
     Event,
     Found,
+    Role,
     Run,
     SiteAnswer,
     attempt_from_row,
@@ -124,6 +126,24 @@ class LedgerReads(LedgerFile):
             )
             for row in self._all("SELECT * FROM sites")
         }
+
+    def cost_of(self, attempt: Attempt, seconds: float) -> Decimal | None:
+        """Dollars for holding an attempt's nodes so long, each hour at its own price.
+
+        None when a price is unknown.
+        """
+        from hpcscale.cost import spent_usd
+
+        before_s, before_usd = 0.0, Decimal(0)
+        if attempt.role is not Role.BURST:  # nobody rents other nodes for it
+            return spent_usd(attempt.gpus, seconds, attempt.gpu_hour_usd)
+        for event in self.events(attempt.run_id, "attempt.repriced"):
+            if event.submission_id == attempt.submission_id:
+                if event.data["usd"] is None:
+                    return None
+                before_s, before_usd = float(event.data["seconds"]), Decimal(event.data["usd"])
+        rest = spent_usd(attempt.gpus, seconds - before_s, attempt.gpu_hour_usd)
+        return None if rest is None else before_usd + rest
 
     def events(self, run_id: str | None = None, kind: str | None = None) -> list[Event]:
         """Events (of one run, of one kind), oldest first."""

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from hpcscale.connect import Connection
-from hpcscale.cost import held_s, spent_usd
+from hpcscale.cost import held_s
 from hpcscale.errors import HpcscaleError, UnreachableError
 from hpcscale.judge import Heard, judge, judge_array, pending_tasks
 from hpcscale.ledger import Attempt, Ledger, SiteAnswer, utc_now
@@ -245,5 +247,6 @@ def _with_cost(
     else:
         parts = ledger.elements(attempt).values()
         seconds = sum(held_s(e.start_time, e.end_time, now) for e in parts)
-    cost = spent_usd(gpus, seconds, attempt.gpu_hour_usd)
+    known = msgspec.structs.replace(attempt, gpus=gpus)
+    cost = ledger.cost_of(known, seconds)
     return {**fields, "cost_usd": money_text(cost)} if cost is not None else fields

@@ -71,6 +71,7 @@ def submit(
     run: Run | None = None,
     role: Role = Role.ONPREM,
     cwd: str | None = None,
+    submission_id: str | None = None,
     timeout_s: float = 60.0,
     meter: Meter = SILENT,
 ) -> Submission:
@@ -84,6 +85,7 @@ def submit(
         run: for a further attempt of a run; a new run otherwise.
         role: why this attempt exists.
         cwd: where the user stands; default the current directory.
+        submission_id: one that was noted before; default a new one.
         timeout_s: of sbatch.
         meter: told how copying goes on.
 
@@ -103,7 +105,7 @@ def submit(
     notices = (*notices, *doubts(spec, site))
 
     run_id = run.run_id if run else new_run_id()
-    submission_id = new_submission_id()
+    submission_id = submission_id or new_submission_id()
     run_dir = f"{connection.state_dir}/runs/{run_id}"
     comment = comment_with(user_comment(spec), submission_id)
     cost = estimate(spec, site)

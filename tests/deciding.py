@@ -18,8 +18,8 @@ def decided(jobs, policy, now, charges=(), *, replan=None, pending=0):
     return decide(Snapshot(jobs=tuple(jobs)), foretold, Catalog(), budgets, policy, now)
 
 
-def offered_at(spec, limit_s, site, policy, rows, today):  # noqa: PLR0917 -- as they were made
+def offered_at(spec, limit_s, site, policy, rows, today, **kw):  # noqa: PLR0917 -- as they were made
     """The options of a job at one target."""
     catalog = Catalog(sites={site.name: site}, rows=rows)
     now = dt.datetime.combine(today, dt.time(12), dt.UTC)
-    return offers(place(spec, limit_s, site.name, policy, site), catalog, policy, now)
+    return offers(place(spec, limit_s, site.name, policy, site, **kw), catalog, policy, now)

@@ -228,6 +228,7 @@ def summary(outcomes):
         "orphans": sum(o.orphans for o in outcomes),
         "wrong_behind": sum(bool(o.wrong_behind) for o in outcomes),
         "unsettled": sum(o.unsettled for o in outcomes),
+        "end_not_seen": sum("its end was not seen" in o.why for o in outcomes),
         "killed": sum(o.killed for o in outcomes),
         "struck": sum(o.struck for o in outcomes),
         "rate_below_at_95_percent": round(3 / count, 5) if count else None,

@@ -10,9 +10,10 @@ import signal
 import time
 from pathlib import Path
 
-from injection_set import Injection, Outcome, pairs, summary
+from injection_set import TASKS, Injection, Outcome, pairs, summary
 
 import hpcscale.cli.burst as burst_cli
+from hpcscale.burst.elements import attempts_with_elements, element_run_id
 from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.policy import load_policy
 from hpcscale.burst.reap import burst_sites, reap
@@ -73,6 +74,18 @@ class Site:
         if done.returncode and "Invalid job id" not in done.stderr:
             return None
         return [line.split(" ", 2) for line in done.stdout.splitlines()]
+
+    def all_jobs(self, job, states):
+        """The same of all that was submitted on-prem for its run: one that is forgotten is again."""
+        found = []
+        for state in states:
+            with Ledger.open(state / "ledger.sqlite3") as ledger:
+                for attempt in ledger.attempts(job.run_id):
+                    if attempt.site == ONPREM and attempt.job_id is not None:
+                        if (records := self.jobs(attempt.job_id)) is None:
+                            return None
+                        found += records
+        return found
 
     def until(self, condition, timeout_s, poll_s=0.05):
         deadline = time.monotonic() + timeout_s
@@ -142,11 +155,16 @@ class Site:
         return self.written(job, "witness")
 
     def written(self, job, name):
-        """Lines of a file that user code writes, of both sites, as words."""
+        """Lines of a file that user code writes, of both sites, as words.
+
+        Elements that moved alone have run directories of their own.
+        """
+        runs = [job.run_id, *(element_run_id(job.run_id, int(task)) for task in TASKS)]
         found = []
         for site_name in (ONPREM, CLOUD):
-            path = self.run_dir(site_name, job) / name
-            text = self.lab.site(site_name).exec(["cat", str(path)]).stdout
+            top = self.run_dir(site_name, job).parent
+            paths = [str(top / run / name) for run in runs]
+            text = self.lab.site(site_name).exec(["cat", *paths]).stdout
             found += [line.split() for line in text.splitlines()]
         return found
 
@@ -376,7 +394,7 @@ class Site:
                 if not any(m is None or not m.step.settled for m in moves):
                     if self.begun(out.injection, job):
                         return
-                    records = self.jobs(job.ref.job_id)
+                    records = self.all_jobs(job, states)
                     if records is not None and not ALIVE.intersection(r[0] for r in records):
                         return
                     self.free()  # it came back to its place: now it may run there
@@ -442,7 +460,7 @@ class Site:
         mine = set()
         for state in states:
             with Ledger.open(state / "ledger.sqlite3") as ledger:
-                mine |= {a.submission_id for a in ledger.attempts(job.run_id)}
+                mine |= {a.submission_id for a in attempts_with_elements(ledger, job.run_id)}
 
         def live():
             listing = self.cloud("squeue", "-h", "-o", "%k")

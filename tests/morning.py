@@ -375,7 +375,7 @@ def replayed(problems: list[str], moves, budget: Decimal) -> dict[str, object]:
     most = Decimal(0)
     refused = 0
     for snapshot in kept.values():
-        bound = sum((c.usd or Decimal(0) for c in snapshot.charges), Decimal(0))
+        bound = sum((c.usd or Decimal(0) for c in snapshot.budgets.charges), Decimal(0))
         bound += sum((d.worst_usd or Decimal(0) for d in snapshot.plan.moves), Decimal(0))
         most = max(most, bound)
         refused += any("is spent and" in d.reason for d in snapshot.plan.decisions)

@@ -30,6 +30,7 @@ FAULTS = {
     "cancel_run": 1,
     "undo": 1,
     "unfence": 1,  # somebody edits ExcNodeList
+    "put_back": 1,  # or the partition
     "reap": 2,
 }
 
@@ -68,7 +69,8 @@ class Faults:
         self.full_until[name] = self.now_s + self.random.choice([2, 20, 90])
 
     def _free(self):
-        self.sim[ONPREM].plain(["scancel", self.filler])
+        for filler in self.fillers:
+            self.sim[ONPREM].plain(["scancel", filler])
 
     def _cloud_node(self):
         sim = self.sim[CLOUD]
@@ -129,6 +131,13 @@ class Faults:
                 job.exclude = ""
         self.sim[ONPREM].touched()
 
+    def _put_back(self):
+        moved = [j for j in self._origin_records() if j.partition != "gpu"]
+        if not any(job.state == "PENDING" for job in moved):
+            return False
+        self.sim[ONPREM].plain(["scontrol", "update", f"JobId={moved[0].base}", "Partition=gpu"])
+        return True
+
     def _site_jump(self):
         sim = self.random.choice(list(self.sim.values()))
         sim.clock.advance(self.random.choice([30, 400, 1500]))
@@ -162,6 +171,7 @@ class Faults:
         "scancel_onprem": _scancel_onprem,
         "scancel_cloud": _scancel_cloud,
         "unfence": _unfence,
+        "put_back": _put_back,
         "cancel_run": lambda w: w._call("cancel_run"),
         "undo": lambda w: w._call("undo"),
         "reap": lambda w: w._call("reap"),

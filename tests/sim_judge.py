@@ -3,10 +3,10 @@
 from collections import Counter
 from decimal import Decimal
 
-from sim_faults import CLOUD
+from sim_faults import CLOUD, ONPREM
 from sim_site import ALIVE
 
-from hpcscale.burst.moves import Moves
+from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.reap import reap
 from hpcscale.ledger import Role
 from hpcscale.observe import observe
@@ -41,6 +41,8 @@ class Judge:
             self.counts[f"end: {self._end_of(task)}"] += 1
         self._judge_behind()
         self._judge_money()
+        if self.began_in is not None:
+            self._judge_price()
 
     def _end_of(self, task):
         done = [site for site, _, k, _ in self.done if k == task]
@@ -71,6 +73,21 @@ class Judge:
             for path, node in sim.files.files.items()
             if "/claims/rsimulation." in path and not path.endswith((".tmp", ".fence", ".outcome"))
         )
+
+    def _judge_price(self):
+        """Its hours are counted at the price of the partition that it began in."""
+        self.counts[f"began in partition {self.began_in}"] += 1
+        moved = [ledger for ledger in self._led() if Moves(ledger).of_run(self.job.run_id)]
+        for ledger in moved:
+            done = Moves(ledger).of_run(self.job.run_id)[-1]
+            if len(moved) > 1 and not (done.same_job and done.step is Step.DONE):
+                continue  # the other ledger moved it
+            at = self.sites[ONPREM].gpu_hour_usd(self.began_in)
+            counted = ledger.attempt(self.job.submission_id).gpu_hour_usd
+            if at != counted:
+                raise ViolationError(
+                    f"money: it began in partition {self.began_in} at {at}, counted at {counted}"
+                )
 
     def _judge_money(self):
         """Each cloud job that Slurm ever took belongs to one move, and so to one decision."""

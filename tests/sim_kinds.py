@@ -1,4 +1,5 @@
-"""The work of an interleaving: one job, an array, or a job that others wait for."""
+"""The work of an interleaving: one job, an array, one that others wait for, or one that may go into
+a cloud partition of its own controller."""
 
 import dataclasses
 
@@ -16,6 +17,19 @@ from hpcscale.verify import submission_of
 POLICY = Policy(from_site=ONPREM, to=(CLOUD,), cron_interval_s=20, retry_after_s=60)
 FENCE_FIRST = msgspec.structs.replace(POLICY, order=Order.FENCE_FIRST)
 
+# of these kinds the on-prem site has a partition that is paid for, and the job itself moves there
+WITHIN = msgspec.structs.replace(POLICY, to=(f"{ONPREM}/cloud",))
+BOTH = msgspec.structs.replace(POLICY, to=(f"{ONPREM}/cloud", CLOUD))
+BOTH_FENCE_FIRST = msgspec.structs.replace(BOTH, order=Order.FENCE_FIRST)
+PARTITION = (
+    "partitions.cloud.gpus_per_node=4",
+    "partitions.cloud.gpu_hour_usd=6.88",
+    "partitions.cloud.fabric.kind=efa",
+    "partitions.cloud.burst.target=true",
+    "partitions.cloud.burst.boot_allowance_s=60",
+    "partitions.cloud.burst.boot_timeout_s=300",
+)
+
 # kind of work: its array, and what waits for it
 KINDS = {
     "job": (None, ()),
@@ -25,8 +39,17 @@ KINDS = {
     "afterany": (None, ("afterany", "afterok")),
     "singletons": (None, ("singleton", "singleton")),
     "array afterok": ("0-1", ("afterok",)),
+    "partition": (None, ()),
+    "partition afterok": (None, ("afterok",)),
 }
-WEIGHTS = (8, 2, 2, 2, 1, 2, 1)
+WEIGHTS = (8, 2, 2, 2, 1, 2, 1, 3, 1)
+
+
+def policies_of(kind):
+    """Those of which each ledger has one."""
+    if kind.startswith("partition"):
+        return [WITHIN, WITHIN, BOTH, BOTH_FENCE_FIRST]
+    return [POLICY, POLICY, FENCE_FIRST]
 
 
 @dataclasses.dataclass
@@ -39,6 +62,7 @@ class Start:
     sites: dict
     ledger: object
     now_s: float
+    facts: object  # what its controller says of its partitions
 
 
 class Kinds:
@@ -50,9 +74,14 @@ class Kinds:
         if self.kind not in starts:
             starts[self.kind] = self._make_start()
         start = starts[self.kind]
-        self.job, self.filler, self.now_s = start.job, start.filler, start.now_s
+        self.job, self.fillers, self.now_s = start.job, [start.filler], start.now_s
+        self.facts = start.facts
         for name, sim in self.sim.items():
             sim.put_back(start.sites[name])
+        if self.within and self.random.random() < 0.3:  # others have all of the cloud's nodes
+            self.fillers.append(
+                self._stranger("-N4", "-pcloud", "--time=9999", script="sleep 99999")
+            )
         array = KINDS[self.kind][0]
         self.tasks = [None] if array is None else parse_array(array)[0]
         self.behind = dict.fromkeys(start.behind, False)  # number -> has it begun?
@@ -85,7 +114,8 @@ class Kinds:
             waits[int(number)] = term
         self.pass_time(6)  # its controller has saved them
         sites = {name: sim.as_it_stands() for name, sim in self.sim.items()}
-        return Start(job, filler, waits, sites, ledger, self.now_s)
+        facts = onprem.client.facts()
+        return Start(job, filler, waits, sites, ledger, self.now_s, facts)
 
     def _stranger(self, *options, script):
         sim = self.sim[ONPREM]

@@ -10,6 +10,7 @@ import tempfile
 import types
 from pathlib import Path
 
+import sim_kinds
 import sim_site
 import sim_speed
 from sim_faults import CLOUD, ONPREM
@@ -40,6 +41,10 @@ class Base:
         self.sites = {
             name: load_site(name, [f"state_dir=/site/{name}"]).site for name in (ONPREM, CLOUD)
         }
+
+        self.with_partition = load_site(
+            ONPREM, [f"state_dir=/site/{ONPREM}", *sim_kinds.PARTITION]
+        ).site
 
     def ledger(self, name, source=None):
         """An empty ledger in memory, or a copy of another."""
@@ -168,6 +173,7 @@ def simulated(*, remembered=True):
     put(hpcscale.executor.watch, "_WATCHERS", {})
     # snapshots of decisions lie in a folder that interleavings would share; nothing here reads them
     put(hpcscale.burst.run, "keep", lambda _: None)
+    put(hpcscale.burst.run, "_facts", lambda _: _WORLD[0].facts)  # no file of them either
     put(hpcscale.judge, "_still_submitting", lambda *_: _submitting())
     put(hpcscale.submit, "new_submission_id", lambda: f"hs-{next(_WORLD[0].numbers):016x}")
     put(hpcscale.submit, "new_run_id", lambda: "rsimulation")
@@ -201,8 +207,8 @@ def patched(world):
 
 @contextlib.contextmanager
 def left_out(rules):
-    """A handover that trusts what it saw of the fence a tick ago."""
-    look_again = Handover._keep_fence
+    """A handover that trusts what it saw of the fence a tick ago, or that counts an old price."""
+    look_again, set_terms = Handover._keep_fence, Ledger.set_terms
 
     def trusting(self, move, origin, connection):
         if move.step is not Step.CLAIMING:
@@ -212,7 +218,9 @@ def left_out(rules):
 
     if "fence" in rules:
         Handover._keep_fence = trusting
+    if "price" in rules:
+        Ledger.set_terms = lambda *_: None
     try:
         yield
     finally:
-        Handover._keep_fence = look_again
+        Handover._keep_fence, Ledger.set_terms = look_again, set_terms

@@ -11,7 +11,7 @@ import sys
 
 import msgspec
 
-import hpcscale.burst.offer
+import hpcscale.burst.decide
 import hpcscale.burst.run
 import hpcscale.ledger_rows
 import hpcscale.prepare
@@ -149,7 +149,7 @@ _RENDERED = {}
 
 def _render(spec, site, **options):
     """The same job is rendered once for all interleavings."""
-    key = (repr(spec), site.name, repr(options))
+    key = (repr(spec), site.name, *site.partitions, repr(options))
     if key not in _RENDERED:
         _RENDERED[key] = _REAL_RENDER(spec, site, **options)
     return _RENDERED[key]
@@ -181,7 +181,7 @@ def remember(put, folder):
     put(LedgerReads, "_with_scripts", _with_scripts)
     # one text, one spec: what follows is then remembered by identity
     put(hpcscale.ledger_rows, "from_json", of_a_bytes(hpcscale.ledger_rows.from_json))
-    put(hpcscale.burst.offer, "option", _option(hpcscale.burst.offer.option))
+    put(hpcscale.burst.decide, "offers", _offers(hpcscale.burst.decide.offers))
     put(hpcscale.render, "render", _render)
     put(hpcscale.prepare, "render", _render)
     words = _squeue.Separators.new()
@@ -213,15 +213,15 @@ def of_a_bytes(function):
     return call
 
 
-def _option(function):
+def _offers(function):
     """What a target offers; the sites and the empty catalog stay."""
     known = Known()
 
-    def call(spec, limit_s, name, policy, rents):
-        key = (id(spec), limit_s, name, id(policy), rents.today)
+    def call(place, catalog, policy, now):
+        key = (msgspec.json.encode(place), id(policy), now.date())
         if key not in known:
-            found = function(spec, limit_s, name, policy, rents)
-            known.put(key, (found, spec, policy))  # kept, so that no other has its id
+            found = function(place, catalog, policy, now)
+            known.put(key, (found, policy))  # kept, so that no other has its id
         return known[key][0]
 
     return call

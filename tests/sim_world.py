@@ -18,7 +18,7 @@ from collections import Counter
 import greenlet
 from sim_faults import CLOUD, FAULTS, ONPREM, Faults
 from sim_judge import Judge, ViolationError
-from sim_kinds import FENCE_FIRST, KINDS, POLICY, WEIGHTS, Kinds
+from sim_kinds import KINDS, POLICY, WEIGHTS, Kinds, policies_of
 from sim_patch import START, left_out, patched, simulated
 from sim_process import Killed, Process, SimSite
 from sim_script import Job
@@ -70,14 +70,19 @@ class World(Kinds, Faults, Judge):
         self.silent_until = {}
         self.full_until = {}
         self.numbers = itertools.count(100)
+        self.began_in = None  # the on-prem job's partition
         self.accepted = {}  # cloud submissions that its Slurm ever took
+        self.kind = self.random.choices(list(KINDS), WEIGHTS)[0]
+        self.counts[f"kind: {self.kind}"] += 1
+        self.within = self.kind.startswith("partition")
+        self.sites = {**base.sites, ONPREM: base.with_partition} if self.within else base.sites
         self.sim = {
-            ONPREM: SimSite(self, ONPREM, nodes=4, gpus=4),
+            ONPREM: SimSite(self, ONPREM, nodes=4, gpus=4, cloud_nodes=4 * self.within),
             CLOUD: SimSite(self, CLOUD, nodes=4, gpus=4, boot_s=self.random.choice([0, 3, 12])),
         }
         self.connections = {
             name: Connection(
-                site=base.sites[name],
+                site=self.sites[name],
                 transport=sim,
                 client=CliClient(sim),
                 clock=sim.clock,
@@ -93,8 +98,6 @@ class World(Kinds, Faults, Judge):
         self.switching = self.random.choice([0.0, 0.05, 0.3, 1.0])
         self.work_s = self.random.choice([2, 15, 60])
         self.code = self.random.choice([0, 0, 0, 0, 0, 3])
-        self.kind = self.random.choices(list(KINDS), WEIGHTS)[0]
-        self.counts[f"kind: {self.kind}"] += 1
         self.processes = []
         self._submit_job()
         self._make_processes()
@@ -102,10 +105,12 @@ class World(Kinds, Faults, Judge):
     # ---- what burst processes ask for ----
 
     def site(self, name):
-        return self.base.sites[name]
+        name, _, partition = name.partition("/")
+        found = self.sites[name]
+        return found.in_partition(partition) if partition else found
 
     def __call__(self, name):
-        return self.connections[name]
+        return self.connections[name.partition("/")[0]]
 
     def current(self):
         task = greenlet.getcurrent()
@@ -212,7 +217,7 @@ class World(Kinds, Faults, Judge):
         owners = [ledger, other, ledger][: self.random.choice([1, 1, 2, 2, 3])]
         self.processes = [Process(f"burst{i}", owner) for i, owner in enumerate(owners)]
         self.policies = {
-            id(ledger): self.random.choice([POLICY, POLICY, FENCE_FIRST]) for ledger in self.ledgers
+            id(ledger): self.random.choice(policies_of(self.kind)) for ledger in self.ledgers
         }
         for process in self.processes:
             self.counts[f"order: {self.policies[id(process.ledger)].order.value}"] += 1
@@ -386,6 +391,8 @@ class World(Kinds, Faults, Judge):
                 raise ViolationError("double start: in the cloud after on-prem")
         entry = (script.site, script.submission, script.task, script.restart)
         self.begun.append((*entry, script))
+        if self.within and script.site == ONPREM:
+            self.began_in = self._origin_job().partition
         self.trace.append(f"{self.now_s:7.1f} user code begins: {entry}")
 
     def _finish(self, script):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from hpcscale.burst.elements import runs_of
 from hpcscale.connect import Connection
 from hpcscale.judge import pending_tasks
 from hpcscale.ledger import Attempt, Element, Ledger, Role
@@ -107,8 +108,11 @@ def exit_codes(ledger: Ledger, target: Attempt, array: str | None) -> dict[str, 
     """
     if array is None:
         return {"": _code(target.state, target.exit_code, target.exit_signal)}
-    known = ledger.elements(target)
+    known: dict[int, Element | Attempt] = dict(ledger.elements(target))
     lost = Element(task=0, state=JobState.UNKNOWN)
+    for task, run_id in runs_of(ledger, target.run_id).items():
+        if (e := known.get(task)) and isinstance(e, Element) and e.moved:  # it moved once more
+            known[task] = ledger.attempts(run_id)[-1]
     return {
         f".task{task}": _code(e.state, e.exit_code, e.exit_signal)
         for task in parse_array(array)[0]

@@ -69,9 +69,22 @@ class Purse:
             if not charge.settled or charge.at.astimezone(dt.UTC).strftime("%Y-%m") == month
         ]
         self._now = now
+        self._kept: list[Charge] = []
 
-    def refusal(self, payer: Payer, worst_usd: Decimal | None) -> str | None:
-        """Why a job may not spend this, in half a sentence; None when it may."""
+    def keep(self, payer: Payer, worst_usd: Decimal | None) -> None:
+        """Keep this for a job that may need it later: what only saves waiting does not spend it."""
+        self._kept.append(Charge(payer=payer, at=self._now, usd=worst_usd))
+
+    def refusal(
+        self, payer: Payer, worst_usd: Decimal | None, *, only_waits: bool = False
+    ) -> str | None:
+        """Why a job may not spend this, in half a sentence; None when it may.
+
+        Args:
+            payer: whose job.
+            worst_usd: the most it can cost.
+            only_waits: nothing but its waiting moves it, so what is kept for others counts as gone.
+        """
         for budget in self._budgets:
             name = payer.name(budget)
             if name is None:
@@ -83,16 +96,35 @@ class Purse:
                 return f"a job under the budget of {name} has a cost without a bound"
             spent = sum((c.usd for c in mine if c.usd and c.settled), Decimal(0))
             held = sum((c.usd for c in mine if c.usd and not c.settled), Decimal(0))
+            text = (
+                f"it may cost ${worst_usd:.2f}, and of ${budget.usd:.2f} a month for {name} "
+                f"${spent:.2f} is spent and ${held:.2f} reserved"
+            )
             if spent + held + worst_usd > budget.usd:
-                return (
-                    f"it may cost ${worst_usd:.2f}, and of ${budget.usd:.2f} a month for {name} "
-                    f"${spent:.2f} is spent and ${held:.2f} reserved"
-                )
+                return text
+            kept = [c for c in self._kept if c.payer.name(budget) == name] if only_waits else []
+            more = sum((c.usd for c in kept if c.usd), Decimal(0))
+            if spent + held + more + worst_usd > budget.usd:
+                count = "a deadline" if len(kept) == 1 else f"{len(kept)} deadlines"
+                return f"{text}, and ${more:.2f} is kept for {count} that may need it"
         return None
 
     def reserve(self, payer: Payer, worst_usd: Decimal | None) -> None:
         """Take a job's worst case out of what is left."""
         self._charges.append(Charge(payer=payer, at=self._now, usd=worst_usd))
+
+
+def advice(budgets: Iterable[Budget]) -> tuple[str, ...]:
+    """What these budgets do not bound: a ledger knows the moves of its own user alone."""
+    shared = [
+        f"{budget.of.value} {budget.name}" if budget.name else f"each {budget.of.value}"
+        for budget in budgets
+        if budget.of in {BudgetOf.ACCOUNT, BudgetOf.PROJECT}
+    ]
+    if not shared:
+        return ()
+    text = f"the budget of {', '.join(shared)} is advisory: it bounds your own moves, "
+    return (text + "which are all that this ledger knows of",)
 
 
 def bounded(budgets: Iterable[Budget], payer: Payer) -> bool:

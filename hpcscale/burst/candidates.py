@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from hpcscale.burst.asked import spec_for, with_gate_time
-from hpcscale.burst.moves import Move, Step
+from hpcscale.burst.moves import MAX_BACKOFF, Move, Step
 from hpcscale.burst.offer import priced
 from hpcscale.burst.plan import Candidate, Place
 from hpcscale.burst.policy import Policy, TargetTerms
@@ -123,12 +123,23 @@ def _candidate(
         blockers=() if within else kept,
         resting_until=last.retry_at if last and last.step is Step.FAILED else None,
         resting_why=last.message if last else "",
+        retry_from=_retry_from(mine, policy),
         moving=bool(last and not last.step.settled),
         notes=notes(waits),
         user=run.user,
         account=run.spec.account or "",
         project=run.spec.directives.get("wckey") or "",
     )
+
+
+def _retry_from(mine: list[Move], policy: Policy) -> dt.datetime | None:
+    """An interval after its last move failed: a deadline does not wait for the whole rest."""
+    failed = [m for m in mine if m.step is Step.FAILED]
+    last = failed[-1] if failed else None
+    if last is None or last.retry_at is None:
+        return None
+    rest_s = last.retry_after_s * min(2 ** (len(failed) - 1), MAX_BACKOFF)
+    return last.retry_at - dt.timedelta(seconds=rest_s - policy.cron_interval_s)
 
 
 def place(

@@ -9,10 +9,11 @@ import datetime as dt
 
 from hpcscale.burst import held
 from hpcscale.burst.acts import age_s
+from hpcscale.burst.again import Again
 from hpcscale.burst.arrays import exit_codes
-from hpcscale.burst.back import Back
 from hpcscale.burst.claims import put_outcome
 from hpcscale.burst.moves import Move, Step
+from hpcscale.burst.net import Net
 from hpcscale.burst.results import bring_home
 from hpcscale.burst.sight import end, look, words
 from hpcscale.connect import Connection
@@ -22,22 +23,30 @@ from hpcscale.slurm.types import JobState
 from hpcscale.verify import mismatch
 
 STAND_IN_S = 600  # where its node or its file system is slow, those behind it wait for it
+FORGOTTEN_S = 60.0  # a job that its controller has forgotten may still tell its end
 LOST_S = 600.0  # a job that nobody knows for this long will not come back
 WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
 
 
-class Follow(Back):
+class Follow(Net, Again):
     """The steps MOVED and RELEASING."""
 
     def _moved(self, move: Move) -> Move | None:
         watched = self._watch_stand_in(move) if move.stand_in else self._watch_origin(move)
         if watched is None:
             return None
+        if watched.line is not None:
+            kept = self._on_spot(watched)
+            if kept is None:
+                return None
+            watched = kept
         target, connection = self._target(watched)
         if target.last_state is JobState.PENDING or target.array_size is not None:
             target = held.settle(self.ledger, connection, target)
         if target.ended:
             end(connection, target)  # no act, unless its controller put it back into the queue
+        if self._again(watched, target, connection):
+            return watched
         return self._to_its_end(watched, target, connection)
 
     def _to_its_end(self, move: Move, target: Attempt, connection: Connection) -> Move | None:
@@ -49,9 +58,16 @@ class Follow(Back):
             # neither Slurm nor the script tells its end: no guess, for a while
             if move.lost_at is None:
                 return self.moves.save(move, lost_at=utc_now())
-            if age_s(move.lost_at) < LOST_S:
-                return move
             message = f"{target.ref} is no longer known to Slurm; its end was not seen"
+            if age_s(move.lost_at) < LOST_S:
+                if age_s(move.lost_at) < FORGOTTEN_S or not self._surely_forgotten(
+                    move, target, connection
+                ):
+                    return move
+                message = (
+                    f"{target.ref} was forgotten by its controller after it had begun; its end was "
+                    "not seen"
+                )
             return self._done(move, message)
         message = move.message
         try:
@@ -86,7 +102,7 @@ class Follow(Back):
                     origin.job_id, {"TimeLimit": str(max(1, round(limit_s / 60)))}
                 )
                 connection.client.update(origin.job_id, {"NumNodes": "1"})
-                self._lift(move, seen, connection, origin)
+                self._lift(move, seen, connection, origin, others=True)
             seen = look(connection, origin, self.ledger)
         if not seen.over:
             return move
@@ -124,9 +140,15 @@ class Follow(Back):
             ended_here = move.step in {Step.DONE, Step.CANCELLED} and move.target is not None
             if ended_here and not move.stand_in and not move.same_job:
                 self._watch_origin(move)
+            elif move.same_job and move.step is not Step.DONE:
+                self.watch_shift(move)
         for move in settled:
             if move.step is Step.DONE and move.target is not None and not move.same_job:
                 self._watch_target(move)
+
+    def watch_shift(self, move: Move) -> None:
+        """See ``Shift``."""
+        raise NotImplementedError
 
     def _watch_target(self, move: Move) -> None:
         """The cloud's controller may have forgotten the end: what has ended does not run again."""

@@ -207,6 +207,11 @@ class Handover(Shift):
             return self._origin_changed(move, seen)
         if move.order is Order.FENCE_FIRST:
             return self.moves.save(move, step=Step.CLAIMING)
+        if move.line is not None:
+            looked = self._on_spot(move)
+            if looked is None:
+                return None
+            move = looked
         target, connection = self._target(move)
         there = look(connection, target, self.ledger)
         if there.gated_at is not None and there.status is not None and not there.over:
@@ -224,8 +229,11 @@ class Handover(Shift):
             )
         if there.over:
             return self._end(move, f"its job on {move.to_site} ended unstarted: {there.word}")
+        if move.line is not None and not move.netted and there.status is not None:
+            return None  # its line says what follows
         if there.status is not None and (
-            there.status.restarts or there.status.state is JobState.NODE_FAIL
+            there.status.restarts > move.taken + bool(move.netted)
+            or there.status.state is JobState.NODE_FAIL
         ):
             return self._end(move, f"nodes of {move.to_site} did not boot: {there.word}")
         now = connection.clock.now()

@@ -138,7 +138,7 @@ def expected_usd(
     rate = max(0.0, taken_per_h)
     mean = rate * hours
     if lost_h is not None:
-        held_h = boot_h + hours + mean * (boot_h + lost_h)
+        held_h = boot_h + hours + min(mean, float(tries)) * (boot_h + lost_h)
         few = sum(math.exp(-mean) * mean**k / math.factorial(k) for k in range(tries))
         net = 1.0 - few
     else:

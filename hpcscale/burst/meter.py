@@ -12,21 +12,21 @@ from hpcscale.burst.policy import AtLimit, Policy
 from hpcscale.burst.sight import end
 from hpcscale.burst.words import usd
 from hpcscale.connect import Connection
-from hpcscale.cost import held_s, spent_usd
+from hpcscale.cost import held_s
 from hpcscale.ledger import Attempt, Ledger
 
 
-def so_far_usd(target: Attempt, now: dt.datetime) -> Decimal | None:
+def so_far_usd(ledger: Ledger, target: Attempt, now: dt.datetime) -> Decimal | None:
     """Dollars of a cloud attempt until now, its earlier starts too; None when unknown."""
     seconds = target.earlier_s + held_s(target.start_time, target.end_time, now)
-    return spent_usd(target.gpus, seconds, target.gpu_hour_usd)
+    return ledger.cost_of(target, seconds)
 
 
 def over(ledger: Ledger, move: Move, target: Attempt, now: dt.datetime) -> str | None:
     """Why a running cloud job must cost no more, half a sentence; None while it may go on."""
     if move.step is not Step.MOVED or target.ended or target.start_time is None:
         return None
-    spent = so_far_usd(target, now)
+    spent = so_far_usd(ledger, target, now)
     most = ledger.run(move.run_id).max_cost_usd
     limits = [(move.reserved_usd, "reserved for it"), (most, "of its --max-cost")]
     for limit, name in limits:

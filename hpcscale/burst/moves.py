@@ -37,6 +37,8 @@ from hpcscale.burst.line import Line
 from hpcscale.burst.policy import Order
 from hpcscale.ledger import Attempt, Ledger, utc_now
 
+MAX_BACKOFF = 8  # times retry_after: the longest rest after failed moves of one job
+
 
 class Step(enum.StrEnum):
     """Where a move stands; named after the act that comes next or, when settled, how it ended."""

@@ -126,6 +126,7 @@ class Candidate(Frozen, frozen=True, kw_only=True):
         time_limit_s: the limit that Slurm holds it to; None is no limit.
         blockers: why it cannot leave at all (an array, a held job, …).
         resting_until: after a failed move; ``resting_why`` says what failed.
+        retry_from: when its deadline may ask for the next move, though it rests.
         moving: whether a move of it is already under way.
         notes: what else its move would mean, half a sentence each.
         start_p50: when a forecast expects it to start here; None: no forecast.
@@ -153,6 +154,7 @@ class Candidate(Frozen, frozen=True, kw_only=True):
     blockers: tuple[str, ...] = ()
     resting_until: dt.datetime | None = None
     resting_why: str = ""
+    retry_from: dt.datetime | None = None
     moving: bool = False
     notes: tuple[str, ...] = ()
     start_p50: dt.datetime | None = None
@@ -216,6 +218,7 @@ class Decision(Frozen, frozen=True, kw_only=True):
     when: dt.datetime | None = None
     cost_usd: Decimal | None = None
     cost_why: str = ""
+    boot_s: int = 0
     boot_timeout_s: int | None = None
     staging_s: int = 0
     blockers: tuple[str, ...] = ()
@@ -234,12 +237,14 @@ class BurstPlan(Frozen, frozen=True, kw_only=True):
 
     Attributes:
         now: the origin site's clock.
+        notes: what its budgets do not bound, one sentence each.
     """
 
     now: dt.datetime
     from_site: str
     policy: str
     decisions: tuple[Decision, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def moves(self) -> tuple[Decision, ...]:

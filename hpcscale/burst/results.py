@@ -42,7 +42,7 @@ def settle_cost(ledger: Ledger, target: Attempt) -> None:
     if target.ended and target.cost_usd is None and target.start_time and target.end_time:
         last_s = held_s(target.start_time, target.end_time, target.end_time)
         seconds = target.earlier_s + last_s
-        cost = spent_usd(target.gpus, seconds, target.gpu_hour_usd)
+        cost = ledger.cost_of(target, seconds)
         if cost is not None:
             ledger.set_cost(target, cost)
 

@@ -25,6 +25,7 @@ from hpcscale.burst.moves import Move, Moves, Step
 from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action, BurstPlan, Decision
 from hpcscale.burst.policy import Dependents, Order, Policy
+from hpcscale.burst.resubmit import resubmit
 from hpcscale.burst.seen import Budgets, Catalog, Snapshot
 from hpcscale.burst.shapes import with_catalog
 from hpcscale.burst.waiting import to_foresee, waiting_runs
@@ -192,6 +193,7 @@ def tick(
         orphans(ledger, connections, policy.from_site, say)
     except HpcscaleError as exc:
         done.problems.append(f"fences left behind: {exc}")
+    done.problems += resubmit(ledger, connections, [policy.from_site], say)
     try:
         seen = look(ledger, policy, connections, foresee)
         done.plan = seen.plan

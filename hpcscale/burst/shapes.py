@@ -102,7 +102,7 @@ def shapes(
         offer = catalog.get(row)
         if offer is None:
             why_not.append(f"partition {name} rents {row}, which no catalog file has")
-        elif problem := _too_small(spec, offer):
+        elif problem := _away(spec, offer) or _too_small(spec, offer):
             why_not.append(f"partition {name}: {problem}")
         else:
             found.append(_shape(spec, priced, name, offer, today, spot=spot))
@@ -146,6 +146,16 @@ def _shape(
         partition=name, offer=offer, cost=cost, boot_s=boot_s,
         note=staleness(offer, today) or "", unpromised=unpromised,
     )  # fmt: skip
+
+
+def _away(spec: JobSpec, offer: Offer) -> str | None:
+    """A data rule that names an area holds for what is rented, too, whatever the site says."""
+    for tag in spec.burst.data:
+        area, only, rest = tag.rpartition("-only")
+        inside = offer.region == area or offer.region.startswith(f"{area}-")
+        if only and not rest and area and not inside:
+            return f"data rule {tag}: {offer.name} stands in {offer.region}"
+    return None
 
 
 def _too_small(spec: JobSpec, offer: Offer) -> str | None:

@@ -74,7 +74,8 @@ def aside(job: Candidate, policy: Policy, now: dt.datetime) -> Decision | None:
         return _stay(job, f"it is not yet allowed to start ({job.reason or 'BeginTime'})")
     if job.blockers:
         return _refuse(job, f"it cannot leave {policy.from_site}: {job.blockers[0]}", job.blockers)
-    if job.resting_until is not None and job.resting_until > now:
+    resting = job.resting_until is not None and job.resting_until > now
+    if resting and job.resting_until is not None and not _due(job, policy, now):
         rest = show_s((job.resting_until - now).total_seconds())
         return _stay(
             job, f"its last move failed ({job.resting_why}); it rests {rest} more",
@@ -83,6 +84,16 @@ def aside(job: Candidate, policy: Policy, now: dt.datetime) -> Decision | None:
     if policy.kind is PolicyKind.NEVER:
         return _stay(job, "the policy moves nothing")
     return None
+
+
+def _due(job: Candidate, policy: Policy, now: dt.datetime) -> bool:
+    """Whether a deadline's last safe moment has come: no rest after a failed move outlasts it."""
+    if not policy.deadline or job.deadline is None or job.time_limit_s is None:
+        return False
+    if job.retry_from is None or now < job.retry_from:
+        return False
+    option, _ = choose(job, policy, now)
+    return option is not None and now >= last_safe(job.deadline, option, job.time_limit_s, policy)
 
 
 def verdict(job: Candidate, policy: Policy, now: dt.datetime, depth: int) -> Decision:
@@ -122,6 +133,7 @@ def verdict(job: Candidate, policy: Policy, now: dt.datetime, depth: int) -> Dec
         when=now,
         cost_usd=land.cost_usd,
         cost_why=land.cost_why,
+        boot_s=land.boot_s,
         boot_timeout_s=land.boot_timeout_s,
         staging_s=land.staging_s,
         worst_usd=land.worst_usd if land.worst_usd is not None else land.cost_usd,
@@ -342,15 +354,16 @@ def _deadline_rule(
         return Rule.DEADLINE, text, now
     if policy.use_start_estimate:
         # learned runtimes are nearer the truth than limits; Slurm's own estimate knows limits alone
-        expected, who = job.start_p50, "the forecast's p50 is a start"
+        expected, who = job.start_p50, "here it is expected to start (the forecast's p50)"
         if expected is None:
-            expected, who = job.start_estimate, "Slurm expects it to start"
+            expected, who = job.start_estimate, "Slurm expects it to start here"
         if expected is not None:
             start = max(expected, now)
             if start + dt.timedelta(seconds=job.time_limit_s) > job.deadline:
                 text = (
-                    f"{who} at {show_time(start)}, which with its limit of "
-                    f"{show_s(job.time_limit_s)} misses its deadline {show_time(job.deadline)}"
+                    f"{who} at {show_time(start)}, and with its limit of "
+                    f"{show_s(job.time_limit_s)} that is too late for its deadline "
+                    f"{show_time(job.deadline)}"
                 )
                 return Rule.START_ESTIMATE, text, now
     return None, f"its deadline allows {show_s((latest - now).total_seconds())} more", latest

@@ -21,14 +21,17 @@ def move_row(ledger: "Ledger", move: "Move") -> list[str]:
     """One line of the table of moves, as MOVE_COLUMNS."""
     data = move_data(ledger, move)
     cost = data["cost_usd"]
-    estimate = move.estimate_usd
+    so_far = "unknown"
+    if move.estimate_usd is not None:
+        most = move.reserved_usd or move.estimate_usd
+        so_far = f"(expected ${move.estimate_usd}, at most ${most})"
     return [
         move.run_id,
         move.name,
         data["from"],
         data["to"],
         move.step.value,
-        f"${cost}" if cost is not None else (f"(at most ${estimate})" if estimate else "unknown"),
+        f"${cost}" if cost is not None else so_far,
         "; ".join(part for part in (move.reason, move.message) if part),
     ]
 
@@ -109,7 +112,11 @@ def print_plan(made: "BurstPlan") -> None:
                 decision.to or "-",
                 when or "-",
                 "unknown" if decision.cost_usd is None else usd(decision.cost_usd),
-                "; ".join(part for part in (decision.reason, decision.runner_up) if part),
+                "; ".join(
+                    part
+                    for part in (decision.reason, decision.runner_up, decision.stage_why)
+                    if part
+                ),
             ]
         )
     emit_table(("RUN", "JOB", "NAME", "ACTION", "TO", "WHEN", "COST", "WHY"), rows)
@@ -117,6 +124,8 @@ def print_plan(made: "BurstPlan") -> None:
     if made.unknown_costs:
         total += f" and {made.unknown_costs} of unknown cost"
     click.echo(total)
+    for note in made.notes:
+        click.echo(f"note: {note}")
 
 
 def print_run(done: "Tick", rows: list[list[str]]) -> None:
@@ -127,4 +136,4 @@ def print_run(done: "Tick", rows: list[list[str]]) -> None:
     if done.plan is None:
         return
     stays = len(done.plan.decisions)
-    click.echo(f"nothing to move ({stays} waiting)" if stays else "nothing to move")
+    click.echo(f"nothing to move (jobs looked at: {stays})" if stays else "nothing to move")

@@ -103,6 +103,8 @@ def explain(job: str, policy_name: str | None, as_json: bool) -> None:
     click.echo(f"  why: {decision.reason}")
     if decision.runner_up:
         click.echo(f"  {decision.runner_up}")
+    if decision.stage_why:
+        click.echo(f"  ahead: {decision.stage_why}")
     if decision.cost_usd is not None:
         click.echo(f"  cost: {usd(decision.cost_usd)} ({decision.cost_why})")
     if decision.worst_usd is not None:
@@ -229,7 +231,7 @@ def _shadow(policy_name: str | None, *, as_json: bool) -> None:
             keep(seen)
             made = seen.plan
             assert made is not None
-            new = remember(ledger, made, policy, connections.site)
+            new = remember(ledger, made)
             total = would_have(ledger, seen.forecast.coverage)
     finally:
         connections.close()

@@ -21,14 +21,24 @@ if TYPE_CHECKING:
     help="Change the waiting job as the forecast offers; asks first.",
 )
 @click.option("--yes", is_flag=True, help="With --apply: do not ask.")
+@click.option(
+    "--demand",
+    "hours",
+    type=click.IntRange(1, 168),
+    metavar="HOURS",
+    help="Of the site: the work that its users will submit, hour by hour, against its nodes.",
+)
 @json_option
-def command(job: JobArguments, lever: str | None, yes: bool, as_json: bool) -> None:
+def command(
+    job: JobArguments, lever: str | None, yes: bool, hours: int | None, as_json: bool
+) -> None:
     """When will a job start: of one that waits, or of one not submitted yet.
 
     \b
       hpcscale forecast lab-onprem:123        a waiting job (also a run's id or name)
       hpcscale forecast JOB.toml              as if it were submitted now
       hpcscale forecast --nodes 2 --gpus-per-node 4 --time 4:00:00 --partition gpu
+      hpcscale forecast --site lab-onprem --demand 24    what the site is in for
 
     A job not submitted yet is asked about at its site and at every site that takes bursts; --site
     asks one alone. p50 is the plan of the queue with learned runtimes; nine of ten jobs start
@@ -39,6 +49,9 @@ def command(job: JobArguments, lever: str | None, yes: bool, as_json: bool) -> N
     from hpcscale.extras import require
 
     require("forecast", "a forecast")
+    if hours is not None:
+        _demand(job, hours, as_json=as_json)
+        return
     if lever is not None:
         _apply(job, lever, yes=yes, as_json=as_json)
         return
@@ -57,6 +70,43 @@ def command(job: JobArguments, lever: str | None, yes: bool, as_json: bool) -> N
     )  # fmt: skip
     for forecast in found:
         _explain(forecast)
+
+
+def _demand(job: JobArguments, hours: int, *, as_json: bool) -> None:
+    import msgspec
+
+    from hpcscale.connect import connect
+    from hpcscale.errors import UsageError
+    from hpcscale.outlook.ahead import ahead
+    from hpcscale.settings import choose_site
+    from hpcscale.site import load_site
+
+    asked = [name for name, value in job.values.items() if value and name != "site"]
+    if job.source is not None or job.command or asked:
+        raise UsageError(
+            "--demand is of a site, not of a job", hint="hpcscale forecast --site NAME --demand 24"
+        )
+    with connect(load_site(choose_site(job.values.get("site"))).site) as connection:
+        seen = ahead(connection, hours)
+    if as_json:
+        emit_json(msgspec.to_builtins(seen))
+        return
+    unit = f"{seen.unit}-h"
+    emit_table(
+        ["HOUR", f"SUBMITTED ({unit})", f"WAITS AT ITS END ({unit})", "NODES MORE"],
+        [
+            [f"{h.begins:%a %Y-%m-%d %H:%MZ}", f"{h.arriving:.1f}", f"{h.left_over:.1f}",
+             str(h.nodes_more) if h.nodes_more else "-"]
+            for h in seen.hours
+        ],
+    )  # fmt: skip
+    how = f"by hour of the week, from {seen.weeks} whole weeks, trend {seen.trend:.2f}"
+    if not seen.weeks:
+        how = "the same for each hour: there is less than a week of history"
+    click.echo(
+        f"{seen.site}: {seen.capacity} {seen.unit}s in service; {seen.backlog:.1f} {unit} run and "
+        f"wait now; {how} ({seen.learned_jobs} ended jobs)"
+    )
 
 
 def _apply(job: JobArguments, name: str, *, yes: bool, as_json: bool) -> None:

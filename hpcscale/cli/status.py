@@ -262,14 +262,12 @@ class _View:
         return f"{format_duration(round(self._held_s(attempt)))}/{limit}"
 
     def _cost(self, attempt: "Attempt") -> Any:
-        from hpcscale.cost import spent_usd
-
         if attempt.cost_usd is not None:
             return attempt.cost_usd
         if attempt.array_size is not None and not attempt.ended:
             return None  # known when its elements have ended
         held = attempt.earlier_s + self._held_s(attempt)
-        return spent_usd(attempt.gpus, held, attempt.gpu_hour_usd)
+        return self._ledger.cost_of(attempt, held)
 
 
 def _unsent(ledger: "Ledger", site_name: str | None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""``hpcscale tend``: what limits kept back is sent, as far as the sites have room now."""
+"""``hpcscale tend``: what limits kept back is sent, and what a controller has forgotten."""
 
 import click
 
@@ -14,9 +14,13 @@ def command(as_json: bool) -> None:
     jobs, is sent in parts; the parts that did not fit wait here. A process that waits for their
     results sends them too; this command is for cron, and for when no such process lives.
 
+    A job that its site's controller forgot right after its submission, as it does when it dies
+    before it has saved its state, and that never began, is submitted again.
+
     Exit code 5 when no site concerned gave an answer. Nothing is unpickled.
     """
     from hpcscale import batches
+    from hpcscale.burst.resubmit import resubmit
     from hpcscale.cli._jobs import SitePool
     from hpcscale.errors import HpcscaleError, NotFoundError, RefusedError, UnreachableError
     from hpcscale.ledger import Ledger
@@ -28,11 +32,12 @@ def command(as_json: bool) -> None:
         ledger = None
     if ledger is None:
         if as_json:
-            emit_json({"batches": []})
+            emit_json({"batches": [], "again": []})
         else:
             click.echo("nothing waits to be sent")
         return
     found, silent = [], 0
+    again: list[str] = []
     with ledger, SitePool() as pool:
         waiting = batches.waiting(ledger)
         for batch in waiting:
@@ -65,9 +70,14 @@ def command(as_json: bool) -> None:
                     "why": why,
                 }
             )
+        sites = sorted({a.site for a in ledger.open_attempts()})
+        for problem in resubmit(ledger, pool, sites, again.append):
+            notice(problem)
+    for sentence in again if not as_json else ():
+        click.echo(sentence)
     if as_json:
-        emit_json({"batches": found})
-    elif not found:
+        emit_json({"batches": found, "again": again})
+    elif not found and not again:
         click.echo("nothing waits to be sent")
     else:
         for item in found:

@@ -151,6 +151,11 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
         return valid_parameters()
 
     def _internal_update_parameters(self, **kwargs: tp.Any) -> None:
+        # submitit's common names (timeout_min, mem_gb, name), which AutoExecutor has translated
+        own = self._valid_parameters()
+        common = {k: v for k, v in kwargs.items() if k in self._equivalence_dict() and k not in own}
+        kwargs = {k: v for k, v in kwargs.items() if k not in common}
+        kwargs |= self._convert_parameters(common)
         unknown = sorted(set(kwargs) - self._valid_parameters())
         if unknown:
             raise ParameterError(

@@ -11,12 +11,25 @@ import sys
 import time
 import traceback
 import typing as tp
+from pathlib import Path
 
 from submitit.slurm import slurm
+
+PICKLED_BY = "hpcscale_python"  # beside the copy of this file that goes along: which Python pickled
 
 
 class HpcscaleJobEnvironment(slurm.SlurmJobEnvironment):
     """Slurm's own variables, under our executor's name."""
+
+    @property
+    def paths(self) -> tp.Any:
+        """Submitit's paths, once it is certain that this Python can read what is there.
+
+        Raises:
+            RuntimeError: it is of another version than the one that pickled.
+        """
+        _require_same_python()
+        return super().paths
 
     def _requeue(self, countdown: int) -> None:
         super()._requeue(countdown)
@@ -24,6 +37,21 @@ class HpcscaleJobEnvironment(slurm.SlurmJobEnvironment):
     def _handle_signals(self, paths: tp.Any, submission: tp.Any) -> None:
         super()._handle_signals(paths, submission)
         atexit.register(_tell, paths, os.getpid())
+
+
+def _require_same_python() -> None:
+    """An image's Python cannot be asked before the job starts; a wrong one may even crash."""
+    # not beside __file__: where hpcscale is installed too, this may be the module of that one
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    files = [path for entry in entries if entry and (path := Path(entry, PICKLED_BY)).is_file()]
+    pickled_by = files[0].read_text(encoding="utf-8").strip() if files else ""
+    ours = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if pickled_by and pickled_by != ours:
+        raise RuntimeError(
+            f"{sys.executable} in this job is Python {ours}, and the function was pickled by "
+            f"{pickled_by}: pickled functions do not cross versions; name another with "
+            "hpcscale_python='…' or hpcscale_software=NAME"
+        )
 
 
 def _tell(paths: tp.Any, pid: int) -> None:

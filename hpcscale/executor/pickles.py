@@ -78,6 +78,8 @@ def _write_job_side(lib: Path) -> None:
     info = lib / f"{_MODULE}-1.dist-info"
     info.mkdir(parents=True)
     shutil.copyfile(jobside.__file__, lib / f"{_MODULE}.py")
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    (lib / jobside.PICKLED_BY).write_text(f"{version}\n", encoding="utf-8")
     (info / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: {_MODULE}\nVersion: 1\n", encoding="utf-8"
     )

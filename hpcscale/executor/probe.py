@@ -64,8 +64,8 @@ def require_same_python(
     found_software = find_software(JobSpec(software=software), site)
     if found_software is not None and found_software.image:
         logger.get_logger().warning(
-            f"{site.name}: the Python in {software}'s image is not asked for its version; it must "
-            f"be {ours} and have submitit"
+            f"{site.name}: the Python in {software}'s image must be {ours} and have submitit; "
+            "that is looked at when the job starts"
         )
         _SEEN.add(key)
         return

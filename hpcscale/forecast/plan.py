@@ -15,7 +15,9 @@ from hpcscale.forecast.naive import planning_order
 from hpcscale.forecast.problem import NEVER, Ints, Problem
 
 _UNIT_CLASSES, _TIME_CLASSES = 64, 512  # most that hints are kept for
-_WORTH_COMPILING = 8_000  # jobs; below, two plans in Python take less than numba does to load
+_WORTH_COMPILING = 8_000  # jobs; below, plans in Python take less than numba does to load
+_LONG = 500  # jobs; a plan of fewer takes no time in either form
+_PLANNED = [0]  # jobs of all long plans that this process has made
 _HINTED_FROM = 16  # demands on a resource below which its hints cost more than they save
 
 
@@ -45,9 +47,15 @@ def plan(problem: Problem, *, fast: bool | None = None) -> Plan:
 
     Args:
         problem: what there is and who waits.
-        fast: compiled by numba; default: where the time to load the compiler is worth it.
+        fast: compiled by numba; default: once this process has planned so many jobs that the time
+            to load the compiler is worth it.
     """
-    kernels = Kernels(kernel, fast=len(problem) >= _WORTH_COMPILING if fast is None else fast)
+    if fast is None:
+        # a decision plans one queue again and again: the jobs of all plans pay for the compiler
+        long = len(problem) >= _LONG
+        _PLANNED[0] += len(problem) if long else 0
+        fast = long and _PLANNED[0] >= _WORTH_COMPILING
+    kernels = Kernels(kernel, fast=fast)
     native = kernels.native
     size = len(problem)
     low, high, times, free = _steps(problem)
@@ -111,6 +119,18 @@ def _steps(problem: Problem) -> tuple[Ints, Ints, Ints, Ints]:
 
 def _classes(values: Ints, most: int) -> tuple[Ints, Ints, int]:
     """Class at or below each value (-1: none), class at or above it, and how many there are."""
+    # whole minutes, counts of nodes: few small numbers, so what is looked up is a table of them
+    small = values // max(1, int(np.gcd.reduce(values))) if len(values) else values
+    if len(small) and int(small.max()) <= len(small):
+        counts = np.bincount(small)
+        edges = np.flatnonzero(counts)
+        if len(edges) > most:
+            picks = np.linspace(0, len(values) - 1, most).astype(np.int64)
+            edges = np.unique(np.searchsorted(np.cumsum(counts), picks, side="right"))
+        axis = np.arange(len(counts))
+        below = np.searchsorted(edges, axis, side="right").astype(np.int64)
+        above = (np.searchsorted(edges, axis, side="left") + 1).astype(np.int64)
+        return below[small], above[small], len(edges) + 1
     edges = np.unique(values)
     if len(edges) > most:
         picks = np.linspace(0, len(values) - 1, most).astype(np.int64)

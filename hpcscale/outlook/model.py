@@ -159,6 +159,10 @@ class SiteModel:
         tier = max((self._tiers.get(name, 1) for name in job.partitions), default=1)
         return (-tier, -job.priority, int(re.split(r"\D", job.job_id)[0]))
 
+    def tasks(self, job: QueuedJob) -> int:
+        """How many jobs its record stands for: of an array those that wait."""
+        return _tasks(job)[0]
+
     def times(
         self,
         *,

@@ -28,6 +28,12 @@ OPTIONS = LabOptions(
     accounting=True, one_slurmdbd=True, boot_delay_s=0.3, suspend_time_s=3600, resume_timeout_s=20
 )
 WAIT_S = 60.0
+# what starts at all starts within a second or two: what has not by now waits at home
+AT_HOME_S = 20.0
+SCRIPT = """#!/bin/sh
+echo "$SLURM_CLUSTER_NAME ${{SLURM_RESTART_COUNT:-0}} ${{SLURM_ARRAY_TASK_ID:--}}" >> {witness}
+sleep {seconds}
+"""
 
 
 class Federation:
@@ -78,12 +84,12 @@ class Federation:
         done = self.exec(site, "squeue", "-h", "--local", "-t", "all", "-j", job, "-o", "%T")
         return done.stdout.strip().splitlines()[0] if done.stdout.strip() else ""
 
-    def submit(self, *options):
+    def submit(self, *options, seconds=1):
         self.count += 1
         witness = f"/tmp/witness.{self.count}"
         done = self.exec(
             ONPREM, "sbatch", "--parsable", "-N2", "--time=5", "--chdir=/tmp", "--output=/dev/null",
-            *options, stdin=f'#!/bin/sh\necho "$SLURM_CLUSTER_NAME ${{SLURM_RESTART_COUNT:-0}}" >> {witness}\nsleep 1\n',
+            *options, stdin=SCRIPT.format(witness=witness, seconds=seconds),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout.strip().partition(";")[0], witness
@@ -96,26 +102,34 @@ class Federation:
             ]
         return found
 
-    def siblings(self, job):
-        text = self.exec(ONPREM, "scontrol", "-o", "show", "job", job).stdout
-        return {k: v for k, _, v in (w.partition("=") for w in text.split()) if k.startswith("Fed")}
+    def first_of_two(self):
+        """A job that begins in the cloud, for another to wait for; its id."""
+        job, witness = self.submit(seconds=3)
+        self.until(lambda: self.starts(witness), WAIT_S)
+        return job
 
     def one(self, fault):
         """Submit, strike, wait; what came of it."""
         strike = STRIKES[fault]
+        first = self.first_of_two() if fault in BEHIND_ANOTHER else ""
         begin = time.monotonic()
-        job, witness = self.submit(*OPTIONS_OF.get(fault, ()))
+        array = ["--array=0-1"] if fault in ARRAYS else []
+        behind = [f"--dependency=afterany:{first}"] if first else []
+        job, witness = self.submit(*array, *behind)
         undo = strike(self, job)
         if undo is not None:
             time.sleep(3)
             undo()
-        self.until(lambda: self.starts(witness), WAIT_S)
+        waits_at_home = fault in ARRAYS | BEHIND_ANOTHER
+        self.until(lambda: self.starts(witness), AT_HOME_S if waits_at_home else WAIT_S)
         first_s = round(time.monotonic() - begin, 1)
         time.sleep(6)  # a second start would come now
         starts = self.starts(witness)
         states = {site: self.state(site, job) for site in (ONPREM, CLOUD)}
         self.exec(ONPREM, "scancel", job)
         self.exec(CLOUD, "scancel", job)
+        if first:
+            states["the job before it"] = self.state(CLOUD, first) or self.state(ONPREM, first)
         return {"starts": starts, "first_s": first_s if starts else None, "states": states}
 
 
@@ -155,7 +169,13 @@ STRIKES = {
     "an array": lambda *_: None,
     "a dependent job": lambda *_: None,
 }
-OPTIONS_OF = {"an array": ("--array=0-1",), "a dependent job": ("--dependency=singleton",)}
+ARRAYS = {"an array"}
+BEHIND_ANOTHER = {"a dependent job"}
+
+
+def begun(each):
+    """How often its command began: the number for a job, for an array the most of one element."""
+    return max(Counter(line.split()[-1] for line in each["starts"]).values(), default=0)
 
 
 def main():
@@ -185,8 +205,8 @@ def main():
                 found[fault] = {
                     "times": len(each),
                     "load": round(os.getloadavg()[0], 1),
-                    "began_once": sum(len(e["starts"]) == 1 for e in each),
-                    "began_twice": sum(len(e["starts"]) > 1 for e in each),
+                    "began_once": sum(begun(e) == 1 for e in each),
+                    "began_twice": sum(begun(e) > 1 for e in each),
                     "never_began": sum(not e["starts"] for e in each),
                     "where": dict(Counter(s.split()[0] for e in each for s in e["starts"])),
                     "each": each,

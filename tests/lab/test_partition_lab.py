@@ -338,7 +338,7 @@ def test_account_and_qos_are_compared_and_what_slurm_refuses_later_goes_back(
     assert "--qos: 'normal' asked for; partition cloud takes high" in refusal()
 
     # had nobody compared: Slurm takes it, and would let it wait there for ever
-    monkeypatch.setattr("hpcscale.burst.offer.stays", lambda *_, **__: [])
+    monkeypatch.setattr("hpcscale.burst.candidates.stays", lambda *_, **__: [])
     world.tick(WITHIN)
     move = world.settled(job, 60, WITHIN)
     assert (move.step, move.refused) == (Step.FAILED, True)

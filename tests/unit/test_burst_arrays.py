@@ -10,6 +10,7 @@ from hpcscale.burst.arrays import as_one, exit_codes, wholly_pending
 from hpcscale.burst.claims import CLOSED, Claim, Word, decision, take
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.orphans import Fence, put_fence
 from hpcscale.burst.plan import Action
 from hpcscale.burst.policy import Dependents
 from hpcscale.burst.stuck import dependents
@@ -296,6 +297,28 @@ def standing_in(sites):
     begun(sites, job)
     assert sites.move(job).stand_in
     return job, other
+
+
+def test_a_fence_of_another_ledger_does_not_keep_a_stand_in_for_ever(sites):
+    """It was of other nodes, as the job had been in another partition, and yielded to this claim."""
+    job, _ = waited_for(sites)
+    sites.user_excludes(job, "node2")
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id, "gated", time=100.0)
+    begun(sites, job)
+    assert sites.move(job).stand_in
+    theirs = Fence(
+        run_id=job.run_id, origin=job.submission_id, to_site="lab-cloud", at=sites.onprem.clock.now(),
+        user="node2", nodes="burst[1-4],node2", target="hs-" + "0" * 16,
+    )  # fmt: skip
+    put_fence(sites.connections["lab-onprem"], sites.ledger.attempt(job.submission_id), theirs)
+    sites.user_excludes(job, "burst[1-4],node2")
+    sites.tick()
+    assert sites.excluded(job) == "burst[1-4],node[1-4]"
+    sites.both(90)
+    sites.tick()
+    assert (sites.move(job).step, sites.excluded(job)) == (Step.RELEASING, "node2")
 
 
 def test_a_stand_in_fails_as_its_cloud_attempt_does(sites):

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from fake_sites import FENCE_FIRST, NODES, POLICY, Sites, Waited
 
+from hpcscale.burst.arrays import exit_codes
 from hpcscale.burst.claims import Word, decision, holder, take
 from hpcscale.burst.elements import element_run_id, make_run, runs_of, waiting
 from hpcscale.burst.handover import Handover
@@ -289,3 +290,97 @@ def test_two_processes_that_make_its_run_make_one(sites, job, monkeypatch):
     first = make_run(sites.ledger, run, 2)
     monkeypatch.setattr(sites.ledger, "runs", lambda _: [])  # it was not there a moment ago
     assert make_run(sites.ledger, run, 2) == first
+
+
+# --- forgotten by the cloud's controller
+
+
+@pytest.fixture
+def forgotten(sites):
+    """A moved array whose element 0 has begun, and of which its controller knows nothing more."""
+    for stranger in list(sites.onprem.jobs):
+        sites.onprem.run(["scancel", str(stranger)])
+    sites.fill()
+    job = sites.submit(array="0-1")
+    sites.tick()
+    sites.both(40)
+    array = Moves(sites.ledger).of_run(job.run_id)[-1].target
+    now = sites.cloud.now()
+    sites.report(array, "gated", task=0, time=now)
+    sites.tick()
+    assert decision(sites.cloud, sites.ledger.attempt(array)) is Word.OPENED
+    sites.report(array, task=0, time=now)
+    base = sites.ledger.attempt(array).job_id.base
+    origin = sites.ledger.attempt(array)
+    # as its script does
+    assert take(sites.cloud, origin.element(0), array).owner == array
+    sites.tick()
+    assert Moves(sites.ledger).of_run(job.run_id)[-1].step is Step.MOVED
+    for number, fake in list(sites.cloud.jobs.items()):
+        if fake.base == base:
+            del sites.cloud.jobs[number]
+    return job
+
+
+def whole(sites, job):
+    return Moves(sites.ledger).of_run(job.run_id)[-1]
+
+
+def test_an_element_that_was_forgotten_before_it_began_moves_again(sites, forgotten):
+    job = forgotten
+    for _ in range(3):
+        sites.tick()
+    array = sites.ledger.attempt(whole(sites, job).target)
+    again = child(sites, job)
+    assert (again.from_site, again.to_site, again.origin) == (
+        "lab-cloud", "lab-cloud", array.submission_id,
+    )  # fmt: skip
+    assert not Moves(sites.ledger).of_run(element_run_id(job.run_id, 0)), "it has begun"
+    sites.both(40)
+    second = target(sites, job)
+    sites.report(second.submission_id, "gated", task=1, time=200.0)
+    for _ in range(3):
+        sites.tick()
+    assert decision(sites.cloud, second) is Word.OPENED
+    # should it come back, it begins nothing
+    assert take(sites.cloud, array.element(1), array.submission_id).owner == second.submission_id
+    sites.report(second.submission_id, task=1, time=204.0)
+    sites.report(array.submission_id, "ended", task=0, exit_code=0, time=sites.cloud.now())
+    sites.tick()
+    assert whole(sites, job).step is Step.MOVED, "one of its elements has not ended"
+    sites.both(4000)
+    for _ in range(4):
+        sites.tick()
+    assert child(sites, job).step is Step.DONE
+    assert whole(sites, job).step is Step.DONE, whole(sites, job)
+    assert sites.ledger.elements(array)[1].moved
+    assert exit_codes(sites.ledger, array, "0-1") == {".task0": 0, ".task1": 0}
+
+
+def test_an_element_that_began_after_all_keeps_its_claim(sites, forgotten):
+    job = forgotten
+    for _ in range(2):
+        sites.tick()
+    array = sites.ledger.attempt(whole(sites, job).target)
+    assert child(sites, job).step is Step.SUBMITTED
+    assert take(sites.cloud, array.element(1), array.submission_id).owner == array.submission_id
+    sites.both(40)
+    sites.report(target(sites, job).submission_id, "gated", task=1, time=200.0)
+    for _ in range(4):
+        sites.tick()
+    assert child(sites, job).step is Step.WITHDRAWN
+    assert decision(sites.cloud, target(sites, job)) is Word.CLOSED
+
+
+def test_what_its_user_cancelled_is_not_submitted_again(sites, forgotten):
+    sites.ledger.event(forgotten.run_id, "attempt.cancel", {"by": "its user"})
+    for _ in range(3):
+        sites.tick()
+    assert not Moves(sites.ledger).of_run(element_run_id(forgotten.run_id, 1))
+
+
+def test_an_array_that_may_have_ended_long_ago_is_not_taken_for_forgotten(sites, forgotten):
+    sites.both(301)  # MinJobAge
+    for _ in range(3):
+        sites.tick()
+    assert not Moves(sites.ledger).of_run(element_run_id(forgotten.run_id, 1))

@@ -174,3 +174,24 @@ def test_who_has_the_claim_counts_not_who_fenced_last(sites, stranger):
     (one,) = orphans(stranger, sites, "lab-onprem")
     assert (one.done, sites.excluded(job)) == ("left", NODES)
     assert "has its claim" in one.why
+
+
+def test_a_slow_process_that_fences_after_an_undo_leaves_no_fence_without_its_note(sites):
+    """It looked while the undo was under way: the list was lifted, the note not yet."""
+    job, _ = killed_at(sites, "_claiming")
+    sites.user_excludes(job, "node2")
+    original, slow = Handover._fence, [True]
+
+    def overtaken(self, *args):
+        if slow.pop() if slow else False:
+            Handover(sites.ledger, sites, sites.ledger.path.parent).undo(sites.move(job))
+            assert "fenced" not in sites.comment(job)
+        return original(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Handover, "_fence", overtaken)
+        sites.tick()
+    assert not slow
+    assert sites.move(job).step is Step.FAILED
+    # by its note the same run finds the fence, and lifts it
+    assert (sites.excluded(job), "fenced" in sites.comment(job)) == ("node2", False)

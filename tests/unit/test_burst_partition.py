@@ -256,10 +256,10 @@ def test_what_no_script_can_serve_is_named():
 def test_submit_says_where_a_job_may_go():
     from hpcscale.cli.submit import _burst_notes
 
-    notes = _burst_notes(job("x", gpus=4, burst=AUTO), CLOUD_PARTITION)
+    notes = _burst_notes(job("x", gpus=4, burst=AUTO), CLOUD_PARTITION, lambda: NOW)
     # 4 GPUs at $6.88, ten minutes and five of boot
     assert "may burst to hpc/cloud, expected cost at most $6.88" in notes[0]
-    notes = _burst_notes(job("x", array="0-3", burst=AUTO), CLOUD_PARTITION)
+    notes = _burst_notes(job("x", array="0-3", burst=AUTO), CLOUD_PARTITION, lambda: NOW)
     assert notes[0].startswith("cannot burst to hpc/cloud: it is an array")
 
 
@@ -534,6 +534,40 @@ def test_its_user_may_put_it_back_and_it_rests(sites, monkeypatch):
     assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
 
 
+def test_a_controller_that_forgets_that_it_was_put_back_is_paid(sites):
+    """It waits in the cloud partition again, though its move has failed, and may start there."""
+    sites.busy_cloud()
+    waiting = sites.submit()
+    sites.tick()
+    sites.both(10)
+    sites.handover().undo(sites.move(waiting))
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
+    sites.onprem.crash()
+    assert sites.partition(waiting) == "cloud"
+    sites.tick()
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("6.88")
+    sites.connections["lab-onprem"].client.update(waiting.ref.job_id, {"Partition": "gpu"})
+    sites.tick()
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
+
+
+def test_one_that_ran_and_ended_where_its_user_put_it_back_is_not_counted_at_the_clouds_price(
+    sites,
+):
+    sites.busy_cloud()
+    waiting = sites.submit()
+    sites.tick()
+    client = sites.connections["lab-onprem"].client
+    client.update(waiting.ref.job_id, {"Partition": "gpu"})
+    sites.onprem.run(["scancel", "1"])
+    sites.both(80)
+    assert client.show(waiting.ref.job_id).state is JobState.COMPLETED
+    sites.tick()
+    assert sites.move(waiting).step is Step.WITHDRAWN
+    # 8 GPUs for its minute
+    assert sites.attempt(waiting).cost_usd == Decimal("0.28")
+
+
 @pytest.mark.parametrize("when", ["before", "there"])
 def test_cancelling_the_run_ends_the_move(sites, when):
     sites.busy_cloud()
@@ -553,6 +587,23 @@ def test_cancelling_the_run_ends_the_move(sites, when):
     if when == "there":
         assert sites.attempt(waiting).state is JobState.CANCELLED
         assert sum(c.usd for c in charges(sites.ledger)) == 0
+
+
+def test_what_another_ledger_moved_is_counted_at_its_price_when_its_run_is_cancelled(sites):
+    waiting = sites.submit()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "set_terms", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sites.tick()
+    assert sites.move(waiting).old_partition == "gpu"
+    sites.connections["lab-onprem"].client.update(waiting.ref.job_id, {"Partition": "cloud"})
+    sites.both(20)
+    assert sites.handover().cancel(sites.move(waiting)).step is Step.DONE
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("6.88")
 
 
 def test_jobs_that_wait_for_it_are_no_obstacle_and_nothing_stands_in(sites):

@@ -149,6 +149,26 @@ def test_moves_of_one_plan_share_a_budget_and_the_urgent_one_spends_first():
     assert len(decided([*jobs, other], always, NOW).moves) == 3
 
 
+def test_waiting_alone_does_not_spend_what_a_deadline_may_need():
+    patient = policy(PolicyKind.CONSTANT_WAIT, wait_s=60, budgets=(BUDGET,))
+    waits = [job(run_id=f"r{n}", ref=f"onprem:{n}") for n in range(2)]
+    fresh = {"waiting_since": NOW, "run_id": "d", "ref": "onprem:7"}
+    later = job(**fresh, deadline=NOW + h(9))
+    assert len(decided(waits, patient, NOW).moves) == 2
+    plan = decided([*waits, later], patient, NOW)
+    assert [d.run_id for d in plan.moves] == ["r0"]
+    held = next(d for d in plan.decisions if d.run_id == "r1")
+    assert held.reason.endswith("reserved, and $20.00 is kept for a deadline that may need it")
+    # not for one that starts in time where it is, has another account, or needs it now
+    in_time = job(**fresh, deadline=NOW + h(9), start_p90=NOW + h(8))
+    assert len(decided([*waits, in_time], patient, NOW).moves) == 2
+    other = job(**fresh, deadline=NOW + h(9), account="fluid")
+    assert len(decided([*waits, other], patient, NOW).moves) == 2
+    now_or_never = job(**fresh, deadline=NOW + h(1.05))
+    plan = decided([waits[0], now_or_never, later], patient, NOW)
+    assert [d.run_id for d in plan.moves] == ["d"]
+
+
 def test_last_months_bills_do_not_count_and_running_jobs_do():
     always = policy(PolicyKind.ALWAYS, budgets=(BUDGET,))
     april = NOW - dt.timedelta(days=3)

@@ -1,7 +1,9 @@
 """The submitit plugin on a faked site."""
 
 import logging
+import os
 import pickle
+import subprocess
 import sys
 
 import msgspec
@@ -9,9 +11,18 @@ import pytest
 import submitit
 from submitit.core import plugins, utils
 
+import hpcscale
 from hpcscale.connect import Connection
 from hpcscale.errors import NotFoundError, NotThisJobError, UnreachableError, UsageError
-from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, HpcscaleJobEnvironment, watch
+from hpcscale.executor import (
+    HpcscaleExecutor,
+    HpcscaleJob,
+    HpcscaleJobEnvironment,
+    jobside,
+    pickles,
+    watch,
+)
+from hpcscale.lab.process import patience
 from hpcscale.ledger import Ledger, Role
 from hpcscale.render import burst_blockers, render
 from hpcscale.site import load_site
@@ -155,6 +166,15 @@ def test_a_result_of_another_job_of_the_same_id_is_not_taken(executor, slurm):
         job.result()
 
 
+def test_without_auto_executor_submitits_common_names_hold_too(tmp_path):
+    made = hpcscale.Executor(tmp_path / "jobs", site="lab-onprem")
+    assert type(made) is HpcscaleExecutor
+    made.update_parameters(timeout_min=7, name="mine", mem_gb=2, nodes=3, partition="gpu")
+    assert made.parameters == {
+        "time": 7, "job_name": "mine", "mem": "2GB", "nodes": 3, "partition": "gpu",
+    }  # fmt: skip
+
+
 def test_too_large_pickles_are_refused(executor, slurm):
     executor.max_pickle_size_gb = 1e-9
     with pytest.raises(UsageError, match="max_pickle_size_gb"):
@@ -168,6 +188,31 @@ def test_inside_a_job_the_environment_is_ours(monkeypatch):
     environment = HpcscaleJobEnvironment()
     assert environment.activated()
     assert environment.job_id == "12"
+
+
+def test_a_job_of_another_python_says_so_before_it_opens_the_pickle(tmp_path):
+    """An image's Python is not asked before: it is known when the job starts."""
+    folder = pickles.write_pickles(
+        tmp_path, [utils.DelayedSubmission(print, "opened")],
+        timeout_min=1, max_num_timeout=1, max_size_gb=1,
+    )  # fmt: skip
+    (folder / "0.pkl").rename(folder / "7_submitted.pkl")
+    variables = {"SUBMITIT_EXECUTOR": "hpcscale", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0",
+                 "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PYTHONPATH": f"{folder}/lib"}  # fmt: skip
+
+    def start():
+        return subprocess.run(
+            [sys.executable, "-m", "submitit.core._submit", str(folder)],
+            capture_output=True, text=True, check=False, timeout=patience(60),
+            env=os.environ | variables,
+        )  # fmt: skip
+
+    assert "opened" in start().stdout
+    (folder / "lib" / jobside.PICKLED_BY).write_text("3.7\n")
+    done = start()
+    assert done.returncode != 0
+    assert "opened" not in done.stdout
+    assert "the function was pickled by 3.7" in done.stderr
 
 
 def test_the_row_is_in_the_ledger_and_the_script_in_submitits_folder(executor):

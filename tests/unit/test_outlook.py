@@ -6,10 +6,13 @@ import msgspec
 import pytest
 from queue_views import HOUR, NOW, PARTITIONS, nodes, pending, running, snapshot
 
+from hpcscale.errors import HpcscaleError, UnreachableError
 from hpcscale.history.tables import parse_table
+from hpcscale.outlook import ahead
 from hpcscale.outlook.answer import _levers, as_queued
 from hpcscale.outlook.learned import Track
 from hpcscale.outlook.model import SiteModel
+from hpcscale.outlook.snapshot import Level
 from hpcscale.slurm.whole import ENDED_COLUMNS, NodeFacts, Reservation, RunLimit
 from hpcscale.spec import JobSpec, Resources
 
@@ -222,6 +225,35 @@ def test_a_row_that_slurmdbd_completes_later_takes_the_place_of_the_first(monkey
         assert math.isnan(known) if limit is None else known == limit
 
 
+def test_history_is_asked_for_only_from_where_it_stopped(monkeypatch, tmp_path):
+    from hpcscale.outlook import learned
+
+    monkeypatch.setenv("HPCSCALE_STATE_DIR", str(tmp_path))
+    header = ENDED_COLUMNS.replace(",", "|")
+    asked = []
+
+    def ended(_, since):
+        asked.append(int(since.timestamp()))
+        end = NOW - 7200 + 600 * len(asked)
+        row = [len(asked), len(asked), "ann", "a", "gpu", "normal", "COMPLETED", end - 90, end - 80,
+               end, 80, 30, 1, 8, ""]  # fmt: skip
+        return f"{header}\n{'|'.join(map(str, row))}\n"
+
+    monkeypatch.setattr(learned.whole, "ended", ended)
+    known = [len(learned.history(snapshot(), None)[0].workload) for _ in range(3)]
+    assert known == [1, 2, 3]
+    # a month at first, then from an hour before the last end known: slurmdbd may hear of one late
+    assert asked == [NOW - 30 * 86400, NOW - 6600 - HOUR, NOW - 6000 - HOUR]
+
+    def silent(*_):
+        raise UnreachableError("sacct: no answer")
+
+    monkeypatch.setattr(learned.whole, "ended", silent)
+    past, notes = learned.history(snapshot(), None)
+    assert len(past.workload) == 3
+    assert "what was learned before is used" in notes[0]
+
+
 @pytest.mark.parametrize(("text", "step"), [("", 60), ("bf_resolution=600,bf_window=9", 600)])
 def test_a_plan_goes_in_the_schedulers_own_steps(text, step):
     from msgspec.structs import replace
@@ -230,3 +262,40 @@ def test_a_plan_goes_in_the_schedulers_own_steps(text, step):
     seen = replace(seen, facts=replace(seen.facts, config={"SchedulerParameters": text}))
     assert model(seen).times().limits_s["2"] == HOUR
     assert (HOUR % step, (HOUR - 7) % step) == (0, step - 7)
+
+
+def test_demand_ahead_carries_on_what_the_nodes_cannot_do(monkeypatch):
+    # two weeks in which one hour of each brings 40 GPU-hours, and no other hour any
+    week = 168 * HOUR
+    lines = [ENDED_COLUMNS.replace(",", "|")]
+    for number in range(20):
+        start = NOW - (2 - number % 2) * week
+        lines.append("|".join(map(str, [
+            number, number, "ann", "a", "gpu", "normal", "COMPLETED", start, start, start + HOUR,
+            HOUR, 60, 1, 8, "cpu=8,node=1,gres/gpu=4",
+        ])))  # fmt: skip
+    seen = snapshot(
+        running(1, "gpu1", since=600, gpus=4, user="bob"), pending(2, gpus=4, user="bob")
+    )
+    monkeypatch.setattr(ahead, "take", lambda _: seen)
+    monkeypatch.setattr(ahead, "asker_of", lambda _: None)
+    monkeypatch.setattr(ahead, "history", lambda *_: (parse_table(lines, "made"), ()))
+    said = ahead.ahead(None, 4)
+    assert (said.unit, said.capacity, said.weeks, said.trend) == ("GPU", 16, 2, 1.0)
+    assert said.backlog == pytest.approx(4 * 50 / 60 + 4, abs=0.2)
+    arriving = [hour.arriving for hour in said.hours]
+    assert arriving[0] == pytest.approx(40)
+    assert arriving[1:] == [0, 0, 0]
+    # 16 of the 40 and of the backlog are done in each hour
+    left = [hour.left_over for hour in said.hours]
+    first = 40 + said.backlog - 16
+    assert left == pytest.approx([first, first - 16, 0, 0])
+    assert [hour.nodes_more for hour in said.hours] == [math.ceil(x / 4) for x in left]
+    assert said.hours[1].begins.timestamp() == NOW + HOUR
+
+    monkeypatch.setattr(ahead, "history", lambda *_: (None, ("no job has ended yet",)))
+    with pytest.raises(HpcscaleError, match="no job has ended yet"):
+        ahead.ahead(None, 4)
+    monkeypatch.setattr(ahead, "take", lambda _: snapshot(queue_level=Level.OWN))
+    with pytest.raises(HpcscaleError, match="hides other people's jobs"):
+        ahead.ahead(None, 4)

@@ -157,7 +157,7 @@ trap 'signal=TERM' TERM
 report started
 srun --nodes=2 --ntasks=4 --ntasks-per-node=2 \
   --kill-on-bad-exit=1 --wait=60 \
-  --unbuffered --open-mode=append --output="$HPCSCALE_OUTPUT_SUBMITIT/${job}_%t_log.out" --error="$HPCSCALE_OUTPUT_SUBMITIT/${job}_%t_log.err" \
+  --wait=0 --unbuffered --open-mode=append --output="$HPCSCALE_OUTPUT_SUBMITIT/${job}_%t_log.out" --error="$HPCSCALE_OUTPUT_SUBMITIT/${job}_%t_log.err" \
   python3 -u -m submitit.core._submit "$HPCSCALE_OUTPUT_SUBMITIT" &
 step=$!
 

@@ -416,6 +416,12 @@ class Handover(Shift):
             return self._origin_changed(kept, seen)
         if kept.order is Order.FENCE_FIRST:
             return self._never_came(kept, to_connection, there) or kept
+        if age_s(kept.updated_at) > kept.boot_timeout_s:
+            return self._end(
+                kept,
+                f"its command on {kept.to_site} did not begin within boot_timeout = "
+                f"{show_s(kept.boot_timeout_s)} of its gate's opening ({there.word})",
+            )
         return kept
 
 

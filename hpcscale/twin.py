@@ -38,6 +38,7 @@ LONGEST = 1 / 3  # of the slice: what runs longer is cut
 NO_LIMIT = 2.0  # a job without a limit gets so many times its runtime
 LOAD = 1.1  # the slice whose load is nearest to it
 PROBES = 12
+TRIES = 5
 
 # {start}: of the job by the controller's clock; {base}, {real}: that clock and the machine's
 SCRIPT = """#!/bin/sh
@@ -328,14 +329,33 @@ def _submit(site: Site, part: Slice, clock: _Clock, progress: Progress) -> list[
             run_s=int(part.run_s[j]), base=clock.base_s, real=clock.real_s, fast=clock.fast
         )
         asked = ["--exclusive"] if not part.gpus[j] else [f"--gres=gpu:{part.gpus[j]}"]
-        done = site.exec(
-            ["sbatch", "--parsable", f"-N{part.nodes[j]}", f"-t{part.limit_s[j] // 60}",
-             "--mem=100", "-o", "/dev/null", *asked],
-            timeout_s=120, stdin=script, check=True,
-        )  # fmt: skip
-        ids.append(done.stdout.strip().partition(";")[0])
+        limit = f"-t{part.limit_s[j] // 60}"
+        ids.append(_sbatch(site, [f"-N{part.nodes[j]}", limit, *asked], script, f"twin{j}"))
         progress("submitting", (j + 1) / len(part))
     return ids
+
+
+def _sbatch(site: Site, asked: list[str], script: str, name: str) -> str:
+    """The job's id; a controller that is too busy to answer is asked again."""
+    said = ""
+    for _ in range(TRIES):
+        if said:
+            # it may have come through all the same
+            there = site.exec(["squeue", "-h", "-a", "-n", name, "-o", "%i"], timeout_s=120)
+            if there.returncode != 0:
+                time.sleep(1)
+                continue
+            if there.stdout.strip():
+                return there.stdout.split()[0]
+        done = site.exec(
+            ["sbatch", "--parsable", "-J", name, "--mem=100", "-o", "/dev/null", *asked],
+            timeout_s=120,
+            stdin=script,
+        )
+        if done.returncode == 0:
+            return done.stdout.strip().partition(";")[0]
+        said = done.stderr.strip()
+    raise LabError(f"Slurm does not take a job: {said}", where=ONPREM)
 
 
 def _wait(

@@ -95,6 +95,13 @@ class Site:
             time.sleep(poll_s)
         return value
 
+    def undrain(self):
+        """As an operator does: a controller that forgot a start drains nodes (Duplicate jobid)."""
+        for ask in (self.onprem, self.cloud):
+            listing = ask("sinfo", "-h", "-N", "-o", "%N %T")
+            for node in {line.split()[0] for line in listing.splitlines() if "drain" in line}:
+                ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
     def fill(self):
         if self.filler and self.onprem("squeue", "-h", "-j", self.filler, "-o", "%T") == "RUNNING":
             return
@@ -315,6 +322,7 @@ class Site:
         states = [self.folder / f"state{self.count}.{n}" for n in range(injection.ledgers)]
         for state in states:
             state.mkdir()
+        self.undrain()
         self.fill()
         if injection.fault == "never boot":
             self.cold()

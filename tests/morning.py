@@ -27,7 +27,7 @@ from hpcscale.burst.audit import audit_path, data_hash
 from hpcscale.burst.kept import names, replay
 from hpcscale.burst.moves import Moves
 from hpcscale.connect import connect
-from hpcscale.errors import BurstRefusedError
+from hpcscale.errors import BurstRefusedError, LabError, UnreachableError
 from hpcscale.lab.model import LabOptions
 from hpcscale.ledger import Ledger
 from hpcscale.site import load_site
@@ -158,7 +158,7 @@ class Driver:
                 boot_timeout=BOOT_TIMEOUT_S, budget=morning.budget_usd,
             )
         )  # fmt: skip
-        self.runs = 0
+        self.runs = self.unanswered = 0
         self.burst: subprocess.Popen[bytes] | None = None
         self.log = (folder / "burst.log").open("wb")
         self.problems: list[str] = []
@@ -172,11 +172,11 @@ class Driver:
         if spare:  # both sites of a lab have as many
             drain = ["scontrol", "update", f"NodeName={','.join(spare)}", "State=DRAIN", "Reason=-"]
             self.lab.site("lab-onprem").exec(drain, check=True)
-        first = self.connection.clock.now()
+        first = self.now()
         try:
             for job in draw(self.morning):
                 due = first + dt.timedelta(seconds=job.at_s)
-                while self.connection.clock.now() < due:
+                while self.now() < due:
                     self.keep_moving()
                     time.sleep(0.2)
                 self.keep_moving()
@@ -197,6 +197,10 @@ class Driver:
         self.connection.close()
         return outcome
 
+    def now(self) -> dt.datetime:
+        """The controllers' time; a machine that is busy for a while ends no morning."""
+        return patiently(self.connection.clock.now)
+
     def submit(self, job: Job) -> None:
         """`hpcscale submit`, in this process: 300 interpreters would be a benchmark of Python."""
         from hpcscale.cli.submit import command
@@ -209,7 +213,7 @@ class Driver:
         if job.slack_s is not None:
             needs = self.morning.margin_s + BOOT_S + STAGING_S + job.limit_s
             ahead = needs + job.slack_s if job.feasible else job.limit_s * 0.8
-            deadline = self.connection.clock.now() + dt.timedelta(seconds=ahead)
+            deadline = self.now() + dt.timedelta(seconds=ahead)
             deadline = deadline.replace(microsecond=0)
             argv += ["--deadline", deadline.isoformat()]
         argv += ["--", "sleep", f"{job.run_s / self.morning.fast:.2f}"]
@@ -221,6 +225,9 @@ class Driver:
             self.refused.append(job)
             if job.feasible:
                 self.problems.append(f"refused though it could be met: {job}")
+            return
+        except UnreachableError:  # it may be there: never twice; `status` finds it
+            self.unanswered += 1
             return
         if not job.feasible:
             self.problems.append(f"accepted though it cannot be met: {job}")
@@ -242,9 +249,10 @@ class Driver:
 
     def open_jobs(self) -> int:
         """Jobs that wait or run at either site."""
+        listing = ["squeue", "-h", "-o", "%i"]
         return sum(
-            len(self.lab.site(name).exec(["squeue", "-h", "-o", "%i"], check=True).stdout.split())
-            for name in ("lab-onprem", "lab-cloud")
+            len(patiently(lambda at=at: self.lab.site(at).exec(listing, check=True)).stdout.split())
+            for at in ("lab-onprem", "lab-cloud")
         )
 
     def settle(self) -> None:
@@ -258,11 +266,21 @@ class Driver:
             )  # fmt: skip
 
 
+def patiently(ask, tries: int = 10):
+    """Ask until there is an answer."""
+    for left in reversed(range(tries)):
+        try:
+            return ask()
+        except (LabError, UnreachableError):
+            if not left:
+                raise
+    raise AssertionError
+
+
 def jobs_at(lab, name: str) -> dict[str, dict[str, str]]:
     """Each job that a Slurm remembers, by submission id."""
-    done = lab.site(name).exec(
-        ["env", "SLURM_TIME_FORMAT=%s", "scontrol", "-o", "show", "jobs"], check=True, timeout_s=60
-    )
+    words = ["env", "SLURM_TIME_FORMAT=%s", "scontrol", "-o", "show", "jobs"]
+    done = patiently(lambda: lab.site(name).exec(words, check=True, timeout_s=60))
     found = {}
     for line in done.stdout.splitlines():
         fields = dict(re.findall(r"(\w+)=(\S*)", line))
@@ -328,7 +346,7 @@ def judge(driver: Driver) -> Outcome:
         "moves_by_end": dict(Counter(m.step.value for m in moves)),
         "spent_usd": f"{spent:.2f}", "spent_usd_by_ledger": f"{known_usd:.2f}",
         "budget_usd": morning.budget_usd, "began_twice": len(twice),
-        "burst_runs": driver.runs, "fast": morning.fast,
+        "burst_runs": driver.runs, "submits_without_answer": driver.unanswered, "fast": morning.fast,
     }  # fmt: skip
     facts |= replayed(problems, moves, Decimal(morning.budget_usd))
     return Outcome(facts, problems)

@@ -82,6 +82,8 @@ class Judge:
             done = Moves(ledger).of_run(self.job.run_id)[-1]
             if len(moved) > 1 and not (done.same_job and done.step is Step.DONE):
                 continue  # the other ledger moved it
+            if done.step is Step.DONE and self.counts["fault.onprem_crash"]:
+                continue  # its controller may have forgotten the end that was told, and begun it again
             at = self.sites[ONPREM].gpu_hour_usd(self.began_in)
             counted = ledger.attempt(self.job.submission_id).gpu_hour_usd
             if at != counted:

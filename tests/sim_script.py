@@ -17,7 +17,7 @@ class Job:
         task: which element of an array; None: it is none.
         lease_s: seconds at the gate; None: it has no gate.
         work_s: how long the command runs, and ``code`` what it ends with.
-        requeue: asks Slurm to run the job again; whether it does.
+        requeue: asks Slurm to run the job again; whether it does, None: no answer.
         left_out: ``claim`` or ``gate``, to see that it is found.
     """
 
@@ -97,7 +97,12 @@ class Job:
             now = yield 0
         if claimed:
             again = (claimed == 1 or self.lease_s is None) and self.restart < 20
-            self._exit(98, now, requeued=again and self.requeue(self))
+            tries, done = 60, again and self.requeue(self)
+            while done is None and tries:  # no answer
+                tries -= 1
+                now = yield 5
+                done = self.requeue(self)
+            self._exit(98, now, requeued=bool(done))
             return
         now = yield 0
         self._report("started", now)

@@ -341,7 +341,7 @@ class World(Kinds, Faults, Judge):
     def _requeue(self, script):
         sim = self.sim[script.site]
         if sim.silent:
-            return False
+            return None
         return sim.plain(["scontrol", "requeue", str(script.number)]).returncode == 0
 
     def step_script(self, script):

@@ -1,5 +1,6 @@
 """Parts of the handover's steps: each looks, or acts and looks again."""
 
+import contextlib
 import datetime as dt
 import time
 from collections.abc import Callable
@@ -9,17 +10,18 @@ import msgspec
 
 from hpcscale.burst.asked import spec_for, with_gate_time
 from hpcscale.burst.claims import CLOSED, Word, decide, take
+from hpcscale.burst.early import note_sent
 from hpcscale.burst.fence import Lists, fence_nodes, stands, union, with_note, without_note
 from hpcscale.burst.moves import MAX_BACKOFF, Move, Moves, Step, origin_attempt, target_attempt
-from hpcscale.burst.orphans import Fence, put_fence
+from hpcscale.burst.orphans import Fence, of_others, put_fence
 from hpcscale.burst.sight import Sight, look
 from hpcscale.connect import Connection
-from hpcscale.errors import UnreachableError
+from hpcscale.errors import HpcscaleError, UnreachableError
 from hpcscale.ledger import Attempt, Ledger, Role, utc_now
 from hpcscale.observe import observe
 from hpcscale.slurm.remote import private_dir
 from hpcscale.slurm.types import JobState, JobStatus
-from hpcscale.units import JobId
+from hpcscale.units import JobId, expand_hostlist
 from hpcscale.verify import submission_of
 
 SETTLE_S = 12.0  # a cancelled job is usually terminal by then; else the next tick looks again
@@ -79,6 +81,8 @@ class Acts:
             self._folder, site=move.to_site, connection=connection, ledger=self.ledger
         )
         job = executor.submit_rendered(rendered, run=run, role=Role.BURST)
+        with contextlib.suppress(HpcscaleError):  # it serves estimates alone
+            note_sent(self.ledger, run, connection.site)
         return job.submission_id
 
     def _ask_for(self, target: Attempt) -> Attempt:
@@ -264,12 +268,26 @@ class Acts:
             ),
         )
 
-    def _lift(self, move: Move, seen: Sight, connection: Connection, origin: Attempt) -> None:
-        """Set back what the fence changed: the list, with what its user wrote meanwhile."""
+    def _lift(
+        self,
+        move: Move,
+        seen: Sight,
+        connection: Connection,
+        origin: Attempt,
+        *,
+        others: bool = False,
+    ) -> None:
+        """Set back what the fence changed: the list, with what its user wrote meanwhile.
+
+        ``others``: fences of other ledgers too, that have yielded to this one's claim.
+        """
         assert seen.status is not None
         assert origin.job_id is not None
         known = lists(move)
         own = known.users_own(seen.status.exc_nodes)
+        if others and own:
+            theirs = of_others(connection, origin, move.target or "", known.fence)
+            own = union(*(set(expand_hostlist(own)) - theirs)) if theirs else own
         value = Lists(user=own, blamed=union(known.blamed, self._blamed(move))).lifted
         connection.client.update(origin.job_id, {"ExcNodeList": value})
         self._remove_note(seen, connection, origin)

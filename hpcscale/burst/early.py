@@ -5,6 +5,7 @@ same name whenever its job comes: what was sent early is found again, and a late
 what changed since. Secrets do not go ahead.
 """
 
+import datetime as dt
 import os
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from hpcscale.burst.asked import spec_for
 from hpcscale.burst.plan import Decision
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError
-from hpcscale.ledger import Ledger, Run
+from hpcscale.inputs import KEEP_DAYS, LARGE_BYTES
+from hpcscale.ledger import Ledger, Run, utc_now
 from hpcscale.prepare import code_of, pack_code, prepare, secret_files
 from hpcscale.render.places import places
 from hpcscale.site import Site
@@ -33,7 +35,8 @@ class Sizes:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._known: dict[str, int | None] = {}
+        self._known: dict[str, tuple[int, int] | None] = {}
+        self._there: dict[str, dict[str, list[int]]] | None = None
 
     def __call__(self, spec: JobSpec, site: Site, run_id: str) -> float | None:
         """None: some of it cannot be counted (a URL, a path of the site, too many files)."""
@@ -45,30 +48,53 @@ class Sizes:
             return 0.0
         if any(e.data.get("site") == site.name for e in self._ledger.events(run_id, EVENT)):
             return 0.0
-        sizes = [None if is_url(p.local) else self._size(p.local) for p in found]
-        known = [size for size in sizes if size is not None]
-        return sum(known) / 1e9 if len(known) == len(sizes) else None
+        there = self._replicas(site.name)
+        total = 0
+        for path in {p.local for p in found}:
+            if (seen := self._seen(path)) is None:
+                return None
+            total += 0 if there.get(path) == list(seen) else seen[0]
+        return total / 1e9
 
-    def _size(self, path: str) -> int | None:
+    def _replicas(self, site: str) -> dict[str, list[int]]:
+        """Large inputs that the site has kept from any run: path -> the version of it."""
+        if self._there is None:
+            self._there = {}
+            oldest = utc_now() - dt.timedelta(days=KEEP_DAYS - 1)
+            for event in self._ledger.events(kind=EVENT):
+                if event.at >= oldest:
+                    kept = self._there.setdefault(str(event.data.get("site")), {})
+                    kept.update(event.data.get("inputs", {}))
+        return self._there.get(site, {})
+
+    def _seen(self, path: str) -> tuple[int, int] | None:
         if path not in self._known:
-            self._known[path] = _size_of(path)
+            self._known[path] = _looked(path)
         return self._known[path]
 
 
-def _size_of(path: str) -> int | None:
+def _looked(path: str) -> tuple[int, int] | None:
+    """Bytes of a file or a tree, and when the newest part of it changed (ns); None: unknown."""
+    if is_url(path):
+        return None
     try:
         root = Path(path)
         if not root.is_dir():
-            return root.stat().st_size
+            found = root.stat()
+            return found.st_size, found.st_mtime_ns
         total = count = 0
-        for folder, _, names in os.walk(path):
+        newest = root.stat().st_mtime_ns
+        for folder, below, names in os.walk(path):
             count += len(names)
             if count > MOST_FILES:
                 return None
-            total += sum(Path(folder, name).lstat().st_size for name in names)
+            parts = [Path(folder, name).lstat() for name in names]
+            total += sum(part.st_size for part in parts)
+            folders = [Path(folder, name).lstat() for name in below]
+            newest = max([newest, *(part.st_mtime_ns for part in (*parts, *folders))])
     except OSError:
         return None
-    return total
+    return total, newest
 
 
 def send_early(
@@ -99,5 +125,12 @@ def send_early(
         code=pack_code(rendered),
         never=secret_files(run.spec.secrets),
     )
-    ledger.event(run.run_id, EVENT, {"site": site.name, "why": decision.stage_why})
+    note_sent(ledger, run, site, why=decision.stage_why)
     return True
+
+
+def note_sent(ledger: Ledger, run: Run, site: Site, *, why: str = "") -> None:
+    """Write down which inputs a site has now: it keeps the large ones for other runs."""
+    sent = [p.local for p in places(run.spec, site) if p.kind == "input" and not p.in_place]
+    kept = {path: list(seen) for path in sent if (seen := _looked(path)) and seen[0] >= LARGE_BYTES}
+    ledger.event(run.run_id, EVENT, {"site": site.name, "why": why, "inputs": kept})

@@ -102,7 +102,7 @@ class Follow(Net, Again):
                     origin.job_id, {"TimeLimit": str(max(1, round(limit_s / 60)))}
                 )
                 connection.client.update(origin.job_id, {"NumNodes": "1"})
-                self._lift(move, seen, connection, origin)
+                self._lift(move, seen, connection, origin, others=True)
             seen = look(connection, origin, self.ledger)
         if not seen.over:
             return move

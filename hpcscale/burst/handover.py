@@ -401,6 +401,11 @@ class Handover(Shift):
 
     def _until_it_begins(self, move: Move, to_connection: Connection, there: Sight) -> Move | None:
         """Its gate is open, its command has not begun: fence-first, its nodes may not be up."""
+        if move.line is not None:
+            looked = self._on_spot(move)
+            if looked is None:
+                return None
+            move = looked
         origin, connection = self._origin(move)
         kept, seen = self._keep_fence(move, origin, connection)
         if kept is None:
@@ -411,6 +416,12 @@ class Handover(Shift):
             return self._origin_changed(kept, seen)
         if kept.order is Order.FENCE_FIRST:
             return self._never_came(kept, to_connection, there) or kept
+        if age_s(kept.updated_at) > kept.boot_timeout_s:
+            return self._end(
+                kept,
+                f"its command on {kept.to_site} did not begin within boot_timeout = "
+                f"{show_s(kept.boot_timeout_s)} of its gate's opening ({there.word})",
+            )
         return kept
 
 

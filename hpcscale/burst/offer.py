@@ -6,7 +6,7 @@ from decimal import ROUND_UP, Decimal
 import msgspec
 
 from hpcscale.burst.catalog import Offer
-from hpcscale.burst.line import expected_usd
+from hpcscale.burst.line import REQUEUE_S, expected_usd
 from hpcscale.burst.plan import Option, Place
 from hpcscale.burst.policy import Policy, TargetTerms
 from hpcscale.burst.seen import Catalog
@@ -44,6 +44,7 @@ def offers(place: Place, catalog: Catalog, policy: Policy, now: dt.datetime) -> 
     if not found:
         return (Option(site=place.target, blockers=(*place.blockers, *too_small)),)
     made = [_option(place, shape, site, policy) for shape in found]
+    made.sort(key=lambda o: (o.cost_usd is None, o.cost_usd or Decimal(0)))  # with what comes back
     net = next((o for o in made if o.cost_usd is not None and o.partition is not None), None)
     if not policy.spot or net is None or place.same_job or place.spec.array is not None:
         return tuple(made)
@@ -113,6 +114,9 @@ def _on_spot(
         )
         out, _ = egress(spec, row)
         start = made.worst_usd - out
+        # between two looks Slurm may start it once more than the tries
+        unseen_h = Decimal(policy.cron_interval_s + REQUEUE_S) / 3600
+        unseen = (cost.gpus * unseen_h * cost.gpu_hour_usd).quantize(CENT, ROUND_UP)
         found.append(
             msgspec.structs.replace(
                 made,
@@ -120,7 +124,7 @@ def _on_spot(
                 cost_usd=usd + out,
                 # each start may hold its nodes for the whole limit before they are taken
                 worst_usd=policy.spot_tries * (start / (1 + _requeues(spec)))
-                + max(start, net.worst_usd - out) + out,
+                + max(start, net.worst_usd - out) + unseen + out,
                 cost_why=f"{made.cost_why}; spot, taken back {rate:g} times an hour and node: "
                 f"expected, with ${net.cost_usd} in {net.partition} as the net",
                 net=net.partition,

@@ -32,7 +32,7 @@ from hpcscale.ledger import Attempt, Ledger
 from hpcscale.slurm.remote import private_dir
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.staging import read_text_files
-from hpcscale.units import JobId
+from hpcscale.units import JobId, expand_hostlist
 from hpcscale.verify import submission_of
 
 UNSENT_S = 3600.0  # a fence without a cloud job: by then its owner would have submitted one
@@ -84,6 +84,26 @@ def put_fence(connection: Connection, origin: Attempt, fence: Fence) -> None:
     name = f"{fence.run_id}.{fence.origin}{element}.{fence.target or 'unsent'}.fence"
     path = f"{claims_dir(origin)}/{name}"
     connection.transport.put_bytes(msgspec.json.encode(fence), path, mode=0o600)
+
+
+def of_others(connection: Connection, origin: Attempt, target: str, nodes: str) -> set[str]:
+    """Nodes that fences of other ledgers exclude, and that their users did not.
+
+    Args:
+        connection: to the site of ``origin``.
+        origin: the fenced job.
+        target: the cloud attempt that has its claim, whose fence excludes ``nodes``.
+    """
+    found: set[str] = set()
+    mine = set(expand_hostlist(nodes))
+    for (submission_id, _), fences in _records(connection).items():
+        for fence in fences:
+            if submission_id == origin.submission_id and fence.target != target:
+                users = set(expand_hostlist(fence.user))
+                if mine <= users:  # they took our fence for the user's own
+                    users -= mine
+                found |= set(expand_hostlist(fence.nodes)) - users
+    return found
 
 
 def orphans(

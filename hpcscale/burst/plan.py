@@ -218,6 +218,7 @@ class Decision(Frozen, frozen=True, kw_only=True):
     when: dt.datetime | None = None
     cost_usd: Decimal | None = None
     cost_why: str = ""
+    boot_s: int = 0
     boot_timeout_s: int | None = None
     staging_s: int = 0
     blockers: tuple[str, ...] = ()

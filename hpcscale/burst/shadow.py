@@ -5,15 +5,12 @@ cost is the plan's figure; a moved job would have ended at the latest after boot
 """
 
 import datetime as dt
-from collections.abc import Callable
 from decimal import Decimal
 
 import msgspec
 
 from hpcscale.burst.plan import Action, BurstPlan, Decision
-from hpcscale.burst.policy import Policy
 from hpcscale.ledger import Ledger
-from hpcscale.site import Site
 
 KIND = "shadow"
 
@@ -61,14 +58,12 @@ class WouldHave(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def remember(ledger: Ledger, plan: BurstPlan, policy: Policy, site: Callable[[str], Site]) -> int:
+def remember(ledger: Ledger, plan: BurstPlan) -> int:
     """Record the verdicts that are new; how many.
 
     Args:
         ledger: gets a decision of kind ``shadow`` for each.
         plan: of this moment.
-        policy: its boot times stand before the sites' own.
-        site: profile by name.
     """
     last = {run: data for run, _, data in _records(ledger)}
     new = 0
@@ -81,7 +76,7 @@ def remember(ledger: Ledger, plan: BurstPlan, policy: Policy, site: Callable[[st
             **verdict,
             "cost_usd": None if decision.cost_usd is None else str(decision.cost_usd),
             "now": plan.now.isoformat(),
-            "latest_end": _latest_end(ledger, decision, plan, policy, site),
+            "latest_end": _latest_end(ledger, decision, plan),
             "decision": msgspec.to_builtins(decision),
         }
         ledger.decide(KIND, decision.reason, data, run_id=decision.run_id)
@@ -138,16 +133,13 @@ def _records(ledger: Ledger) -> list[tuple[str, dt.datetime, dict[str, object]]]
     ]
 
 
-def _latest_end(
-    ledger: Ledger, decision: Decision, plan: BurstPlan, policy: Policy, site: Callable[[str], Site]
-) -> str | None:
+def _latest_end(ledger: Ledger, decision: Decision, plan: BurstPlan) -> str | None:
     if decision.action is not Action.MOVE or decision.to is None:
         return None
     limit_s = ledger.find(decision.ref).time_limit_s
     if limit_s is None:
         return None
-    terms = policy.target.get(decision.to)
-    boot_s = terms.boot_s if terms and terms.boot_s is not None else None
-    if boot_s is None:
-        boot_s = site(decision.to).burst.boot_allowance_s
-    return (plan.now + dt.timedelta(seconds=boot_s + decision.staging_s + limit_s)).isoformat()
+    seconds = decision.boot_s + decision.staging_s + limit_s
+    if (line := decision.line) is not None:  # its nodes are taken once, and it ends in the net
+        seconds += line.lost_s + line.look_s + line.net_boot_s
+    return (plan.now + dt.timedelta(seconds=seconds)).isoformat()

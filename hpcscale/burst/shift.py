@@ -67,10 +67,10 @@ class Shift(Follow):
             return super()._moved(move)
         origin, connection = self._origin(move)
         seen = look(connection, origin, self.ledger, any_start=True)
+        if seen.status is not None and not _there(move, seen):
+            return self._taken_back(move, origin, seen)  # also where it has ended there since
         if seen.status is None or seen.over:
             return self._to_its_end(move, origin, connection)
-        if not _there(move, seen):
-            return self._taken_back(move, origin, seen)
         if not seen.pending or seen.reported is not None:
             return move
         if never_starts(seen.status.reason):
@@ -174,6 +174,8 @@ class Shift(Follow):
         if not seen.over:
             return move
         if _there(move, seen) and move.old_partition is not None:
+            # perhaps another ledger has moved it there
+            self.ledger.set_terms(origin, move.gpus, move.gpu_hour_usd, move.to_site)
             return self.moves.save(move, step=Step.MOVED, target=move.origin, message=why)
         self._old_terms(move, origin)
         return self.moves.save(move, step=Step.CANCELLED, message=why)

@@ -4,10 +4,15 @@
 delay of starting there and, if it is taken back at once, of starting on demand. When it is down the
 job waits as long as its slack is above the line: the share of its first slack that belongs to the
 share of work still to do. Below the line, and always before the last moment at which on-demand
-still makes it, it runs on demand. After "Can't Be Late" (NSDI'24): progress is uniform.
+still makes it, it runs on demand. After "Can't Be Late" (NSDI'24): progress is uniform. A slack
+that bears many starts is spent earlier: of much slack a good part is never needed again.
 """
 
+import math
+
 WAIT, SPOT, ON_DEMAND = range(3)
+
+STARTS = 20.0  # a slack of more starts than this is spent earlier
 
 
 def choose(  # noqa: PLR0917 -- numba takes no keywords
@@ -39,6 +44,9 @@ def choose(  # noqa: PLR0917 -- numba takes no keywords
         return ON_DEMAND
     if on == ON_DEMAND:
         return ON_DEMAND  # leaving it would cost a second start
-    if slack_h - look_h >= delay_h and slack_h - look_h >= first_slack_h * work_left:
+    line_h = first_slack_h * work_left
+    if first_slack_h > STARTS * delay_h:
+        line_h *= max(0.5, math.sqrt(STARTS * delay_h / first_slack_h))
+    if slack_h - look_h >= delay_h and slack_h - look_h >= line_h:
         return WAIT
     return ON_DEMAND

@@ -67,10 +67,8 @@ def dependents(answer: Answer, job: JobStatus) -> list[str]:
     """Ids of the jobs that wait for a job: anybody's by its id, its user's own as singletons."""
     return [
         str(other.job_id)
-        for other in answer.jobs.values()
-        if other.job_id.base != job.job_id.base
-        and not other.state.terminal
-        and _depends(other, job)
+        for other in answer.waiting_for_others
+        if other.job_id.base != job.job_id.base and _depends(other, job)
     ]
 
 

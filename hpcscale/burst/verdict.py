@@ -133,6 +133,7 @@ def verdict(job: Candidate, policy: Policy, now: dt.datetime, depth: int) -> Dec
         when=now,
         cost_usd=land.cost_usd,
         cost_why=land.cost_why,
+        boot_s=land.boot_s,
         boot_timeout_s=land.boot_timeout_s,
         staging_s=land.staging_s,
         worst_usd=land.worst_usd if land.worst_usd is not None else land.cost_usd,

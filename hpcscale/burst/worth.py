@@ -77,6 +77,8 @@ def weigh(
         open_jobs = {
             run: (_starting(job, starts), option) for run, (job, option) in open_jobs.items()
         }
+        if not plans:  # no start changes any more, whoever leaves
+            break
         lefts = {run: left_s(job, now) or 0.0 for run, (job, _) in open_jobs.items()}
         if plans >= len(open_jobs) > 1 and sum(lefts.values()) > 0:
             plans -= len(open_jobs)

@@ -231,7 +231,7 @@ def _shadow(policy_name: str | None, *, as_json: bool) -> None:
             keep(seen)
             made = seen.plan
             assert made is not None
-            new = remember(ledger, made, policy, connections.site)
+            new = remember(ledger, made)
             total = would_have(ledger, seen.forecast.coverage)
     finally:
         connections.close()

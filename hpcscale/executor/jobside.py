@@ -15,6 +15,7 @@ from pathlib import Path
 
 from submitit.slurm import slurm
 
+PEERS_S = 10.0  # a task that failed waits as long for the others' outcomes
 PICKLED_BY = "hpcscale_python"  # beside the copy of this file that goes along: which Python pickled
 
 
@@ -76,7 +77,23 @@ def _tell(paths: tp.Any, pid: int) -> None:
             "message": str(problem)[:2000],
             "trace": text[-8000:],
         }
-    path = paths.result_pickle.with_name(f"{paths.job_id}_{paths.task_id}_outcome.json")
+    path = _outcome(paths, paths.task_id)
     temporary = path.with_name(f"{path.name}.new")
     temporary.write_text(json.dumps(outcome), encoding="utf-8")
     temporary.replace(path)
+    if problem is not None:
+        _let_the_others_tell(paths)
+
+
+def _outcome(paths: tp.Any, task: int | str) -> Path:
+    name = f"{paths.job_id}_{task}_outcome.json"
+    found: Path = paths.result_pickle.with_name(name)
+    return found
+
+
+def _let_the_others_tell(paths: tp.Any) -> None:
+    """Our exit code would make srun kill tasks that are about to fail, or to end, as well."""
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    until = time.monotonic() + PEERS_S
+    while time.monotonic() < until and not all(_outcome(paths, t).exists() for t in range(tasks)):
+        time.sleep(0.1)

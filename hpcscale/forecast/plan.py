@@ -15,7 +15,9 @@ from hpcscale.forecast.naive import planning_order
 from hpcscale.forecast.problem import NEVER, Ints, Problem
 
 _UNIT_CLASSES, _TIME_CLASSES = 64, 512  # most that hints are kept for
-_WORTH_COMPILING = 8_000  # jobs; below, two plans in Python take less than numba does to load
+_WORTH_COMPILING = 8_000  # jobs; below, plans in Python take less than numba does to load
+_LONG = 500  # jobs; a plan of fewer takes no time in either form
+_PLANNED = [0]  # jobs of all long plans that this process has made
 _HINTED_FROM = 16  # demands on a resource below which its hints cost more than they save
 
 
@@ -45,9 +47,15 @@ def plan(problem: Problem, *, fast: bool | None = None) -> Plan:
 
     Args:
         problem: what there is and who waits.
-        fast: compiled by numba; default: where the time to load the compiler is worth it.
+        fast: compiled by numba; default: once this process has planned so many jobs that the time
+            to load the compiler is worth it.
     """
-    kernels = Kernels(kernel, fast=len(problem) >= _WORTH_COMPILING if fast is None else fast)
+    if fast is None:
+        # a decision plans one queue again and again: the jobs of all plans pay for the compiler
+        long = len(problem) >= _LONG
+        _PLANNED[0] += len(problem) if long else 0
+        fast = long and _PLANNED[0] >= _WORTH_COMPILING
+    kernels = Kernels(kernel, fast=fast)
     native = kernels.native
     size = len(problem)
     low, high, times, free = _steps(problem)

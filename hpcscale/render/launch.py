@@ -168,7 +168,8 @@ def _function(
         call += [f">> {out.replace('%t', '0')}", both]
         return Launch((), (), " ".join(call), rendezvous=False)
     logs = f"--output={out}" + ("" if function.stderr_to_stdout else f" --error={err}")
-    srun = [*_srun(spec, site), f"--unbuffered --open-mode=append {logs}", *pyxis]
+    # --wait=0 after the site's own words: each task has a result, and may take as long as it needs
+    srun = [*_srun(spec, site), f"--wait=0 --unbuffered --open-mode=append {logs}", *pyxis]
     if function.srun_args:
         srun.append(words(function.srun_args))
     return Launch(tuple(srun), (), " ".join(call), rendezvous=False)

@@ -197,8 +197,8 @@ class Expect:
     """What a policy knows of how long a job will run.
 
     Attributes:
-        learned: the mean of the last two ended jobs of its group, none that still runs; else the
-            true runtime (as published comparisons assume).
+        learned: half the mean of the last two ended jobs of its group, half that of all of them,
+            none that still runs; else the true runtime (as published comparisons assume).
         boot_h: from asking to a running cloud node.
         margin: the runtime bound of a deadline is the expected one times this.
     """

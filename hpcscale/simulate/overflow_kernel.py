@@ -78,12 +78,13 @@ def _loop(
     away_job = np.empty(total, np.int64)
     away_first = 0
     away_last = 0
-    # what ended jobs taught: of each group how many, and the last two
+    # what ended jobs taught: of each group how many, all their hours, and the last two
     groups = 1
     for j in range(total):
         groups = max(groups, group[j] + 1)
     seen = np.zeros(groups)
     last_run = np.zeros((groups, 2))
+    group_run = np.zeros(groups)
     all_seen = 0.0
     all_run = 0.0
 
@@ -122,6 +123,7 @@ def _loop(
                 g = group[j]
                 last_run[g, 1] = last_run[g, 0]
                 last_run[g, 0] = run[j]
+                group_run[g] += run[j]
                 seen[g] += 1.0
                 all_seen += 1.0
                 all_run += run[j]
@@ -138,6 +140,7 @@ def _loop(
             g = group[j]
             last_run[g, 1] = last_run[g, 0]
             last_run[g, 0] = run[j]
+            group_run[g] += run[j]
             seen[g] += 1.0
             all_seen += 1.0
             all_run += run[j]
@@ -168,7 +171,8 @@ def _loop(
                 if all_seen > 0:
                     mean = all_run / all_seen
                 if seen[g] >= 2.0:
-                    mean = 0.5 * (last_run[g, 0] + last_run[g, 1])
+                    # users repeat themselves, and a pair of runs says little of a heavy tail
+                    mean = 0.25 * (last_run[g, 0] + last_run[g, 1]) + 0.5 * group_run[g] / seen[g]
                 elif seen[g] >= 1.0:
                     mean = 0.5 * (last_run[g, 0] + mean)
                 expected[j] = mean

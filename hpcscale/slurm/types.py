@@ -2,6 +2,7 @@
 
 import datetime as dt
 import enum
+from functools import cached_property
 
 import msgspec
 
@@ -167,7 +168,7 @@ class SiteFacts(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, dict=True):
     """What one batched query gave.
 
     Attributes:
@@ -193,7 +194,20 @@ class Answer(msgspec.Struct, frozen=True):
             return []
         if job_id.het_offset is not None:
             return []
-        return [status for status in self.jobs.values() if status.job_id.base == job_id.base]
+        return list(self._by_base.get(job_id.base, ()))
+
+    @cached_property
+    def _by_base(self) -> dict[int, list[JobStatus]]:
+        """Asked once for each of our jobs, of answers as long as the queue."""
+        found: dict[int, list[JobStatus]] = {}
+        for status in self.jobs.values():
+            found.setdefault(status.job_id.base, []).append(status)
+        return found
+
+    @cached_property
+    def waiting_for_others(self) -> tuple[JobStatus, ...]:
+        """Jobs that have not ended and depend on something."""
+        return tuple(s for s in self.jobs.values() if s.dependency and not s.state.terminal)
 
 
 def in_array(pending: str, task: int) -> bool:

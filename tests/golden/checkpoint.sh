@@ -109,8 +109,16 @@ hpcscale_lost() {
     *) echo "hpcscale: no claim can be made in $hpcscale_claims" >&2; exit 97 ;;
   esac
   # back into the queue, so that nothing is lost while the owner may still give the claim back
-  { [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] && timeout 60 scontrol requeue "$job"; } \
-    && requeued=true; exit 98
+  # (asked again for some minutes while the controller gives no answer)
+  hpcscale_tries=60 hpcscale_no=0
+  while [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] && command -v scontrol > /dev/null; do
+    if timeout 60 scontrol requeue "$job"; then requeued=true; break; fi
+    if timeout 60 scontrol ping > /dev/null 2>&1; then hpcscale_no=$((hpcscale_no + 1)); fi
+    hpcscale_tries=$((hpcscale_tries - 1))
+    if [ "$hpcscale_no" -ge 2 ] || [ "$hpcscale_tries" -le 0 ]; then break; fi
+    sleep 5
+  done
+  exit 98
 }
 hpcscale_name=${HPCSCALE_RUN_DIR##*/}.$HPCSCALE_SUBMISSION_ID
 case $HPCSCALE_SUBMISSION_ID in

@@ -1,5 +1,7 @@
 """Arrays that move whole, and jobs that others wait for, on two faked sites."""
 
+import datetime as dt
+
 import msgspec
 import pytest
 from fake_sites import FENCE_FIRST, NODES, POLICY, Sites, Waited
@@ -10,9 +12,11 @@ from hpcscale.burst.arrays import as_one, exit_codes, wholly_pending
 from hpcscale.burst.claims import CLOSED, Claim, Word, decision, take
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.orphans import Fence, put_fence
 from hpcscale.burst.plan import Action
 from hpcscale.burst.policy import Dependents
 from hpcscale.burst.stuck import dependents
+from hpcscale.ledger import utc_now
 from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.units import JobId
 
@@ -298,6 +302,28 @@ def standing_in(sites):
     return job, other
 
 
+def test_a_fence_of_another_ledger_does_not_keep_a_stand_in_for_ever(sites):
+    """It was of other nodes, as the job had been in another partition, and yielded to this claim."""
+    job, _ = waited_for(sites)
+    sites.user_excludes(job, "node2")
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id, "gated", time=100.0)
+    begun(sites, job)
+    assert sites.move(job).stand_in
+    theirs = Fence(
+        run_id=job.run_id, origin=job.submission_id, to_site="lab-cloud", at=sites.onprem.clock.now(),
+        user="node2", nodes="burst[1-4],node2", target="hs-" + "0" * 16,
+    )  # fmt: skip
+    put_fence(sites.connections["lab-onprem"], sites.ledger.attempt(job.submission_id), theirs)
+    sites.user_excludes(job, "burst[1-4],node2")
+    sites.tick()
+    assert sites.excluded(job) == "burst[1-4],node[1-4]"
+    sites.both(90)
+    sites.tick()
+    assert (sites.move(job).step, sites.excluded(job)) == (Step.RELEASING, "node2")
+
+
 def test_a_stand_in_fails_as_its_cloud_attempt_does(sites):
     job, _ = standing_in(sites)
     for fake in sites.cloud.jobs.values():
@@ -407,6 +433,27 @@ def test_a_job_that_is_held_before_it_began_is_released_so_that_it_begins(sites,
     assert not fake.held
     assert sites.move(job).step is Step.CANCELLING
     assert client(sites).show(job.ref.job_id).state is JobState.PENDING
+
+
+def test_a_command_that_does_not_begin_behind_its_open_gate_is_taken_back(sites):
+    """Its controller forgot the start, and drained the nodes: nobody may come to set them free."""
+    sites.policy = POLICY  # fence-first has looked for that since it was submitted
+    job = at_the_gate(sites)
+    sites.tick()
+    assert sites.move(job).step is Step.CANCELLING
+    target = sites.target(job)
+    sites.cloud.jobs[target.job_id.base].state = "PENDING"
+    sites.cloud.jobs[target.job_id.base].held = True
+    sites.tick()
+    assert sites.move(job).step is Step.CANCELLING
+    move = sites.move(job)
+    long_ago = utc_now() - dt.timedelta(seconds=move.boot_timeout_s + 1)
+    aged = msgspec.structs.replace(move, updated_at=long_ago)
+    after = Handover(sites.ledger, sites, sites.ledger.path.parent).advance(aged)
+    assert after.step is Step.FAILED
+    assert take(sites.cloud, target, target.submission_id).owner == CLOSED
+    origin = sites.ledger.attempt(job.submission_id)
+    assert take(sites.onprem, origin, job.submission_id).owner == job.submission_id
 
 
 def test_a_user_who_cancels_the_stand_in_ends_both(sites):

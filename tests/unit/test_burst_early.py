@@ -89,6 +89,17 @@ def test_what_is_likely_to_leave_has_its_data_sent_ahead_once_and_no_job(sites):
     assert len(sites.cloud.jobs) == 1
 
 
+def test_what_one_run_has_sent_is_there_for_the_next_until_it_changes(sites):
+    send(sites)
+    look(sites)
+    sizes, cloud = Sizes(sites.ledger), sites.connections["lab-cloud"].site
+    data = sites.project / "data.bin"
+    spec = JobSpec(command=("true",), inputs={"other_name": str(data)})
+    assert sizes(spec, cloud, "another run") == 0.0
+    data.write_bytes(b"y" * 30_000_000)
+    assert Sizes(sites.ledger)(spec, cloud, "another run") == 0.03
+
+
 def test_nothing_goes_ahead_where_the_policy_says_so_or_it_is_far_away(sites):
     job = send(sites)
     sites.policy = msgspec.structs.replace(PATIENT, stage_early=False)

@@ -14,13 +14,16 @@ from fake_sites import Sites
 from hpcscale.burst import kept
 from hpcscale.burst.audit import audit_path
 from hpcscale.burst.budget import Charge, Payer
+from hpcscale.burst.candidates import place
+from hpcscale.burst.catalog import Offer
 from hpcscale.burst.plan import Action, Candidate, Forecast, Option, Start
 from hpcscale.burst.policy import Budget, BudgetOf, Policy, PolicyKind
-from hpcscale.burst.seen import Budgets, Snapshot
+from hpcscale.burst.seen import Budgets, Catalog, Foretold, Snapshot
 from hpcscale.cli import main
 from hpcscale.errors import NotFoundError, StateError
+from hpcscale.site import load_site
 from hpcscale.slurm.types import JobState
-from hpcscale.spec import BurstMode
+from hpcscale.spec import BurstMode, BurstTerms, JobSpec, Resources
 
 NOW = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
 VALUE = Policy(
@@ -136,3 +139,47 @@ def test_a_tick_keeps_what_it_acts_on_and_the_audit_log_names_it(tmp_path):
     assert done.exit_code == 0
     assert json.loads(done.stdout)["data"]["snapshots"][0]["changed"] == []
     sites.ledger.close()
+
+
+def test_offers_are_made_again_from_the_kept_profiles_and_rows(tmp_path):
+    row = Offer(
+        provider="x", region="r", instance="i", gpus=4, on_demand_usd=Decimal(20),
+        spot_usd=Decimal("6.5"), interruption_per_hour=0.1, source="me", as_of=NOW.date(),
+    )  # fmt: skip
+    site = load_site("lab-cloud").site
+    gpu = msgspec.structs.replace(site.partitions["gpu"], offer=row.name)
+    spot = msgspec.structs.replace(gpu, preemptible=True)
+    site = msgspec.structs.replace(site, partitions={"gpu": gpu, "spot": spot})
+    always = Policy(from_site="a", to=("lab-cloud",), kind=PolicyKind.ALWAYS)
+    spec = JobSpec(
+        command=("secret-command",), env={"TOKEN": "secret-value"},
+        resources=Resources(gpus_per_node=4, time_limit_s=3600), burst=BurstTerms(data=("public",)),
+    )  # fmt: skip
+    there = place(spec, 3600, "lab-cloud", always, site, send_gb=0.5)
+    job = msgspec.structs.replace(
+        snapshot().snapshot.jobs[0],
+        options=(),
+        places=(there,),
+        deadline=NOW + dt.timedelta(days=2),
+    )
+    seen = kept.planned(
+        kept.Kept(
+            now=NOW, policy=always, snapshot=Snapshot(jobs=(job,)),
+            catalog=Catalog(sites={"lab-cloud": site}, rows={row.name: row}),
+        ),
+        Foretold(),
+    )  # fmt: skip
+    (move,) = seen.plan.moves
+    assert (move.partition, move.net) == ("spot", "gpu")
+    name = kept.keep(seen)
+    again, changed = kept.replay(name)
+    assert changed == []
+    assert again == seen
+    text = gzip.decompress((kept.folder() / f"{name}.json.gz").read_bytes()).decode()
+    assert "secret-" not in text
+    # a row that says something else is another decision, and is seen
+    dear = msgspec.structs.replace(row, spot_usd=Decimal(30))
+    other = msgspec.structs.replace(
+        again, catalog=msgspec.structs.replace(again.catalog, rows={row.name: dear})
+    )
+    assert kept.plan_of(other) != again.plan

@@ -11,6 +11,7 @@ from fake_sites import Sites
 from hpcscale.burst.capacity import short
 from hpcscale.burst.catalog_load import rows_for
 from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.policy import Order
 from hpcscale.burst.shapes import with_catalog
 from hpcscale.errors import UnreachableError
 from hpcscale.ledger import utc_now
@@ -164,3 +165,19 @@ def test_no_spot_node_within_the_boots_time_is_the_net_and_is_remembered(sites):
     other = sites.submit()
     sites.tick()
     assert sites.move(other).partition == "gpu"
+
+
+def test_fence_first_goes_into_the_net_too_when_no_spot_node_comes(sites):
+    sites.policy = msgspec.structs.replace(sites.policy, order=Order.FENCE_FIRST)
+    job = sites.submit()
+    sites.cloud.boot_s = 10**6
+    sites.tick()
+    move = sites.move(job)
+    assert (move.step, partition(sites, job)) == (Step.CANCELLING, "spot")
+    sites.both(move.boot_timeout_s + 2)
+    sites.tick()
+    sites.both(1)
+    sites.tick()
+    assert "no spot node came within" in sites.move(job).netted
+    assert partition(sites, job) == "gpu"
+    assert sites.move(job).step is Step.CANCELLING

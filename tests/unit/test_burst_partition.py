@@ -551,6 +551,23 @@ def test_a_controller_that_forgets_that_it_was_put_back_is_paid(sites):
     assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
 
 
+def test_one_that_ran_and_ended_where_its_user_put_it_back_is_not_counted_at_the_clouds_price(
+    sites,
+):
+    sites.busy_cloud()
+    waiting = sites.submit()
+    sites.tick()
+    client = sites.connections["lab-onprem"].client
+    client.update(waiting.ref.job_id, {"Partition": "gpu"})
+    sites.onprem.run(["scancel", "1"])
+    sites.both(80)
+    assert client.show(waiting.ref.job_id).state is JobState.COMPLETED
+    sites.tick()
+    assert sites.move(waiting).step is Step.WITHDRAWN
+    # 8 GPUs for its minute
+    assert sites.attempt(waiting).cost_usd == Decimal("0.28")
+
+
 @pytest.mark.parametrize("when", ["before", "there"])
 def test_cancelling_the_run_ends_the_move(sites, when):
     sites.busy_cloud()
@@ -570,6 +587,23 @@ def test_cancelling_the_run_ends_the_move(sites, when):
     if when == "there":
         assert sites.attempt(waiting).state is JobState.CANCELLED
         assert sum(c.usd for c in charges(sites.ledger)) == 0
+
+
+def test_what_another_ledger_moved_is_counted_at_its_price_when_its_run_is_cancelled(sites):
+    waiting = sites.submit()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "set_terms", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sites.tick()
+    assert sites.move(waiting).old_partition == "gpu"
+    sites.connections["lab-onprem"].client.update(waiting.ref.job_id, {"Partition": "cloud"})
+    sites.both(20)
+    assert sites.handover().cancel(sites.move(waiting)).step is Step.DONE
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("6.88")
 
 
 def test_jobs_that_wait_for_it_are_no_obstacle_and_nothing_stands_in(sites):

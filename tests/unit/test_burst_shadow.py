@@ -21,7 +21,7 @@ def sites(tmp_path):
 
 def look(sites):
     made = make_plan(sites.ledger, sites.policy, sites)
-    return made, remember(sites.ledger, made, sites.policy, sites.site)
+    return made, remember(sites.ledger, made)
 
 
 def test_a_shadow_decides_as_live_and_moves_nothing(sites):

@@ -279,3 +279,23 @@ def test_claims_where_others_may_write_are_not_used(script):
     with pytest.raises(HpcscaleError, match="not yours alone") as caught:
         script.take()
     assert "chmod go-w" in caught.value.hint
+
+
+@pytest.mark.parametrize("up", [False, True], ids=["no answer at first", "refused"])
+def test_a_start_in_vain_asks_for_its_requeue_until_the_controller_answers(script, up):
+    asked = script.bin.parent / "asked"
+    answers = "echo no >&2; exit 1" if up else f'[ "$(cat {asked})" = "...." ]'
+    tool(
+        script, "scontrol", f'[ "$1" = ping ] && exit {int(not up)}; printf . >> {asked}; {answers}'
+    )
+    tool(script, "sleep", "exit 0")
+    script.take()
+    assert script.run() == 98
+    assert asked.read_text() == (".." if up else "....")
+
+
+def tool(script, name, text):
+    path = script.bin / name
+    path.unlink(missing_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)

@@ -5,10 +5,12 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 
 import msgspec
 import pytest
 import submitit
+from lab_helpers import until
 from submitit.core import plugins, utils
 
 import hpcscale
@@ -213,6 +215,24 @@ def test_a_job_of_another_python_says_so_before_it_opens_the_pickle(tmp_path):
     assert done.returncode != 0
     assert "opened" not in done.stdout
     assert "the function was pickled by 3.7" in done.stderr
+
+
+def test_a_failed_task_lets_the_others_tell_before_srun_kills_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobside, "PEERS_S", 60.0)
+    folder = tmp_path.absolute()
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    paths = [utils.JobPaths(folder, "7", task) for task in (0, 1)]
+    paths[1].result_pickle.touch()
+    monkeypatch.setattr(sys, "last_value", ValueError("no"), raising=False)
+    waiter = threading.Thread(target=jobside._tell, args=(paths[1], os.getpid()))
+    waiter.start()
+    try:
+        until((folder / "7_1_outcome.json").exists, 20, "it tells its own")
+        assert waiter.is_alive()
+    finally:
+        (folder / "7_0_outcome.json").touch()
+        waiter.join(20)
+    assert not waiter.is_alive()
 
 
 def test_the_row_is_in_the_ledger_and_the_script_in_submitits_folder(executor):

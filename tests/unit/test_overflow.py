@@ -139,7 +139,8 @@ def test_no_policy_breaks_the_cluster(seed, name, learned):
 def test_learned_runtimes_are_those_of_ended_jobs():
     one = jobs((0, 2, 1), (1, 3, 1), (4.5, 1, 1), (9, 1, 1))
     expected = simulate(one, rules_of("compute-wait", one), Expect(learned=True)).expected_h
-    # nothing is known until the first ends at 2 h; the third knows both; the fourth the last two
+    # nothing is known until the first ends at 2 h; the third knows both; the fourth all
+    # three, the last two of them twice as much
     assert expected.tolist() == pytest.approx([1, 1, 2.5, 2])
 
 

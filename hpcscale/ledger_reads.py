@@ -135,7 +135,7 @@ class LedgerReads(LedgerFile):
         from hpcscale.cost import spent_usd
 
         before_s, before_usd = 0.0, Decimal(0)
-        if attempt.role is not Role.BURST:  # nobody rents other nodes for it
+        if attempt.role is not Role.BURST and not attempt.earlier_s:  # it was never elsewhere
             return spent_usd(attempt.gpus, seconds, attempt.gpu_hour_usd)
         for event in self.events(attempt.run_id, "attempt.repriced"):
             if event.submission_id == attempt.submission_id:

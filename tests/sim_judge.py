@@ -8,6 +8,7 @@ from sim_site import ALIVE
 
 from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.reap import reap
+from hpcscale.cost import spent_usd
 from hpcscale.ledger import Role
 from hpcscale.observe import observe
 from hpcscale.verify import submission_of
@@ -85,7 +86,12 @@ class Judge:
             if done.step is Step.DONE and self.counts["fault.onprem_crash"]:
                 continue  # its controller may have forgotten the end that was told, and begun it again
             at = self.sites[ONPREM].gpu_hour_usd(self.began_in)
-            counted = ledger.attempt(self.job.submission_id).gpu_hour_usd
+            attempt = ledger.attempt(self.job.submission_id)
+            counted = attempt.gpu_hour_usd
+            for event in ledger.events(self.job.run_id, "attempt.repriced")[:1]:
+                first_usd = spent_usd(attempt.gpus, float(event.data["seconds"]), at)
+                if Decimal(event.data["usd"]) == first_usd:  # its first start ended before that
+                    counted = at
             if at != counted:
                 raise ViolationError(
                     f"money: it began in partition {self.began_in} at {at}, counted at {counted}"

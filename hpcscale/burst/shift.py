@@ -69,6 +69,9 @@ class Shift(Follow):
         seen = look(connection, origin, self.ledger, any_start=True)
         if seen.status is not None and not _there(move, seen):
             return self._taken_back(move, origin, seen)  # also where it has ended there since
+        if seen.status is not None:
+            # a slower process may have written the old ones after a look that was true once
+            self.ledger.set_terms(origin, move.gpus, move.gpu_hour_usd, move.to_site)
         if seen.status is None or seen.over:
             return self._to_its_end(move, origin, connection)
         if not seen.pending or seen.reported is not None:
@@ -209,8 +212,15 @@ class Shift(Follow):
         return None if cleared is None else self._fail(cleared, message)
 
     def _old_terms(self, move: Move, origin: Attempt) -> None:
-        if move.old_partition is not None:
-            self.ledger.set_terms(origin, move.old_gpus, move.old_gpu_hour_usd, move.from_site)
+        if move.old_partition is None or self.moves.get(move.move_id).revision != move.revision:
+            return
+        origin = self.ledger.attempt(origin.submission_id)
+        price = move.old_gpu_hour_usd
+        if origin.earlier_s and origin.gpu_hour_usd == move.gpu_hour_usd:
+            # it has run there, and goes on here: each hour at its own price
+            self.ledger.reprice(origin, move.old_gpus, price, origin.earlier_s, move.from_site)
+        else:
+            self.ledger.set_terms(origin, move.old_gpus, price, move.from_site)
 
 
 def _partition(move: Move) -> str:

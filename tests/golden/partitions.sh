@@ -129,6 +129,17 @@ hpcscale_claim() {  # <log> <restart, or - for an array's own log: any element m
   done
   rm -f -- "$hpcscale_mine"
 }
+hpcscale_take() {  # as hpcscale_claim; a full disk, or a mount that is away, is waited for
+  hpcscale_tries=36
+  until hpcscale_claim "$@"; do
+    hpcscale_no=$?
+    [ "$hpcscale_no" = 97 ] && [ "$hpcscale_tries" -gt 0 ] || return "$hpcscale_no"
+    [ "$hpcscale_tries" -lt 36 ] \
+      || echo "hpcscale: no claim can be made in $hpcscale_claims: tried again for three minutes" >&2
+    hpcscale_tries=$((hpcscale_tries - 1))
+    sleep 5
+  done
+}
 hpcscale_lost() {
   rm -f -- "$hpcscale_mine"
   case $1 in
@@ -157,7 +168,7 @@ hpcscale_lost() {
 hpcscale_name=${HPCSCALE_RUN_DIR##*/}.$HPCSCALE_SUBMISSION_ID
 case $HPCSCALE_SUBMISSION_ID in
   hs-*)
-    hpcscale_claim "$hpcscale_name" "$HPCSCALE_RESTART_COUNT" || hpcscale_lost "$?"
+    hpcscale_take "$hpcscale_name" "$HPCSCALE_RESTART_COUNT" || hpcscale_lost "$?"
     export HPCSCALE_CLAIM="$hpcscale_log.$hpcscale_entry"
     ;;
 esac

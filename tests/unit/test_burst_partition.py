@@ -20,6 +20,7 @@ from hpcscale.burst.run import make_plan
 from hpcscale.burst.shapes import shapes
 from hpcscale.burst.within import lacking, never_starts, stays
 from hpcscale.connect import Connection
+from hpcscale.cost import spent_usd
 from hpcscale.errors import BurstRefusedError, InvalidFileError, NotFoundError
 from hpcscale.ledger import Ledger
 from hpcscale.render import partition_blockers, render, serves
@@ -566,6 +567,26 @@ def test_one_that_ran_and_ended_where_its_user_put_it_back_is_not_counted_at_the
     assert sites.move(waiting).step is Step.WITHDRAWN
     # 8 GPUs for its minute
     assert sites.attempt(waiting).cost_usd == Decimal("0.28")
+
+
+def test_one_that_ran_there_and_is_put_back_pays_each_start_at_its_own_price(sites, monkeypatch):
+    waiting = sites.submit()
+    sites.tick()
+    sites.both(36)
+    sites.tick()
+    monkeypatch.setattr("hpcscale.burst.shift.KEPT_S", 0.0)
+    client = sites.connections["lab-onprem"].client
+    assert client.requeue(waiting.ref.job_id)
+    client.update(waiting.ref.job_id, {"Partition": "gpu"})
+    sites.tick()
+    assert sites.move(waiting).step is Step.FAILED
+    attempt = sites.attempt(waiting)
+    assert attempt.gpu_hour_usd == Decimal("2.10")
+    there_s = attempt.earlier_s
+    assert there_s >= 30
+    there = spent_usd(8, there_s, Decimal("6.88"))
+    here = spent_usd(8, 60, Decimal("2.10"))
+    assert sites.ledger.cost_of(attempt, there_s + 60) == there + here
 
 
 @pytest.mark.parametrize("when", ["before", "there"])

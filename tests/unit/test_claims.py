@@ -84,8 +84,22 @@ def test_a_claim_that_comes_after_its_revocation_does_no_harm(script):
 def test_no_start_where_no_claim_can_be_written(script):
     script.state.chmod(0o700)
     (script.state / "claims").write_text("no directory")
+    tool(script, "sleep", "exit 0")
     assert script.run() == 97
+    assert "tried again for three minutes" in script.said
     assert script.ran == 0
+
+
+def test_a_claim_that_cannot_be_written_for_a_while_is_made_later(script):
+    claims = script.state / "claims"
+    claims.write_text("a full disk")
+    slept = script.bin.parent / "slept"
+    mends = f'printf . >> {slept}; [ "$(cat {slept})" != ... ] || rm {claims}'
+    tool(script, "sleep", mends)
+    assert script.run() == 0, script.said
+    assert script.ran == 1
+    assert slept.read_text() == "..."
+    assert script.run() == 98
 
 
 def test_job_and_handover_at_once_never_both(script):

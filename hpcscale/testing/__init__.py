@@ -7,7 +7,7 @@ accounting, preemption, node failures, jobs of several partitions; of dependenci
 afterok, afternotok, afterany and singleton.
 
 A job script is not executed: it lasts as long as its ``sleep N`` lines say and ends with its last
-``exit N``. A node is given whole to a job that asks for no GPUs.
+``exit N``, of those that are not indented. A node is given whole to a job that asks for no GPUs.
 """
 
 from collections.abc import Callable, Mapping, Sequence

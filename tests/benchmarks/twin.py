@@ -41,7 +41,7 @@ def main() -> None:
             made = run_twin(part, Path(folder) / "lab", fast=FAST)
         jobs_of = {
             "submit_s": made.submit_s, "slurm_start_s": made.slurm_start_s,
-            "our_start_s": made.our_start_s, "run_s": part.run_s, "limit_s": part.limit_s,
+            "slurm_end_s": made.slurm_end_s, "our_start_s": made.our_start_s, "run_s": part.run_s, "limit_s": part.limit_s,
             "nodes": part.nodes, "gpus": part.gpus,
         }  # fmt: skip
         data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from hpcscale import twin
 from hpcscale.cli import main
+from hpcscale.errors import LabError
 from hpcscale.lab import Lab, LabOptions
 from hpcscale.lab.model import ONPREM
 from hpcscale.lab.process import wait_until
-from hpcscale.twin import SCHEDULER
 
 # the jobs of the slice take some 190 s by themselves
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -49,7 +50,7 @@ def test_the_model_starts_jobs_as_slurm_does(tmp_path):
 def test_backfill_keeps_whole_nodes_for_a_job_that_waits(tmp_path_factory):
     """What ``SiteModel.bf_whole_nodes`` says of Slurm: beside a plan for 2 GPUs, none of 4 is free."""
     options = LabOptions(
-        nodes=1, gpus=4, scheduler=SCHEDULER.replace("bf_interval=30", "bf_interval=1")
+        nodes=1, gpus=4, scheduler=twin.SCHEDULER.replace("bf_interval=30", "bf_interval=1")
     )
     with Lab.up(tmp_path_factory.mktemp("w") / "lab", options, die_with_me=True) as lab:
         site = lab.site(ONPREM)
@@ -74,3 +75,25 @@ def test_backfill_keeps_whole_nodes_for_a_job_that_waits(tmp_path_factory):
         assert says(long)["StartTime"] > says(waits)["StartTime"] >= says(first)["EndTime"][:16]
         site.exec(["scancel", waits], check=True)
         assert wait_until(lambda: says(long)["JobState"] == "RUNNING", 60), says(long)
+
+
+def test_a_slice_that_does_not_move_ends_with_what_slurm_says(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(twin, "STALLED_S", 0.5)
+    folder = tmp_path_factory.mktemp("s") / "lab"
+    with Lab.up(folder, LabOptions(nodes=2), die_with_me=True) as lab:
+        site = lab.site(ONPREM)
+        job = site.exec(["sbatch", "--parsable", "-H", "--wrap", "true"], check=True).stdout.strip()
+        with pytest.raises(
+            LabError, match="1 of 1 have not; jobs: 1 PENDING JobHeldUser; nodes: 2 idle"
+        ):
+            twin._wait(site, folder / "none.log", [job], 0.0, lambda _what, _share: None)
+
+
+def test_a_line_that_slurm_is_writing_is_not_read():
+    line = (
+        "JobId=7 UserId=a(1) Name=twin0 JobState=TIMEOUT StartTime=2026-01-02T03:04:05 "
+        "EndTime=2026-01-02T03:05:05 SubmitTime=2026-01-02T03:04:00 ExitCode=0:0 \n"
+    )
+    row = twin._completed(line + line.replace("=7", "=8")[:-40])
+    assert list(row) == ["7"]
+    assert (row["7"].end_s - row["7"].start_s, row["7"].state) == (60, "TIMEOUT")

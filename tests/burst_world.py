@@ -131,9 +131,13 @@ class World:
 
     def starts(self, submission):
         """How often user code was started, at both sites together."""
+        return self.starts_of(submission.run_id)
+
+    def starts_of(self, run_id):
+        """How often user code of a run was started, at both sites together."""
         count = 0
         for site in ("lab-onprem", "lab-cloud"):
-            run_dir = f"{connect(load_site(site).site).state_dir}/runs/{submission.run_id}/events"
+            run_dir = f"{connect(load_site(site).site).state_dir}/runs/{run_id}/events"
             found = self.lab.site(site).exec(["find", run_dir, "-name", "*.started"])
             count += len(found.stdout.split())
         return count

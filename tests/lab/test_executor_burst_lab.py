@@ -10,6 +10,7 @@ from burst_world import World
 from lab_helpers import until
 from submitit.core import plugins, utils
 
+from hpcscale.burst.elements import element_run_id
 from hpcscale.burst.moves import Step
 from hpcscale.burst.policy import Policy
 from hpcscale.executor import probe, watch
@@ -114,3 +115,56 @@ def test_cancel_ends_it_where_it_runs(world, tmp_path):
     assert job.state == "CANCELLED"
     with pytest.raises(utils.UncompletedJobError):
         job.result()
+
+
+def element(k, go):
+    import platform
+    import time
+    from pathlib import Path
+
+    print("element", k, "begins on", platform.node(), flush=True)
+    while k == 0 and not Path(go).exists():
+        time.sleep(0.2)
+    if k == 3:
+        raise ValueError("no luck there")
+    return k, platform.node()
+
+
+def test_elements_that_move_alone_are_followed_and_the_others_stay(world, tmp_path):
+    onprem = world.lab.site("lab-onprem")
+    done = onprem.exec(
+        ["sbatch", "--parsable", "-N2", "--exclusive", "--time=60"],
+        stdin="#!/bin/sh\nsleep 600\n", check=True,
+    )  # fmt: skip
+    until(lambda: world.state("lab-onprem", done.stdout.strip()) == "RUNNING", 20, "filler runs")
+    go = onprem.paths.scratch / "go"
+    made = executor(tmp_path / "jobs", nodes=2)
+    made.update_parameters(gpus_per_node=4)  # each wants both nodes that are left
+    jobs = made.map_array(element, range(4), [str(go)] * 4)
+    origin, ids = world.of(jobs[0]), [job.job_id for job in jobs]
+    base = ids[0].partition("_")[0]
+    assert ids == [f"{base}_{k}" for k in range(4)]
+    until(lambda: world.state("lab-onprem", ids[0]) == "RUNNING", 30, "the first has begun")
+    again = pickle.loads(pickle.dumps(jobs))
+
+    def ended():
+        moves = [world.moves.of_run(element_run_id(origin.run_id, k)) for k in (1, 2, 3)]
+        return all(m and m[-1].step.settled for m in moves)
+
+    world.ticks_until(ended, 120, "three have moved and ended", POLICY)
+    # the moved ones have their results while the first still runs at home
+    for moved in (jobs, again):
+        assert [job.site for job in moved] == ["lab-onprem"] * 4, "nobody has asked yet"
+        for k in (1, 2):
+            assert [value[0] for value in moved[k].results()] == [k, k]
+            assert all(value[1].startswith("cloud") for value in moved[k].results())
+            assert (moved[k].site, moved[k].done()) == ("lab-cloud", True)
+            assert f"element {k} begins on cloud" in moved[k].stdout()
+        with pytest.raises(utils.FailedJobError, match="no luck there"):
+            moved[3].result()
+        assert (jobs[0].site, jobs[0].job_id, jobs[0].done()) == ("lab-onprem", ids[0], False)
+    onprem.exec(["touch", str(go)], check=True)
+    assert [value[0] for value in jobs[0].results()] == [0, 0]
+    assert all(value[1].startswith("onprem") for value in again[0].results())
+    assert world.starts(origin) == 1
+    assert [world.starts_of(element_run_id(origin.run_id, k)) for k in (1, 2, 3)] == [1, 1, 1]

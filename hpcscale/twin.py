@@ -355,7 +355,7 @@ def _submit(site: Site, part: Slice, clock: _Clock, progress: Progress) -> list[
         asked = ["--exclusive"] if not part.gpus[j] else [f"--gres=gpu:{part.gpus[j]}"]
         limit = f"-t{part.limit_s[j] // 60}"
         ids.append(_sbatch(site, [f"-N{part.nodes[j]}", limit, *asked], script, f"twin{j}"))
-        progress(f"{j + 1} of {len(part)} jobs submitted", (j + 1) / len(part))
+        progress(f"{j + 1} of {len(part)} jobs submitted", (j + 1) / len(part) / 2)
     return ids
 
 
@@ -400,7 +400,7 @@ def _wait(
         with suppress(FileNotFoundError):
             rows = _completed(log.read_text())
         done = wanted & set(rows)
-        progress(f"{len(done)} of {len(ids)} jobs have ended", len(done) / len(ids))
+        progress(f"{len(done)} of {len(ids)} jobs have ended", (1 + len(done) / len(ids)) / 2)
         if done == wanted:
             return rows
         if len(done) > ended:

@@ -66,6 +66,7 @@ def check(
     from pathlib import Path
 
     from hpcscale.cli._progress import progress
+    from hpcscale.lab.place import sigterm_as_interrupt
     from hpcscale.twin import LEAST_REAL_S, cut, run_twin, short_of_cpu
 
     part = cut(
@@ -76,12 +77,13 @@ def check(
         f"{len(part)} jobs, load {part.load:.2f}, on {part.cluster_nodes} slurmd of this machine: "
         f"about {part.real_s(fast) / 60 + 0.5:.0f} min"
     )
-    folder = Path(tempfile.mkdtemp(prefix="hpcscale-twin-"))
-    try:
-        with progress("starting the lab") as advance:
-            made = run_twin(part, folder / "lab", fast=fast, progress=advance)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with sigterm_as_interrupt():
+        folder = Path(tempfile.mkdtemp(prefix="hpcscale-twin-"))
+        try:
+            with progress("starting the lab") as advance:
+                made = run_twin(part, folder / "lab", fast=fast, progress=advance)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     data = made.figures()
     if as_json:
         emit_json(data)

@@ -28,7 +28,6 @@ from hpcscale.burst.kept import names, replay
 from hpcscale.burst.moves import Moves
 from hpcscale.connect import connect
 from hpcscale.errors import BurstRefusedError, LabError, UnreachableError
-from hpcscale.lab.model import LabOptions
 from hpcscale.ledger import Ledger
 from hpcscale.site import load_site
 from hpcscale.verify import submission_of
@@ -90,13 +89,13 @@ class Morning:
         return 2 * self.cron_s
 
 
-def options(morning: Morning) -> LabOptions:
-    """The lab for it: both controllers remember every job until the end."""
+def options(morning: Morning) -> dict[str, object]:
+    """The `LabOptions` of the lab for it: both controllers remember every job until the end."""
     remember = ("MinJobAge=200000",)
-    return LabOptions(
-        nodes=morning.cloud_nodes, gpus=GPUS, fast=morning.fast, suspend_time_s=600,
-        extra_conf={"lab-onprem": remember, "lab-cloud": remember},
-    )  # fmt: skip
+    return {
+        "nodes": morning.cloud_nodes, "gpus": GPUS, "fast": morning.fast, "suspend_time_s": 600,
+        "extra_conf": {"lab-onprem": remember, "lab-cloud": remember},
+    }  # fmt: skip
 
 
 def draw(morning: Morning) -> list[Job]:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from morning import Driver, Morning, options
 
 from hpcscale.lab.lab import Lab
+from hpcscale.lab.model import LabOptions
 
 
 def commit() -> str:
@@ -45,7 +46,7 @@ def main() -> int:
     out = given.pop("out")
     morning = Morning(**given)
     work = Path(tempfile.mkdtemp(prefix="hpcscale-morning-", dir="/tmp"))
-    lab = Lab.up(work / "lab", options(morning), die_with_me=True)
+    lab = Lab.up(work / "lab", LabOptions(**options(morning)), die_with_me=True)
     try:
         os.environ.update(lab.env())
         os.chdir(work)

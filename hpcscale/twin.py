@@ -2,7 +2,8 @@
 
 The slice runs on a lab of up to 64 slurmd on this machine, whose controller's clock is sped up.
 Jobs sleep until that clock says that they have run as long as in the history. What is simulated has
-the same jobs at the times at which Slurm took them in; Slurm's start is compared with ours.
+the same jobs, at the times at which Slurm took them in and as long as they ran there (a busy
+machine ends them late); Slurm's start is compared with ours.
 """
 
 import datetime as dt
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from hpcscale.history.workload import Workload
 from hpcscale.lab import Lab, LabOptions
 from hpcscale.lab.daemons import Site
 from hpcscale.lab.model import CLOUD, ONPREM
+from hpcscale.lab.process import patience
 from hpcscale.simulate.site import CloudSide, Jobs, NodeClass, SiteModel, run_site
 
 Ints = NDArray[np.int64]
@@ -39,6 +41,9 @@ NO_LIMIT = 2.0  # a job without a limit gets so many times its runtime
 LOAD = 1.1  # the slice whose load is nearest to it
 PROBES = 12
 TRIES = 5
+# after the longest job, real seconds in which none ends (more of them on a busy machine)
+STALLED_S = 60.0
+LATE = 0.05  # of the mean runtime
 
 # {start}: of the job by the controller's clock; {base}, {real}: that clock and the machine's
 SCRIPT = """#!/bin/sh
@@ -82,6 +87,10 @@ class Slice:
     def __len__(self) -> int:
         return len(self.submit_s)
 
+    def real_s(self, fast: int) -> float:
+        """How long it will take on this machine from the first submission, as simulated."""
+        return float((simulate_slice(self, self.submit_s) + self.run_s).max()) / fast
+
 
 @dataclass(frozen=True, eq=False)
 class Twin:
@@ -90,7 +99,8 @@ class Twin:
     Attributes:
         submit_s: when Slurm took each job in, after the first.
         slurm_start_s, slurm_end_s: of each.
-        our_start_s: simulated, from the same submissions.
+        our_start_s: simulated, from the same submissions and runtimes.
+        not_completed: jobs that ended in another way than COMPLETED.
         clock_s: how far off the controller's clock may have been taken to be.
         real_s: how long it took on this machine.
     """
@@ -101,6 +111,7 @@ class Twin:
     slurm_start_s: Floats
     slurm_end_s: Floats
     our_start_s: Floats
+    not_completed: int
     clock_s: float
     real_s: float
 
@@ -126,9 +137,17 @@ class Twin:
             "start_order_correlation": rank_correlation(self.slurm_start_s, self.our_start_s),
             "wait_correlation": rank_correlation(real, ours),
             "mean_absolute_difference_s": float(np.abs(real - ours).mean()),
+            "mean_run_s": float(self.part.run_s.mean()),
             "ran_longer_than_asked_s": float(late.mean()),
+            "jobs_not_completed": self.not_completed,
             "clock_uncertain_s": self.clock_s,
         }
+
+
+def short_of_cpu(made: Twin) -> bool:
+    """Whether jobs ended so late that what Slurm did is of this machine more than of Slurm."""
+    late = made.slurm_end_s - made.slurm_start_s - made.part.run_s
+    return float(late.mean()) > LATE * float(made.part.run_s.mean())
 
 
 def rank_correlation(one: Floats, other: Floats) -> float:
@@ -215,17 +234,19 @@ def cut(
     )
 
 
-def simulate_slice(part: Slice, submit_s: Ints) -> Ints:
-    """Our start of each job, if they come at these times.
+def simulate_slice(part: Slice, submit_s: Ints, run_s: Ints | None = None) -> Ints:
+    """Our start of each job, if they come at these times and run so long.
 
     What a minute's grid, backfill every half minute and the order of submission are here, they are
     in the lab's slurm.conf.
     """
     shared = bool(part.gpus.any())
+    run_s = part.run_s if run_s is None else run_s
     jobs = Jobs(
         submit_s=submit_s,
-        run_s=part.run_s,
-        limit_s=part.limit_s,
+        run_s=run_s,
+        # Slurm ends a job some seconds after its limit
+        limit_s=np.maximum(part.limit_s, run_s),
         need=part.gpus if shared else np.ones(len(part), dtype=np.int64),
         count=part.nodes,
         mask=np.ones(len(part), dtype=np.int64),
@@ -253,7 +274,7 @@ def run_twin(
         progress: what is done, and the share of it.
 
     Raises:
-        LabError: Slurm did not run all jobs.
+        LabError: the lab does not start, Slurm takes no job, or for too long none has ended.
     """
     began = time.monotonic()
     log = directory / ONPREM / "log" / "jobcomp.log"
@@ -270,10 +291,12 @@ def run_twin(
         site = lab.site(ONPREM)
         clock = _clock(site, fast)
         ids = _submit(site, part, clock, progress)
-        rows = _wait(log, ids, part, fast, progress)
-    times = np.array([rows[job] for job in ids], dtype=np.float64)
+        longest_s = float(part.limit_s.max()) / fast
+        rows = _wait(site, log, ids, longest_s, progress)
+    times = np.array([rows[job][:3] for job in ids], dtype=np.float64)
     submit, start, end = (times - times[:, :1].min()).T
-    ours = simulate_slice(part, submit.astype(np.int64))
+    ran = np.maximum(1, end - start).astype(np.int64)
+    ours = simulate_slice(part, submit.astype(np.int64), ran)
     return Twin(
         part=part,
         fast=fast,
@@ -281,6 +304,7 @@ def run_twin(
         slurm_start_s=start,
         slurm_end_s=end,
         our_start_s=ours.astype(np.float64),
+        not_completed=sum(rows[job].state != "COMPLETED" for job in ids),
         clock_s=clock.off_s,
         real_s=time.monotonic() - began,
     )
@@ -331,7 +355,7 @@ def _submit(site: Site, part: Slice, clock: _Clock, progress: Progress) -> list[
         asked = ["--exclusive"] if not part.gpus[j] else [f"--gres=gpu:{part.gpus[j]}"]
         limit = f"-t{part.limit_s[j] // 60}"
         ids.append(_sbatch(site, [f"-N{part.nodes[j]}", limit, *asked], script, f"twin{j}"))
-        progress("submitting", (j + 1) / len(part))
+        progress(f"{j + 1} of {len(part)} jobs submitted", (j + 1) / len(part) / 2)
     return ids
 
 
@@ -358,31 +382,54 @@ def _sbatch(site: Site, asked: list[str], script: str, name: str) -> str:
     raise LabError(f"Slurm does not take a job: {said}", where=ONPREM)
 
 
+class _Row(NamedTuple):
+    submit_s: float
+    start_s: float
+    end_s: float
+    state: str
+
+
 def _wait(
-    log: Path, ids: list[str], part: Slice, fast: int, progress: Progress
-) -> dict[str, tuple[float, float, float]]:
-    """Submit, start and end of each job, once all have ended."""
-    work_s = float((part.run_s * part.nodes).sum()) / part.cluster_nodes
-    # were they run one after the other on a machine ten times as slow, they would be over
-    patience = time.monotonic() + 120 + 10 * (work_s + float(part.run_s.sum())) / fast
+    site: Site, log: Path, ids: list[str], longest_s: float, progress: Progress
+) -> dict[str, _Row]:
+    """What Slurm says of each job, once all have ended."""
     wanted = set(ids)
-    rows: dict[str, tuple[float, float, float]] = {}
+    rows: dict[str, _Row] = {}
+    ended, since = -1, time.monotonic()
     while True:
         with suppress(FileNotFoundError):
             rows = _completed(log.read_text())
         done = wanted & set(rows)
-        progress("waiting for the last job", len(done) / len(ids))
+        progress(f"{len(done)} of {len(ids)} jobs have ended", (1 + len(done) / len(ids)) / 2)
         if done == wanted:
             return rows
-        if time.monotonic() > patience:
+        if len(done) > ended:
+            ended, since = len(done), time.monotonic()
+        # some job always runs; none runs longer than the longest
+        still_s = time.monotonic() - since
+        if still_s > longest_s + patience(STALLED_S):
             raise LabError(
-                f"{len(wanted) - len(done)} of {len(ids)} jobs have not ended", where=ONPREM
+                f"no job has ended for {still_s:.0f} s, and {len(wanted) - len(done)} of "
+                f"{len(ids)} have not; {_stuck(site)}",
+                where=ONPREM,
+                hint="on a machine that is less busy, or fewer jobs (--lab-jobs)",
             )
         time.sleep(0.5)
 
 
-def _completed(text: str) -> dict[str, tuple[float, float, float]]:
-    """Of each line of jobcomp/filetxt (slurm.conf(5) ``JobCompType``): submit, start and end."""
+def _stuck(site: Site) -> str:
+    """The queue and the nodes in a line, for the error message."""
+    try:
+        jobs = site.exec(["squeue", "-h", "-a", "-o", "%T %r"], timeout_s=60).stdout.splitlines()
+        nodes = site.exec(["sinfo", "-h", "-p", "gpu", "-o", "%D %T"], timeout_s=60).stdout
+    except LabError as exc:
+        return f"Slurm does not say why: {exc}"
+    queue = ", ".join(f"{jobs.count(each)} {each}" for each in dict.fromkeys(jobs))
+    return f"jobs: {queue or 'none'}; nodes: {', '.join(nodes.splitlines())}"
+
+
+def _completed(text: str) -> dict[str, _Row]:
+    """Each line of jobcomp/filetxt (slurm.conf(5) ``JobCompType``); the last of a job counts."""
 
     def at(line: str, key: str) -> float:
         found = re.search(rf" {key}=(\d\S+)", line)
@@ -391,8 +438,12 @@ def _completed(text: str) -> dict[str, tuple[float, float, float]]:
         return dt.datetime.fromisoformat(found[1]).astimezone().timestamp()
 
     rows = {}
-    for line in text.splitlines():
+    # the last line may be half written
+    for line in text.rpartition("\n")[0].splitlines():
         job = re.match(r"JobId=(\d+) ", line)
-        if job is not None and "SubmitTime=" in line:
-            rows[job[1]] = (at(line, "SubmitTime"), at(line, "StartTime"), at(line, "EndTime"))
+        state = re.search(r" JobState=(\S+)", line)
+        if job is not None and state is not None and "SubmitTime=" in line:
+            rows[job[1]] = _Row(
+                at(line, "SubmitTime"), at(line, "StartTime"), at(line, "EndTime"), state[1]
+            )
     return rows

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hpcscale.cli._output import emit_json
+from hpcscale.cli._output import emit_json, notice
 
 if TYPE_CHECKING:
     from hpcscale.history.workload import Workload
@@ -66,29 +66,45 @@ def check(
     from pathlib import Path
 
     from hpcscale.cli._progress import progress
-    from hpcscale.twin import LEAST_REAL_S, cut, run_twin
+    from hpcscale.lab.place import sigterm_as_interrupt
+    from hpcscale.twin import LEAST_REAL_S, cut, run_twin, short_of_cpu
 
     part = cut(
         workload, nodes, gpus_per_node, jobs=jobs, span_s=minutes * 60 * fast,
         least_run_s=LEAST_REAL_S * fast,
     )  # fmt: skip
-    folder = Path(tempfile.mkdtemp(prefix="hpcscale-twin-"))
-    try:
-        with progress("starting the lab") as advance:
-            made = run_twin(part, folder / "lab", fast=fast, progress=advance)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    notice(
+        f"{len(part)} jobs, load {part.load:.2f}, on {part.cluster_nodes} slurmd of this machine: "
+        f"about {part.real_s(fast) / 60 + 0.5:.0f} min"
+    )
+    with sigterm_as_interrupt():
+        folder = Path(tempfile.mkdtemp(prefix="hpcscale-twin-"))
+        try:
+            with progress("starting the lab") as advance:
+                made = run_twin(part, folder / "lab", fast=fast, progress=advance)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     data = made.figures()
     if as_json:
         emit_json(data)
         return
     click.echo(
         f"{data['jobs']} jobs on {data['nodes']} nodes, {data['jobs_that_waited']} of them waited; "
-        f"the controller's clock ran {fast} times as fast"
+        f"the controller's clock ran {fast} times as fast ({data['real_s'] / 60:.1f} min in all)"
     )
     click.echo(f"mean wait on Slurm:   {data['slurm_mean_wait_s']:,.0f} s of its clock")
     click.echo(
         f"mean wait simulated:  {data['our_mean_wait_s']:,.0f} s ({data['mean_wait_error']:+.1%})"
     )
-    click.echo(f"order of starts:      correlation {data['start_order_correlation']:.4f}")
-    click.echo(f"waits, job by job:    correlation {data['wait_correlation']:.4f}")
+    click.echo(
+        f"order of starts:      correlation {data['start_order_correlation']:.4f} (1: the same)"
+    )
+    click.echo(f"waits, job by job:    correlation {data['wait_correlation']:.4f} (1: the same)")
+    if data["jobs_not_completed"]:
+        notice(f"{data['jobs_not_completed']} jobs were ended by Slurm before their time")
+    if short_of_cpu(made):
+        notice(
+            f"this machine was too busy: jobs of {data['mean_run_s']:,.0f} s on average ended "
+            f"{data['ran_longer_than_asked_s']:,.0f} s late; --lab-fast {max(2, fast // 2)} with "
+            f"--lab-minutes {2 * minutes:g} asks less of it"
+        )

@@ -84,6 +84,8 @@ class SiteModel:
         cloud: behind it.
         bf_interval_s: between two passes of backfill; 0: at each change.
         bf_resolution_s, bf_window_s, bf_max_job_test: of slurm.conf(5).
+        bf_whole_nodes: backfill keeps nodes for a job that waits, and not only the GPUs that it
+            wants of them, as Slurm does.
         after_s: from a job's end until its nodes can be taken again.
         failures_per_node_h: of nodes on the floor; what runs there is requeued.
         repair_s: until such a node is back.
@@ -96,6 +98,7 @@ class SiteModel:
     bf_resolution_s: int = 60
     bf_window_s: int = 86400
     bf_max_job_test: int = 500
+    bf_whole_nodes: bool = True
     after_s: int = 0
     failures_per_node_h: float = 0.0
     repair_s: int = 4 * 3600
@@ -265,7 +268,7 @@ class _Run:
             np.ascontiguousarray(columns[:, 2]),
             order, size, jobs.need, jobs.count, jobs.mask, jobs.part, limit,
             main, backfill, model.bf_resolution_s, model.bf_window_s,
-            most or model.bf_max_job_test, self.blocked, start, ptr, where,
+            most or model.bf_max_job_test, model.bf_whole_nodes, self.blocked, start, ptr, where,
         )  # fmt: skip
         return start, ptr, where
 

@@ -83,6 +83,7 @@ def _schedule(
     resolution: int,
     window: int,
     most: int,
+    whole: bool,
     blocked: Ints,
     start: Ints,
     where_ptr: Ints,
@@ -110,6 +111,7 @@ def _schedule(
         resolution: of backfill's times.
         window: how far backfill looks ahead.
         most: jobs that backfill tries.
+        whole: a job that is planned for later holds its nodes whole.
         blocked: one place a partition.
         start: filled: when each of ``order`` starts; ``NEVER``: not within the window.
         where_ptr: filled: nodes of those that start now, from ``where_ptr[q]`` in ``where``.
@@ -214,7 +216,10 @@ def _schedule(
                 if times[k] >= end:
                     break
                 for c in range(count[j]):
-                    space[k, chosen[c]] -= need[j]
+                    if whole and begin > now:
+                        space[k, chosen[c]] = 0
+                    else:
+                        space[k, chosen[c]] -= need[j]
             start[q] = begin
             if begin == now:
                 where_ptr[q] = used

@@ -14,6 +14,7 @@ from job_helpers import data, hpcscale
 from lab_helpers import until
 from submitit.core import plugins, utils
 
+import hpcscale as hpcscale_package
 from hpcscale import batches
 from hpcscale.cli import COMMANDS
 from hpcscale.errors import NotFoundError, UsageError
@@ -364,11 +365,14 @@ def test_software_of_the_site_gives_the_python_and_code_goes_along(lab_env, tmp_
     monkeypatch.syspath_prepend(tmp_path / "code")
     import own_module
 
-    made = submitit.AutoExecutor(
-        tmp_path / "jobs", cluster="hpcscale", hpcscale_site="lab-cloud",
-        hpcscale_software="lab-python", hpcscale_code=tmp_path / "code",
-    )  # fmt: skip
+    made = hpcscale_package.Executor(
+        tmp_path / "jobs", site="lab-cloud", software="lab-python", code=tmp_path / "code"
+    )
+    made.update_parameters(timeout_min=5, name="test")  # submitit's own names, no prefix
+    assert type(made) is HpcscaleExecutor
     job = made.submit(own_module.where)
+    job.wait()
+    assert job.done()
     assert job.result() == (f"{job.run_dir}/code/own_module.py", f"{job.run_dir}/code")
 
 

@@ -60,7 +60,7 @@ def plan_of(units, running, need, limit):
         0, free, ints(0), len(running), ints(*[e for _, e in running], 0),
         np.zeros(len(running) + 1, np.int64), ints(*[n for n, _ in running], 0),
         np.arange(size), size, need, np.ones(size, np.int64), np.ones(size, np.int64),
-        np.zeros(size, np.int64), limit, False, True, 1, FOREVER, size, ints(0), start, ptr,
+        np.zeros(size, np.int64), limit, False, True, 1, FOREVER, size, False, ints(0), start, ptr,
         np.empty(size + 1, np.int64),
     )  # fmt: skip
     return start
@@ -110,6 +110,17 @@ def test_backfill_passes_the_first_that_does_not_fit_only_within_its_limit():
     # 4 units; 3 busy until 100; the head wants 4; a short job goes first, a long one does not
     jobs = jobs_of([0, 1, 2, 3], [100, 50, 90, 200], [100, 50, 90, 200], [3, 4, 1, 1])
     assert run_site(jobs, site(NodeClass("a", 1, 4))).start_s.tolist() == [0, 100, 2, 150]
+
+
+def test_backfill_keeps_whole_nodes_for_a_job_that_waits():
+    # 4 GPUs, 3 of them busy until 100; 2 are wanted then, and 1 now and for long
+    jobs = jobs_of([0, 1, 2], [100, 50, 200], [100, 50, 200], [3, 2, 1])
+    node = NodeClass("a", 1, 4)
+    assert run_site(jobs, site(node)).start_s.tolist() == [0, 100, 100]
+    assert run_site(jobs, site(node, bf_whole_nodes=False)).start_s.tolist() == [0, 100, 2]
+    # two nodes: only that of the plan is kept
+    jobs = jobs_of([0, 0, 1, 2], [100, 100, 50, 200], [100, 200, 50, 200], [3, 3, 2, 1])
+    assert run_site(jobs, site(NodeClass("a", 2, 4))).start_s.tolist() == [0, 0, 100, 2]
 
 
 def test_backfill_comes_at_its_interval_and_the_main_pass_at_once():

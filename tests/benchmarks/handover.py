@@ -123,7 +123,8 @@ def known(path, code_now, *, other_code=False):
     every = [Outcome.of(each) for each in data["each"]]
     counts = [o for o in every if o.code == code_now or (other_code and o.clean)]
     again = [o for o in every if o not in counts] if other_code else []
-    return counts, [Outcome.of(each) for each in data["repeated"]] + again, data["seconds"]
+    seconds = data["seconds"] if counts else 0  # those of other code are not this run's
+    return counts, [Outcome.of(each) for each in data["repeated"]] + again, seconds
 
 
 def main():

@@ -211,13 +211,13 @@ def rehearse_all(
 def _policy(name: str, instance: "Instance") -> "Policy":
     from pathlib import Path
 
-    from hpcscale.burst.policy import load_policy
+    from hpcscale.burst.policies import policy_anywhere
     from hpcscale.errors import UsageError
     from hpcscale.rehearsal import policy_named
     from hpcscale.simulate.policies import NAMES
 
     if name.endswith(".toml"):
-        return load_policy(Path(name))
+        return policy_anywhere(Path(name))
     if name not in NAMES:
         raise UsageError(f"no policy {name!r}", hint=f"one of: {', '.join(NAMES)}")
     return policy_named(name, instance)

@@ -295,9 +295,10 @@ def _rules(name: str, instance: Any) -> "Rules":
 
     if not name.endswith(".toml"):
         return rules_of(name, instance)
-    from hpcscale.burst.policy import PolicyKind, load_policy
+    from hpcscale.burst.policies import policy_anywhere
+    from hpcscale.burst.policy import PolicyKind
 
-    policy = load_policy(Path(name))
+    policy = policy_anywhere(Path(name))
     guard = policy.deadline and policy.kind is not PolicyKind.NEVER
     match policy.kind:
         case PolicyKind.RULES:

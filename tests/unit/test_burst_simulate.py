@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from hpcscale.assets import bundled_dir
 from hpcscale.cli import main
 from hpcscale.errors import HpcscaleError, UsageError
 from hpcscale.simulate.svg import number, ticks
@@ -93,8 +94,12 @@ def test_a_policy_file_is_replayed_as_it_is_written(history, tmp_path):
         path = tmp_path / f"{name}.toml"
         path.write_text(base + text)
         asked += ["--policy", str(path)]
+    for path in sorted((bundled_dir("site-configs") / "policies").glob("*.toml")):
+        asked += ["--policy", str(path)]  # they name no sites
     data = json.loads(run("--history", history, *SIZE, *asked, "--json").stdout)["data"]
-    by_name = {row["policy"].rpartition("/")[2]: row for row in data["policies"]}
+    rows = data["policies"]
+    assert len(rows) == len(files) + 8
+    by_name = {row["policy"].rpartition("/")[2]: row for row in rows[: len(files)]}
     assert by_name["never.toml"]["cloud_cost_usd"] == 0
     assert by_name["value.toml"]["knob"] == 20
     assert by_name["wait.toml"]["knob"] == 0.25

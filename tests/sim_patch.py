@@ -66,7 +66,10 @@ def _fast_folder():
 def memory_ledger(path):
     """A new ledger in memory."""
     ledger = Ledger(
-        path, sqlite3.connect(":memory:", isolation_level=None, factory=sim_speed.Counting)
+        path,
+        sqlite3.connect(
+            ":memory:", isolation_level=None, factory=sim_speed.Counting, cached_statements=500
+        ),
     )
     ledger._prepare()
     triggers = (
@@ -80,20 +83,17 @@ def memory_ledger(path):
 def _copy_rows(ledger, source):
     """Of a ledger used before: rows go, and those of another come; its statements stay compiled."""
     db = ledger._db
-    tables = [
-        row[0]
-        for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        if row[0] == "sqlite_sequence" or not row[0].startswith("sqlite_")
-    ]
+    rows = {} if source is None else source._db.all_rows()
     db.execute("PRAGMA foreign_keys = OFF")
     db.execute("BEGIN")
-    for table in tables:
+    for table in db.used:
         db.execute(f"DELETE FROM {table}")
-    for table in tables if source is not None else []:
-        if rows := [tuple(row) for row in source._db.execute(f"SELECT * FROM {table}")]:
-            db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+    for table, those in rows.items():
+        marks = ", ".join("?" * len(those[0]))
+        db.executemany(f"INSERT INTO {table} VALUES ({marks})", those)
     db.execute("COMMIT")
     db.known.clear()
+    db.used = set(rows)
     db.execute("PRAGMA foreign_keys = ON")
 
 

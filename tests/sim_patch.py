@@ -27,6 +27,10 @@ from hpcscale.ledger_file import LedgerFile
 from hpcscale.site import load_site
 from hpcscale.slurm.types import JobState, JobStatus
 
+# of a ledger, each after those that it refers to
+TABLES = (
+    "runs", "scripts", "attempts", "elements", "sites", "decisions", "events", "moves",
+)  # fmt: skip
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
@@ -84,17 +88,20 @@ def _copy_rows(ledger, source):
     """Of a ledger used before: rows go, and those of another come; its statements stay compiled."""
     db = ledger._db
     rows = {} if source is None else source._db.all_rows()
-    db.execute("PRAGMA foreign_keys = OFF")
+    # what refers to another goes before it and comes after it: to switch foreign keys off and on
+    # would have each statement compiled again
     db.execute("BEGIN")
-    for table in db.used:
-        db.execute(f"DELETE FROM {table}")
-    for table, those in rows.items():
-        marks = ", ".join("?" * len(those[0]))
-        db.executemany(f"INSERT INTO {table} VALUES ({marks})", those)
+    for table in reversed(TABLES):
+        if table in db.used:
+            db.execute(f"DELETE FROM {table}")
+    for table in TABLES:
+        if those := rows.get(table):
+            marks = ", ".join("?" * len(those[0]))
+            db.executemany(f"INSERT INTO {table} VALUES ({marks})", those)
     db.execute("COMMIT")
     db.known.clear()
+    assert db.used <= set(TABLES), db.used
     db.used = set(rows)
-    db.execute("PRAGMA foreign_keys = ON")
 
 
 _REAL_WRITE = LedgerFile._write

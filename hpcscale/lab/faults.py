@@ -442,6 +442,16 @@ def clear(lab: Lab) -> None:
 
 def _power_off(site: Site, node: str) -> None:
     """A cloud node that never booted, or died: switch it off, so that it can be resumed again."""
-    act = "RESUME" if site.node_states().get(node, "").endswith("~") else "POWER_DOWN_FORCE"
-    site.exec(["scontrol", "update", f"NodeName={node}", f"State={act}"], check=True)
+
+    def off() -> bool:
+        state = site.node_states().get(node, "")
+        if not state.startswith("down"):
+            return True  # meanwhile its controller has switched it off, or it has come after all
+        act = "RESUME" if state.endswith("~") else "POWER_DOWN_FORCE"
+        update = ["scontrol", "update", f"NodeName={node}", f"State={act}"]
+        return site.exec(update).returncode == 0
+
+    if not wait_until(off, 20, poll_s=0.2):
+        state = site.node_states().get(node, "unknown")
+        raise LabError(f"node {node} cannot be switched off: {state}", where=site.name)
     _revive(site, node)

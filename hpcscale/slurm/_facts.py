@@ -24,6 +24,7 @@ _KEPT_SETTINGS = frozenset(
         "KillWait",
         "MaxArraySize",
         "MaxJobCount",
+        "JobRequeue",
         "MinJobAge",
         "PreemptMode",
         "PreemptParameters",

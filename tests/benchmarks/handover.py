@@ -64,12 +64,18 @@ def labs_here():
     return max(2, min(3 * (os.cpu_count() or 1) + 1, int(memory_gb), 24))
 
 
+def _end(*_):
+    """Take the lab down; no second signal interrupts that (one comes of each thread of a parent)."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    sys.exit(1)
+
+
 def work(number, todo, done, parent):
     """One lab, one injection after the other, until there are none.
 
     It ends with its parent, however that ends: an interrupted run leaves nothing behind.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # takes its lab down
+    signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is the parent's; not ignored by children
     injections.die_with_parent(parent, signal.SIGTERM)
     judge.NEVER_REACHED_S = (

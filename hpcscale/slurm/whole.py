@@ -186,11 +186,12 @@ def nodes(asker: Asker) -> tuple[NodeFacts, ...]:
         )
         known[0].append(partition.rstrip("*"))
     made = []
-    for name, (parts, state, cpus, gpus) in found.items():
+    for name, (parts, state, cores, gpus) in found.items():
         there = not any(word in state for word in _GONE)
         closed = "MAINT" in state
-        usable = there and not closed
-        made.append(NodeFacts(name, tuple(parts), cpus, gpus, usable, there and closed))
+        made.append(
+            NodeFacts(name, tuple(parts), cores, gpus, there and not closed, there and closed)
+        )
     return tuple(made)
 
 

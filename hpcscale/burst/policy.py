@@ -30,6 +30,7 @@
     of = "account"              # user, account, project (the job's --wckey) or all
     name = "bio"                # left out: each one
     usd_per_month = 500
+    waiting_usd_per_month = 100 # of it, for moves that only save waiting; left out: all of it
 
 These are the rules of ``policy = "rules"``, the default. Other policies decide on waiting alone by
 one rule of their own; ``deadline`` and the limits above hold for them too:
@@ -141,6 +142,7 @@ class BudgetOf(enum.StrEnum):
 class _BudgetFile(_Frozen, frozen=True, kw_only=True):
     of: BudgetOf
     usd_per_month: int | float | str
+    waiting_usd_per_month: int | float | str | None = None
     name: str | None = None
 
 
@@ -151,11 +153,13 @@ class Budget(_Frozen, frozen=True, kw_only=True):
         of: whose.
         name: which user, account or project; None: each one.
         usd: the limit.
+        waiting_usd: of it, for moves that no deadline and no burst=only asks for; None: all of it.
     """
 
     of: BudgetOf
     name: str | None = None
     usd: Decimal
+    waiting_usd: Decimal | None = None
 
 
 class Order(enum.StrEnum):
@@ -354,6 +358,14 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         first, first_m, last, last_m = (int(number) for number in match.groups())
         return Window(first=first * 60 + first_m, last=last * 60 + last_m)
 
+    def budget(entry: _BudgetFile) -> Budget:
+        limit, part = dollars(entry.usd_per_month, "usd_per_month"), None
+        if entry.waiting_usd_per_month is not None:
+            part = dollars(entry.waiting_usd_per_month, "waiting_usd_per_month")
+            if part > limit:
+                raise wrong("waiting_usd_per_month", f"{part} is more than usd_per_month = {limit}")
+        return Budget(of=entry.of, name=entry.name, usd=limit, waiting_usd=part)
+
     used = _KEYS.get(raw.policy, ())
     for key in sorted({key for keys in _KEYS.values() for key in keys}):
         given = getattr(raw, key) is not None
@@ -433,8 +445,5 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         hour_usd=Decimal(0) if raw.hour_usd is None else dollars(raw.hour_usd, "hour_usd"),
         margin=1.1 if raw.margin is None else raw.margin,
         cap=2.0 if raw.cap is None else raw.cap,
-        budgets=tuple(
-            Budget(of=b.of, name=b.name, usd=dollars(b.usd_per_month, "usd_per_month"))
-            for b in raw.budget
-        ),
+        budgets=tuple(budget(entry) for entry in raw.budget),
     )

@@ -171,7 +171,7 @@ def _forecast(
     if not math.isfinite(point):
         why = "no node of the partition holds it as things are (down, or too small)"
         if job.reservation:
-            why = f"reservation {job.reservation} has no room for it before it ends, or is not shown"
+            why = f"reservation {job.reservation} has no room for it in its time, or is not shown"
         seen = _with(seen, notes=(*seen.notes, why))
     levers = tuple(_levers(model, job, point, new=new))
     return _with(seen, p50_s=_known(point), p90_s=_known(upper), bound=bound, levers=levers)

@@ -1,9 +1,7 @@
 """Reservations in a site's plan: whoever is in one starts there, whoever is not keeps out."""
 
-import datetime as dt
 import math
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from queue_views import HOUR, NOW, nodes, pending, running, snapshot
@@ -11,7 +9,6 @@ from queue_views import HOUR, NOW, nodes, pending, running, snapshot
 from hpcscale.outlook.answer import as_queued
 from hpcscale.outlook.model import SiteModel
 from hpcscale.slurm import whole
-from hpcscale.slurm.transport import Completed
 from hpcscale.slurm.whole import NodeFacts, Reservation
 from hpcscale.spec import JobSpec
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcscale import staging
-from hpcscale.after import note_named, resolve_dependency
+from hpcscale.after import named, note_named, resolve_dependency
 from hpcscale.connect import Connection
 from hpcscale.cost import estimate, time_limit_s
 from hpcscale.errors import (
@@ -100,9 +100,10 @@ def submit(
     staging.check_local(rendered.staged)
     code = pack_code(rendered)
     if after is None:
+        waits_for = list(named(spec, ledger))
         dependency, notices = resolve_dependency(spec, site.name, ledger)
     else:
-        dependency, notices = after[0], ()
+        waits_for, dependency, notices = [], after[0], ()
     notices = (*notices, *doubts(spec, site))
 
     run_id = run.run_id if run else new_run_id()
@@ -129,7 +130,7 @@ def submit(
         staged=rendered.staged,
     )
     note_code(ledger, attempt, rendered, code)
-    note_named(ledger, attempt, spec)
+    note_named(ledger, attempt, waits_for)
     options = sbatch_options(rendered, run_dir, comment, dependency)
     try:
         staging.make_run_dir(connection.transport, run_dir)

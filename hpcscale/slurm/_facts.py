@@ -19,6 +19,7 @@ _KEPT_SETTINGS = frozenset(
         "AccountingStorageEnforce",
         "AccountingStorageType",
         "AuthInfo",
+        "BOOT_TIME",
         "ClusterName",
         "EnforcePartLimits",
         "KillWait",

@@ -116,7 +116,17 @@ ALLOWED: dict[str, set[str]] = {
     | {"burst.budget", "burst.triggers", "burst.worth", "burst.offer", "burst.verdict"}
     | {"burst.ahead", "burst.rests", "burst.promise"},
     "burst": _OWNING
-    | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
+    | {
+        "prepare",
+        "after",
+        "submit",
+        "judge",
+        "observe",
+        "results",
+        "executor",
+        "burst.catalog",
+        "forecast",
+    }
     | {"outlook"}
     | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"}
     | {"burst.catalog_load", "burst.shapes", "burst.worth", "burst.line", "burst.seen"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from order import at_the_heads
 
-from hpcscale.lab.process import wait_until
+from hpcscale.lab.process import patience, wait_until
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -70,13 +70,18 @@ handover.run([Injection()] * 2, 2, 30, print)
 def test_an_interrupted_run_of_injections_leaves_no_process(end):
     script = PARENT.format(tests=str(TESTS))
     # in a group of its own: not even a terminal's Ctrl-C comes to its workers
-    with subprocess.Popen(
+    parent = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as parent:
-        lines = [parent.stdout.readline().split() for _ in range(2)]
-        pids = [int(pid) for line in lines for pid in line[:2]]
-        assert all(Path(f"/proc/{pid}").exists() for pid in pids)
-        os.kill(parent.pid, end)
-        parent.wait(60)
-    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 60)
+    )
+    with parent:
+        try:
+            lines = [parent.stdout.readline().split() for _ in range(2)]
+            pids = [int(pid) for line in lines for pid in line[:2]]
+            assert all(Path(f"/proc/{pid}").exists() for pid in pids)
+            os.kill(parent.pid, end)
+            parent.wait(patience(60))
+        finally:
+            parent.kill()
+    gone = lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids)  # noqa: E731 # asked again
+    assert wait_until(gone, patience(60))
     assert not any(Path(line[2]).exists() for line in lines), "each takes its folder along"

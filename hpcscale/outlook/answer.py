@@ -117,6 +117,7 @@ def as_queued(spec: JobSpec, snapshot: Snapshot) -> QueuedJob:
         gpus=need.nodes * need.gpus_per_node, exclusive=need.exclusive, dependency="",
         array_pending=spec.array or "", priority=1, limit_s=limit, submit_s=snapshot.now_s,
         eligible_s=snapshot.now_s, start_s=None,
+        reservation=spec.directives.get("reservation") or "",
     )  # fmt: skip
 
 
@@ -169,6 +170,8 @@ def _forecast(
         track.remember({name: wait for name, wait in waits.items() if math.isfinite(wait)})
     if not math.isfinite(point):
         why = "no node of the partition holds it as things are (down, or too small)"
+        if job.reservation:
+            why = f"reservation {job.reservation} has no room for it in its time, or is not shown"
         seen = _with(seen, notes=(*seen.notes, why))
     levers = tuple(_levers(model, job, point, new=new))
     return _with(seen, p50_s=_known(point), p90_s=_known(upper), bound=bound, levers=levers)

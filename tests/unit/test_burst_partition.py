@@ -15,7 +15,8 @@ from hpcscale.burst.charges import charges
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Step
 from hpcscale.burst.plan import Action
-from hpcscale.burst.policy import Policy, policy_from
+from hpcscale.burst.policy import Policy
+from hpcscale.burst.policy_file import policy_from
 from hpcscale.burst.run import make_plan
 from hpcscale.burst.shapes import shapes
 from hpcscale.burst.within import lacking, never_starts, stays

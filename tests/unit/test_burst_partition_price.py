@@ -16,6 +16,7 @@ from hpcscale.burst.shapes import shapes
 from hpcscale.cost import spent_usd
 from hpcscale.errors import BurstRefusedError
 from hpcscale.ledger import Ledger
+from hpcscale.site import BurstTarget, Fabric, Partition
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import Checkpoint
 

@@ -67,7 +67,9 @@ def check(
 
     from hpcscale.cli._progress import progress
     from hpcscale.lab.place import sigterm_as_interrupt
-    from hpcscale.twin import LEAST_REAL_S, cut, run_twin, short_of_cpu
+    from hpcscale.twin.lab import LEAST_REAL_S, run_twin
+    from hpcscale.twin.result import short_of_cpu
+    from hpcscale.twin.slices import cut
 
     part = cut(
         workload, nodes, gpus_per_node, jobs=jobs, span_s=minutes * 60 * fast,

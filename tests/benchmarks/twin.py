@@ -19,7 +19,9 @@ import numpy as np
 from trace_files import trace
 
 from hpcscale.history.read import read_history
-from hpcscale.twin import LEAST_REAL_S, Slice, Twin, cut, run_twin, simulate_slice
+from hpcscale.twin.lab import LEAST_REAL_S, run_twin
+from hpcscale.twin.result import Twin
+from hpcscale.twin.slices import Slice, cut, simulate_slice
 
 RESULTS = Path(__file__).with_name("results") / "twin.json"
 FAST = 60

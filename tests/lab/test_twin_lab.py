@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from hpcscale import twin
 from hpcscale.cli import main
 from hpcscale.errors import LabError
 from hpcscale.lab import Lab, LabOptions
 from hpcscale.lab.model import ONPREM
 from hpcscale.lab.process import wait_until
+from hpcscale.twin import lab as twin
 
 # the jobs of the slice take some 190 s by themselves
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

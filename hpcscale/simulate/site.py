@@ -46,6 +46,7 @@ class _Run:
     def __init__(self, jobs: Jobs, model: SiteModel, seed: int) -> None:
         self.jobs, self.model = jobs, model
         self.rng = np.random.default_rng([seed, 7])
+        self.fills = np.random.default_rng([seed, 8])
         self.floor = Floor(jobs, model)
         self.waiting: list[int] = []
         self.away: dict[int, float] = {}  # job -> hours of work that are left
@@ -53,6 +54,7 @@ class _Run:
         self.epoch = np.zeros(len(jobs), dtype=np.int64)  # a job's events of earlier lives are void
         self.events: list[_Event] = []
         self.fill_at = self.filled_at = -model.bf_interval_s
+        self.fill_waits = False  # whether somebody waited after that
         size = len(jobs)
         self.out = Lived(
             np.full(size, -1, dtype=np.int64), np.full(size, -1, dtype=np.int64),
@@ -78,6 +80,20 @@ class _Run:
             gone = set(started)
             self.waiting = [j for j in self.waiting if j not in gone]
         return bool(started)
+
+    def next_fill(self, now: int) -> int:
+        """When backfill comes next.
+
+        While jobs wait it comes at its interval, whether it finds a change or not; when none do,
+        with the next change, a second later at least.
+        """
+        every, late = self.model.bf_interval_s, self.model.bf_late_s
+        if not self.fill_waits:
+            return max(now + 1, self.filled_at + every)
+        at = self.filled_at
+        while at <= now:
+            at += every + (int(self.fills.integers(0, late, endpoint=True)) if late else 0)
+        return at
 
     def enqueue(self, job: int) -> None:
         """Back to the place that its submission gives it."""
@@ -292,10 +308,11 @@ def run_site(
                 changed = run.take(event) or changed
                 done += event.kind == _END and bool(run.out.end_s[event.job] == now)
         if changed or fill:
-            again = run.schedule(now, backfill=fill or not model.bf_interval_s) and fill
+            started = run.schedule(now, backfill=fill or not model.bf_interval_s)
             if fill:
-                run.filled_at = now
-            changed = changed or again
+                run.filled_at, run.fill_waits = now, bool(run.waiting)
+                # what has started is a change, too
+                changed = changed or started
         if ask and decider is not None:
             run.out.asked += 1
             if run.waiting or run.away:
@@ -306,9 +323,8 @@ def run_site(
                     run.schedule(now, backfill=not model.bf_interval_s)
             if done < len(jobs):
                 run.push(now + every_s, _ASK, -1)
-        if changed and run.waiting and model.bf_interval_s and run.fill_at <= now:
-            # backfill comes with what has changed, but not more often than at its interval
-            run.fill_at = max(now + 1, run.filled_at + model.bf_interval_s)
+        if changed and model.bf_interval_s and run.fill_at <= now:
+            run.fill_at = run.next_fill(now)
             run.push(run.fill_at, _FILL, -1)
         if progress is not None:
             progress(done / len(jobs))

@@ -13,6 +13,8 @@ class Floor:
         units: of each node.
         kind: its class.
         free: units of it that nobody has.
+        idle: CPUs likewise.
+        each: CPUs of each job on each of its nodes.
         pieces: nodes of each job that holds some; of -1 - N when node N is in repair.
         due: when each gives them back at the latest.
     """
@@ -24,6 +26,10 @@ class Floor:
         kinds = [k for k, c in enumerate(model.classes) for _ in range(c.nodes)]
         self.kind = np.array(kinds, dtype=np.int64)
         self.free = self.units.copy()
+        self.each = jobs.need if jobs.cpus is None else jobs.cpus
+        self.idle = np.array(
+            [c.cpus or c.units for c in model.classes for _ in range(c.nodes)], dtype=np.int64
+        )
         self.pieces: dict[int, list[int]] = {}
         self.due: dict[int, int] = {}
         self._blocked = np.zeros(int(jobs.part.max(initial=0)) + 1, dtype=np.int64)
@@ -41,6 +47,8 @@ class Floor:
                 self.pieces[j] = where[ptr[q] : ptr[q] + self.jobs.count[j]].tolist()
                 self.due[j] = now + int(self.jobs.limit_s[j])
                 started.append(j)
+                if not self.model.bf_first_window_s:
+                    self.idle[self.pieces[j]] -= self.each[j]
         return started
 
     def plan(
@@ -58,6 +66,7 @@ class Floor:
         need = int(self.jobs.need[job]) if job >= 0 else 0
         for n in self.pieces.pop(job):
             self.free[n] += need if job >= 0 else self.units[n]
+            self.idle[n] += self.each[job] if job >= 0 else 0
         del self.due[job]
 
     def repair(self, node: int, until: int) -> None:
@@ -110,9 +119,9 @@ class Floor:
         if held:
             columns[:, : len(held)] = np.array(held, dtype=np.int64).T
         site_slurm_kernel.slurm_pass(
-            now, self.free, self.units, self.kind, down, len(held),
+            now, self.free, self.idle, self.units, self.kind, down, len(held),
             columns[0], columns[1], columns[2], columns[3],
-            order, jobs.need, jobs.count, jobs.mask, jobs.part, jobs.limit_s,
+            order, jobs.need, self.each, jobs.count, jobs.mask, jobs.part, jobs.limit_s,
             backfill, model.bf_resolution_s, model.bf_window_s, model.bf_max_job_test,
             model.bf_first_window_s, self._blocked, start, ptr, where,
         )  # fmt: skip

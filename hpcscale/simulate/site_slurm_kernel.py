@@ -6,8 +6,9 @@ What differs from an exact conservative plan, all of it documented in slurm.conf
   first 30 s wide and each next one twice as wide (``bf_window_linear``), so plans come late.
 - Planned jobs hold whole nodes, on the grid of ``bf_resolution``, and a job whose place is taken
   looks again from the next change of the plan on.
-- Nodes are the shortest row of neighbours that holds the job, from its first node on ("best fit
-  based upon the number of consecutive nodes", ``SelectTypeParameters``), or the longest rows.
+- Nodes are looked for in rows of neighbours ("best fit based upon the number of consecutive
+  nodes", ``SelectTypeParameters``): the one with the fewest free CPUs of those that hold the job,
+  else the one with most. Of a row the first ones are taken; for a single node the fullest.
 
 Compiled by numba where that is installed; the same code runs without it, slowly.
 """
@@ -24,7 +25,9 @@ Bools = NDArray[np.bool_]
 MOST_ENDS = 200  # so many ends are taken together at most without a look whether the job fits
 
 
-def _rows(room: Ints, able: Bools, need: int, count: int, taken: Bools, chosen: Ints) -> bool:
+def _rows(
+    room: Ints, cpus: Ints, able: Bools, need: int, count: int, taken: Bools, chosen: Ints
+) -> bool:
     """Fill ``chosen`` with ``count`` nodes of those that are able and have room, row by row."""
     size = len(room)
     found = 0
@@ -37,25 +40,31 @@ def _rows(room: Ints, able: Bools, need: int, count: int, taken: Bools, chosen: 
     got = 0
     while got < count:
         left = count - got
-        best_first, best_length = -1, 0
+        best_first, best_end, best_cpus, best_fits = -1, -1, 0, False
         n = 0
         while n < size:
             if not able[n] or room[n] < need or taken[n]:
                 n += 1
                 continue
-            first = n
+            first, row = n, 0
             while n < size and able[n] and room[n] >= need and not taken[n]:
+                row += cpus[n]
                 n += 1
-            length = n - first
-            fits, best_fits = length >= left, best_length >= left
+            fits = n - first >= left
             if (
-                best_length == 0
+                best_first < 0
                 or (fits and not best_fits)
-                or (fits and length < best_length)
-                or (not fits and length > best_length)
+                or (fits and row < best_cpus)
+                or (not fits and row > best_cpus)
             ):
-                best_first, best_length = first, length
-        for n in range(best_first, best_first + min(left, best_length)):
+                best_first, best_end, best_cpus, best_fits = first, n, row, fits
+        if left == 1:
+            fullest = best_first
+            for n in range(best_first, best_end):
+                if cpus[n] < cpus[fullest]:
+                    fullest = n
+            best_first, best_end = fullest, fullest + 1
+        for n in range(best_first, min(best_end, best_first + left)):
             taken[n] = True
             chosen[got] = n
             got += 1
@@ -63,14 +72,16 @@ def _rows(room: Ints, able: Bools, need: int, count: int, taken: Bools, chosen: 
 
 
 def _ends(
-    now: int, free: Ints, able: Bools, held: int, end: Ints, node: Ints, units: Ints, job: Ints,
-    first_window: int, need: int, count: int, future: Ints, taken: Bools, chosen: Ints,
+    now: int, free: Ints, cpus: Ints, able: Bools, held: int, end: Ints, node: Ints, units: Ints,
+    job: Ints, each: Ints, first_window: int, need: int, count: int, future: Ints, idle: Ints,
+    taken: Bools, chosen: Ints,
 ) -> int:  # fmt: skip
     """When a job fits if running ones end at their limits, and nobody else waits; -1: never."""
-    if _rows(free, able, need, count, taken, chosen):
+    if _rows(free, cpus, able, need, count, taken, chosen):
         return now
     for n in range(len(free)):
         future[n] = free[n]
+        idle[n] = cpus[n]
     base, window = -1, first_window
     i = 0
     while i < held:
@@ -91,6 +102,7 @@ def _ends(
             for p in range(i, k):
                 if able[node[p]]:
                     future[node[p]] += units[p]
+                    idle[node[p]] += each[job[p]]
             i = k
             if i >= held or end[i] > base + window:
                 break
@@ -105,7 +117,7 @@ def _ends(
         window *= 2
         while i < held and end[i] > base + window:
             window *= 2
-        if _rows(future, able, need, count, taken, chosen):
+        if _rows(future, idle, able, need, count, taken, chosen):
             return last if last > now else now + 1
     return -1
 
@@ -165,6 +177,7 @@ def _keep(
 def _slurm_pass(
     now: int,
     free: Ints,
+    cpus: Ints,
     size: Ints,
     kind: Ints,
     down: Bools,
@@ -175,6 +188,7 @@ def _slurm_pass(
     held_job: Ints,
     order: Ints,
     need: Ints,
+    each: Ints,
     count: Ints,
     mask: Ints,
     part: Ints,
@@ -194,6 +208,7 @@ def _slurm_pass(
     Args:
         now: seconds.
         free: units of each node that nobody has; what starts is taken off.
+        cpus: likewise.
         size: units of each node.
         kind: class of each node.
         down: nodes that are out of order.
@@ -205,6 +220,7 @@ def _slurm_pass(
         held_job: whose; pieces of a job stand together.
         order: waiting jobs, the first first.
         need: of each job, units on each of its nodes.
+        each: CPUs on each of them.
         count: its nodes.
         mask: bits of the classes that it may take.
         part: its partition.
@@ -225,6 +241,7 @@ def _slurm_pass(
     nodes, waiting = len(free), len(order)
     chosen = np.empty(nodes + 1, np.int64)
     future = np.empty(nodes, np.int64)
+    idle = np.empty(nodes, np.int64)
     taken = np.empty(nodes, np.bool_)
     open_ = np.empty(nodes, np.bool_)
     able = np.empty(nodes, np.bool_)
@@ -240,7 +257,7 @@ def _slurm_pass(
             continue
         for n in range(nodes):
             able[n] = (mask[j] >> kind[n]) & 1 == 1 and not down[n]
-        if not _rows(free, able, need[j], count[j], taken, chosen):
+        if not _rows(free, cpus, able, need[j], count[j], taken, chosen):
             blocked[part[j]] = 1
             continue
         start[q] = now
@@ -248,6 +265,7 @@ def _slurm_pass(
         starts += 1
         for c in range(count[j]):
             free[chosen[c]] -= need[j]
+            cpus[chosen[c]] -= each[j]
             where[used] = chosen[c]
             used += 1
         held = _keep(
@@ -304,8 +322,8 @@ def _slurm_pass(
                     tested = True
                     tried += 1
                 at = _ends(
-                    now, free, able, held, held_end, held_node, held_units, held_job,
-                    first_window, need[j], count[j], future, taken, chosen,
+                    now, free, cpus, able, held, held_end, held_node, held_units, held_job,
+                    each, first_window, need[j], count[j], future, idle, taken, chosen,
                 )  # fmt: skip
             if at < 0:
                 if later >= 0:
@@ -319,6 +337,7 @@ def _slurm_pass(
                 alone = True
                 for c in range(count[j]):
                     free[chosen[c]] -= need[j]
+                    cpus[chosen[c]] -= each[j]
                     alone = alone and size[chosen[c]] == 1
                     where[used] = chosen[c]
                     used += 1

@@ -21,11 +21,13 @@ class NodeClass:
     Attributes:
         nodes: how many.
         units: GPUs of each; 1 where jobs take nodes whole.
+        cpus: of each; 0: as many as units.
     """
 
     name: str
     nodes: int
     units: int
+    cpus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class SiteModel:
         classes: of its nodes.
         cloud: behind it.
         bf_interval_s: between two passes of backfill; 0: at each change.
+        bf_late_s: a pass comes up to so many seconds later than that, at random, since it lasts.
         bf_resolution_s, bf_window_s, bf_max_job_test: of slurm.conf(5).
         bf_first_window_s: ends of running jobs are taken together in windows, the first one so
             wide and each next one twice as wide (slurm.conf(5) ``bf_window_linear``), as
@@ -87,6 +90,7 @@ class SiteModel:
     classes: tuple[NodeClass, ...]
     cloud: CloudSide
     bf_interval_s: int = 30
+    bf_late_s: int = 0
     bf_resolution_s: int = 60
     bf_window_s: int = 86400
     bf_max_job_test: int = 500
@@ -110,6 +114,8 @@ class Jobs:
         count: its nodes.
         mask: bits of the classes that it may take.
         part: its partition; one that is blocked blocks no other.
+        cpus: on each of its nodes; None: as many as units. They say which node is fullest, and
+            are not short.
     """
 
     submit_s: Ints
@@ -119,6 +125,7 @@ class Jobs:
     count: Ints
     mask: Ints
     part: Ints
+    cpus: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.submit_s)

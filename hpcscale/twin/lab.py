@@ -24,12 +24,15 @@ from hpcscale.lab.model import CLOUD, ONPREM
 from hpcscale.lab.process import patience
 from hpcscale.twin.result import Twin
 from hpcscale.twin.slices import BF_INTERVAL_S, Slice, simulate_slice
+from hpcscale.units import expand_hostlist
 
 SCHEDULER = (
     f"bf_interval={BF_INTERVAL_S},bf_resolution=60,bf_window=1440,bf_max_job_test=5000,"
     "default_queue_depth=5000,batch_sched_delay=3,sched_interval=60"
 )
-FREED = re.compile(r"^\[?([\dT:.-]+)\]? .*_rpc_epilog_complete: JobId=(\d+) Node=", re.MULTILINE)
+FREED = re.compile(
+    r"^\[([^\]]+)\] (?:_job_complete: JobId=(\d+) done|debug2: node_did_resp (\S+))", re.MULTILINE
+)
 LEAST_REAL_S = 1.0  # a shorter job is over before Slurm has noted that it runs
 PROBES = 12
 TRIES = 5
@@ -87,12 +90,10 @@ def run_twin(
         ids = _submit(site, part, clock, progress)
         longest_s = float(part.limit_s.max()) / fast
         rows = _wait(site, logs / "jobcomp.log", ids, longest_s, progress)
-        freed_at = _freed(logs / "slurmctld.log", ids)
-    times = np.array(
-        [[*rows[job][:3], max(rows[job].end_s, freed_at.get(job, 0.0))] for job in ids]
-    )
-    submit, start, end, freed = (times - times[:, :1].min()).T
-    held = np.maximum(1, np.rint(freed - start)).astype(np.int64)
+        freed_at = freed((logs / "slurmctld.log").read_text(errors="replace"), rows)
+    times = np.array([[*rows[job][:3], freed_at[job]] for job in ids])
+    submit, start, end, free = (times - times[:, :1].min()).T
+    held = np.maximum(1, np.rint(free - start)).astype(np.int64)
     ours = simulate_slice(part, submit.astype(np.int64), held)
     return Twin(
         part=part,
@@ -100,8 +101,8 @@ def run_twin(
         submit_s=submit,
         slurm_start_s=start,
         slurm_end_s=end,
-        slurm_freed_s=freed,
-        our_start_s=ours.astype(np.float64),
+        slurm_freed_s=free,
+        our_start_s=ours,
         not_completed=sum(rows[job].state != "COMPLETED" for job in ids),
         clock_s=clock.off_s,
         real_s=time.monotonic() - began,
@@ -120,16 +121,23 @@ def scheduler_of(fast: int) -> str:
     )
 
 
-def _freed(log: Path, ids: list[str]) -> dict[str, float]:
-    """When the last node of each job was free again, by the controller's log.
+def freed(log: str, rows: dict[str, "_Row"]) -> dict[str, float]:
+    """When the last node of each job was free again, by the controller's log (debug2).
 
-    Between a job's end and that its nodes are COMPLETING (squeue(1)): milliseconds on a site, and
-    as many of the machine's here, which are seconds of a clock that is sped up.
+    Between a job's end and that, its nodes are COMPLETING (squeue(1)): milliseconds on a site, and
+    as many of the machine's here, which are seconds of a clock that is sped up. A node is free when
+    it has answered that the job is gone.
     """
-    freed: dict[str, float] = {}
-    for at, job in FREED.findall(log.read_text(errors="replace")):
-        freed[job] = dt.datetime.fromisoformat(at).astimezone().timestamp()
-    return {job: freed[job] for job in ids if job in freed}
+    free = {job: row.end_s for job, row in rows.items()}
+    to_leave: dict[str, list[str]] = {}  # node -> jobs
+    for at, ended, node in FREED.findall(log):
+        if ended in rows:
+            for name in expand_hostlist(rows[ended].nodes):
+                to_leave.setdefault(name, []).append(ended)
+        now = dt.datetime.fromisoformat(at).astimezone().timestamp()
+        for job in to_leave.pop(node, []):
+            free[job] = max(free[job], now)
+    return free
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +217,7 @@ class _Row(NamedTuple):
     start_s: float
     end_s: float
     state: str
+    nodes: str
 
 
 def _wait(
@@ -220,7 +229,7 @@ def _wait(
     ended, since = -1, time.monotonic()
     while True:
         with suppress(FileNotFoundError):
-            rows = _completed(log.read_text())
+            rows = completed(log.read_text())
         done = wanted & set(rows)
         progress(f"{len(done)} of {len(ids)} jobs have ended", (1 + len(done) / len(ids)) / 2)
         if done == wanted:
@@ -250,7 +259,7 @@ def _stuck(site: Site) -> str:
     return f"jobs: {queue or 'none'}; nodes: {', '.join(nodes.splitlines())}"
 
 
-def _completed(text: str) -> dict[str, _Row]:
+def completed(text: str) -> dict[str, _Row]:
     """Each line of jobcomp/filetxt (slurm.conf(5) ``JobCompType``); the last of a job counts."""
 
     def at(line: str, key: str) -> float:
@@ -264,8 +273,13 @@ def _completed(text: str) -> dict[str, _Row]:
     for line in text.rpartition("\n")[0].splitlines():
         job = re.match(r"JobId=(\d+) ", line)
         state = re.search(r" JobState=(\S+)", line)
+        where = re.search(r" NodeList=(\S+)", line)
         if job is not None and state is not None and "SubmitTime=" in line:
             rows[job[1]] = _Row(
-                at(line, "SubmitTime"), at(line, "StartTime"), at(line, "EndTime"), state[1]
+                at(line, "SubmitTime"),
+                at(line, "StartTime"),
+                at(line, "EndTime"),
+                state[1],
+                where[1] if where else "",
             )
     return rows

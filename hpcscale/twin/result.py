@@ -21,7 +21,7 @@ class Twin:
         submit_s: when Slurm took each job in, after the first.
         slurm_start_s, slurm_end_s: of each.
         slurm_freed_s: when its last node could be taken again.
-        our_start_s: simulated, from the same submissions and runtimes.
+        our_start_s: simulated, from the same submissions and runtimes; one row a draw.
         not_completed: jobs that ended in another way than COMPLETED.
         clock_s: how far off the controller's clock may have been taken to be.
         real_s: how long it took on this machine.
@@ -41,7 +41,9 @@ class Twin:
     def figures(self) -> dict[str, Any]:
         """What the comparison comes to, JSON-ready."""
         real = self.slurm_start_s - self.submit_s
-        ours = self.our_start_s - self.submit_s
+        begin = self.our_start_s.mean(axis=0)
+        ours = begin - self.submit_s
+        drawn = (self.our_start_s - self.submit_s).mean(axis=1)
         late = self.slurm_end_s - self.slurm_start_s - self.part.run_s
         return {
             "jobs": len(self.part),
@@ -56,8 +58,11 @@ class Twin:
             "jobs_that_waited": int((real > self.fast).sum()),
             "slurm_mean_wait_s": float(real.mean()),
             "our_mean_wait_s": float(ours.mean()),
+            "our_mean_wait_least_s": float(drawn.min()),
+            "our_mean_wait_most_s": float(drawn.max()),
+            "our_mean_wait_deviation_s": float(drawn.std()),
             "mean_wait_error": float(ours.mean() / real.mean() - 1) if real.sum() else 0.0,
-            "start_order_correlation": rank_correlation(self.slurm_start_s, self.our_start_s),
+            "start_order_correlation": rank_correlation(self.slurm_start_s, begin),
             "wait_correlation": rank_correlation(real, ours),
             "mean_absolute_difference_s": float(np.abs(real - ours).mean()),
             "mean_run_s": float(self.part.run_s.mean()),

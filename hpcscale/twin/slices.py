@@ -10,11 +10,16 @@ from hpcscale.history.workload import Workload
 from hpcscale.simulate.site import CloudSide, Jobs, NodeClass, SiteModel, run_site
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 NODES = 64
+CPUS = 32  # of each; a job has one task a node
 BF_INTERVAL_S = 30  # slurm.conf(5): the defaults of a site that sets nothing
 LONGEST = 1 / 3  # of the slice: what runs longer is cut
 NO_LIMIT = 2.0  # a job without a limit gets so many times its runtime
+DRAWS = 24
+LATE_S = 1
+LATER_S = 3
 LOAD = 1.1  # the slice whose load is nearest to it
 
 
@@ -50,7 +55,7 @@ class Slice:
 
     def real_s(self, fast: int) -> float:
         """How long it will take on this machine from the first submission, as simulated."""
-        return float((simulate_slice(self, self.submit_s) + self.run_s).max()) / fast
+        return float((simulate_slice(self, self.submit_s, draws=1)[0] + self.run_s).max()) / fast
 
 
 def cut(
@@ -126,29 +131,43 @@ def cut(
     )
 
 
-def simulate_slice(part: Slice, submit_s: Ints, run_s: Ints | None = None) -> Ints:
-    """Our start of each job, if they come at these times and run so long.
+def simulate_slice(
+    part: Slice, submit_s: Ints, run_s: Ints | None = None, *, draws: int = DRAWS
+) -> Floats:
+    """Our start of each job, if they come at these times and hold their nodes so long.
 
     What a minute's grid, backfill every half minute and the order of submission are here, they are
-    in the lab's slurm.conf.
+    in the lab's slurm.conf. A second decides which of two nodes is taken, and that at times who
+    waits for an hour, so it is simulated more than once: backfill comes up to ``LATE_S`` later than
+    its interval each time, and jobs end up to ``LATER_S`` later.
+
+    Returns:
+        One row a draw, one column a job.
     """
     shared = bool(part.gpus.any())
     run_s = part.run_s if run_s is None else run_s
-    jobs = Jobs(
-        submit_s=submit_s,
-        run_s=run_s,
-        # Slurm ends a job some seconds after its limit
-        limit_s=np.maximum(part.limit_s, run_s),
-        need=part.gpus if shared else np.ones(len(part), dtype=np.int64),
-        count=part.nodes,
-        mask=np.ones(len(part), dtype=np.int64),
-        part=np.zeros(len(part), dtype=np.int64),
-    )
     units = part.gpus_per_node if shared else 1
     model = SiteModel(
-        classes=(NodeClass("lab", part.cluster_nodes, units),),
+        classes=(NodeClass("lab", part.cluster_nodes, units, cpus=CPUS),),
         cloud=CloudSide(0.0),
         bf_interval_s=BF_INTERVAL_S,
+        bf_late_s=LATE_S,
         bf_max_job_test=5000,
     )
-    return run_site(jobs, model).start_s
+    starts = np.empty((draws, len(part)))
+    for seed in range(draws):
+        later = np.random.default_rng(seed).integers(0, LATER_S, len(part), endpoint=True)
+        lasts = run_s + later
+        jobs = Jobs(
+            submit_s=submit_s,
+            run_s=lasts,
+            # Slurm ends a job some seconds after its limit
+            limit_s=np.maximum(part.limit_s, lasts),
+            need=part.gpus if shared else np.ones(len(part), dtype=np.int64),
+            count=part.nodes,
+            mask=np.ones(len(part), dtype=np.int64),
+            part=np.zeros(len(part), dtype=np.int64),
+            cpus=np.ones(len(part), dtype=np.int64),
+        )
+        starts[seed] = run_site(jobs, model, seed=seed).start_s
+    return starts

@@ -18,6 +18,7 @@ from hpcscale.simulate import site_kernel
 from hpcscale.simulate.overflow import Cluster, instance_of
 from hpcscale.simulate.site import CloudSide, Jobs, NodeClass, SiteModel, run_site
 from hpcscale.simulate.site_floor import Floor
+from hpcscale.twin.lab import completed, freed
 from hpcscale.twin.result import rank_correlation
 from hpcscale.twin.slices import cut, simulate_slice
 
@@ -127,10 +128,14 @@ def test_backfill_keeps_whole_nodes_for_a_job_that_waits():
 
 
 def test_backfill_comes_at_its_interval_and_the_main_pass_at_once():
-    # backfill has looked at 2, as soon as there was something to look at
-    jobs = jobs_of([0, 1, 3], [100, 50, 20], [100, 50, 20], [3, 4, 1])
-    started = run_site(jobs, site(NodeClass("a", 1, 4), bf_interval_s=30)).start_s
-    assert started.tolist() == [0, 100, 32]
+    # backfill has looked at 1, a second after the first change, and then at 31, 61 ...
+    jobs = jobs_of([0, 3, 5, 40], [100, 50, 20, 5], [100, 50, 20, 5], [2, 4, 1, 1])
+    model = site(NodeClass("a", 1, 4), bf_interval_s=30)
+    assert run_site(jobs, model).start_s.tolist() == [0, 100, 31, 61]
+    # it comes later each time if it lasts
+    late = run_site(jobs, replace(model, bf_late_s=3), seed=1).start_s
+    assert 31 <= late[2] <= 34
+    assert late[2] + 30 <= late[3] <= late[2] + 33
 
 
 def as_slurm(*classes, **settings):
@@ -401,8 +406,12 @@ def test_a_slice_keeps_order_limits_and_its_length():
     assert (part.limit_s % 60 == 0).all()
     assert (part.run_s <= part.limit_s).all()
     assert part.run_s.min() >= 60
-    start = simulate_slice(part, part.submit_s)
+    start = simulate_slice(part, part.submit_s, draws=3)
+    assert start.shape == (3, 50)
     assert (start >= part.submit_s).all()
+    other = cut(work, 1000, 1, jobs=50, span_s=3600, least_run_s=60, first=120)
+    assert other.first_row == 120
+    assert cut(work, 1000, 1, jobs=50, span_s=3600, least_run_s=60, first=999).first_row == 350
     with pytest.raises(UsageError):
         cut(work, 1000, 1, jobs=500, span_s=3600, least_run_s=60)
 
@@ -412,3 +421,22 @@ def test_rank_correlation():
     assert rank_correlation(np.array([1.0, 2, 3, 4]), np.array([4.0, 3, 2, 1])) == -1
     tied = rank_correlation(np.array([1.0, 1, 2, 3]), np.array([1.0, 2, 3, 3]))
     assert tied == pytest.approx(8 / 9)
+
+
+def test_a_job_has_left_when_its_last_node_has_said_so():
+    line = (
+        "JobId=7 Name=twin0 JobState=COMPLETED StartTime=2026-01-02T03:04:05 "
+        "EndTime=2026-01-02T03:05:05 NodeList=n[1-2] SubmitTime=2026-01-02T03:04:00 \n"
+    )
+    rows = completed(line + line.replace("=7", "=8").replace("[1-2]", "3"))
+    log = """\
+[2026-01-02T03:04:06.000] debug2: node_did_resp n1
+[2026-01-02T03:05:05.100] _job_complete: JobId=7 done
+[2026-01-02T03:05:05.100] _job_complete: JobId=8 done
+[2026-01-02T03:05:06.000] debug2: node_did_resp n2
+[2026-01-02T03:05:09.500] debug2: node_did_resp n1
+[2026-01-02T03:05:19.500] debug2: node_did_resp n1
+"""
+    free = freed(log, rows)
+    assert free["7"] - rows["7"].end_s == 4.5
+    assert free["8"] == rows["8"].end_s

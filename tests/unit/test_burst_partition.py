@@ -15,7 +15,8 @@ from hpcscale.burst.charges import charges
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Step
 from hpcscale.burst.plan import Action
-from hpcscale.burst.policy import Policy, policy_from
+from hpcscale.burst.policy import Policy
+from hpcscale.burst.policy_file import policy_from
 from hpcscale.burst.run import make_plan
 from hpcscale.burst.shapes import shapes
 from hpcscale.burst.within import lacking, never_starts, stays
@@ -255,12 +256,12 @@ def test_what_no_script_can_serve_is_named():
 
 
 def test_submit_says_where_a_job_may_go():
-    from hpcscale.cli.submit import _burst_notes
+    from hpcscale.burst.prospect import burst_notes
 
-    notes = _burst_notes(job("x", gpus=4, burst=AUTO), CLOUD_PARTITION, lambda: NOW)
+    notes = burst_notes(job("x", gpus=4, burst=AUTO), CLOUD_PARTITION, lambda: NOW)
     # 4 GPUs at $6.88, ten minutes and five of boot
-    assert "may burst to hpc/cloud, expected cost at most $6.88" in notes[0]
-    notes = _burst_notes(job("x", array="0-3", burst=AUTO), CLOUD_PARTITION, lambda: NOW)
+    assert "may burst to hpc/cloud, expected cost $6.88 (" in notes[0]
+    notes = burst_notes(job("x", array="0-3", burst=AUTO), CLOUD_PARTITION, lambda: NOW)
     assert notes[0].startswith("cannot burst to hpc/cloud: it is an array")
 
 

@@ -131,7 +131,7 @@ ALLOWED: dict[str, set[str]] = {
     # policies on a model of a site; and that model against a lab
     "rehearsal": _DECIDING
     | {"simulate", "burst.budget", "burst.decide", "burst.plan", "burst.policy", "burst.seen"},
-    "twin": {"errors", "history", "simulate", "lab"},
+    "twin": {"errors", "units", "history", "simulate", "lab"},
     "testing": _OWNING | {"lab"},
     "report": _DECIDING | {"ledger", "observe"},
     "cli": {"*"},

@@ -93,8 +93,9 @@ ALLOWED: dict[str, set[str]] = {
     "burst.catalog_load": {"errors", "assets", "settings", "tomlfile", "site", "burst.catalog"},
     "burst.shapes": _DECIDING | {"burst.catalog"},
     "burst.words": set(),
-    "burst.policy": _DECIDING | {"tomlfile"},
-    "burst.policies": {"errors", "assets", "settings", "site", "burst.policy"},
+    "burst.policy": _DECIDING,
+    "burst.policy_file": _DECIDING | {"tomlfile", "burst.policy"},
+    "burst.policies": {"errors", "assets", "settings", "site", "burst.policy", "burst.policy_file"},
     "burst.budget": _DECIDING | {"burst.policy"},
     "burst.line": {"cost", "burst.spot"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.line"},
@@ -141,7 +142,7 @@ ALLOWED: dict[str, set[str]] = {
     # policies on a model of a site; and that model against a lab
     "rehearsal": _DECIDING
     | {"simulate", "burst.budget", "burst.decide", "burst.plan", "burst.policy", "burst.seen"},
-    "twin": {"errors", "history", "simulate", "lab"},
+    "twin": {"errors", "units", "history", "simulate", "lab"},
     "testing": _OWNING | {"lab"},
     "report": _DECIDING | {"ledger", "observe"},
     "cli": {"*"},

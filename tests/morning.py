@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from hpcscale.burst.audit import audit_path, data_hash
-from hpcscale.burst.kept import names, replay
+from hpcscale.burst.kept import names, read, replay
 from hpcscale.burst.moves import Moves
 from hpcscale.connect import connect
 from hpcscale.errors import BurstRefusedError, LabError, UnreachableError
@@ -301,6 +301,19 @@ def patiently(ask, tries: int = 10):
     raise AssertionError
 
 
+def said_of(each: Submitted) -> str:
+    """What the last kept decisions said of a job."""
+    said = []
+    for name in names():
+        seen = read(name)
+        said += [
+            f"{seen.plan.now:%H:%M:%S} {d.action.value}: {d.reason}"
+            for d in seen.plan.decisions
+            if d.run_id == each.run_id
+        ]
+    return " | ".join(said[-3:])
+
+
 def jobs_at(lab, name: str) -> dict[str, dict[str, str]]:
     """Each job that a Slurm remembers, by submission id."""
     words = ["env", "SLURM_TIME_FORMAT=%s", "scontrol", "-o", "show", "jobs"]
@@ -342,7 +355,7 @@ def judge(driver: Driver) -> Outcome:
         if late <= 0:
             met += 1
         else:
-            problems.append(f"{each.run_id} ended {late_s[-1]:.0f} s late: {each.job}")
+            problems.append(f"{each.run_id} ended {late:.0f} s late: {each.job}; {said_of(each)}")
     # money: whole nodes from their allocation on, by the cloud's own records
     spent = known_usd = Decimal(0)
     for key, job in there.items():

@@ -20,6 +20,7 @@ WALKS = 100_000
 CORES = max(1, min(2, os.cpu_count() or 1))
 
 
+@pytest.mark.begins_first(minutes=4)
 def test_in_many_interleavings_nothing_is_begun_twice_or_lost():
     part = 250
     starts = range(0, MANY, part)

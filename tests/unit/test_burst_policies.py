@@ -18,8 +18,8 @@ from hpcscale.burst.policy import (
     Policy,
     PolicyKind,
     default_margin_s,
-    load_policy,
 )
+from hpcscale.burst.policy_file import load_policy
 from hpcscale.errors import InvalidFileError
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode

@@ -76,7 +76,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"ledger_reads"},
     "verify": _DECIDING | {"slurm", "ledger"},
     "prepare": _OWNING,
-    "submit": _OWNING | {"prepare"},
+    "after": _DECIDING | {"ledger"},
+    "submit": _OWNING | {"prepare", "after"},
     "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify"},
     "observe": _OWNING | {"ledger_rows", "judge"},
     "results": _OWNING,
@@ -92,8 +93,9 @@ ALLOWED: dict[str, set[str]] = {
     "burst.catalog_load": {"errors", "assets", "settings", "tomlfile", "site", "burst.catalog"},
     "burst.shapes": _DECIDING | {"burst.catalog"},
     "burst.words": set(),
-    "burst.policy": _DECIDING | {"tomlfile"},
-    "burst.policies": {"errors", "assets", "settings", "site", "burst.policy"},
+    "burst.policy": _DECIDING,
+    "burst.policy_file": _DECIDING | {"tomlfile", "burst.policy"},
+    "burst.policies": {"errors", "assets", "settings", "site", "burst.policy", "burst.policy_file"},
     "burst.budget": _DECIDING | {"burst.policy"},
     "burst.line": {"cost", "burst.spot"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.line"},
@@ -115,7 +117,17 @@ ALLOWED: dict[str, set[str]] = {
     | {"burst.budget", "burst.triggers", "burst.worth", "burst.offer", "burst.verdict"}
     | {"burst.ahead", "burst.rests", "burst.promise"},
     "burst": _OWNING
-    | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
+    | {
+        "prepare",
+        "after",
+        "submit",
+        "judge",
+        "observe",
+        "results",
+        "executor",
+        "burst.catalog",
+        "forecast",
+    }
     | {"outlook"}
     | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"}
     | {"burst.catalog_load", "burst.shapes", "burst.worth", "burst.line", "burst.seen"}
@@ -130,7 +142,7 @@ ALLOWED: dict[str, set[str]] = {
     # policies on a model of a site; and that model against a lab
     "rehearsal": _DECIDING
     | {"simulate", "burst.budget", "burst.decide", "burst.plan", "burst.policy", "burst.seen"},
-    "twin": {"errors", "history", "simulate", "lab"},
+    "twin": {"errors", "units", "history", "simulate", "lab"},
     "testing": _OWNING | {"lab"},
     "report": _DECIDING | {"ledger", "observe"},
     "cli": {"*"},

@@ -19,6 +19,7 @@ from hpcscale.executor.known import (
     successor,
     there_of,
 )
+from hpcscale.executor.notice import warn
 from hpcscale.executor.watch import HpcscaleInfoWatcher, own_ledger, watcher_of
 from hpcscale.ledger import Attempt
 from hpcscale.reports import read_reports
@@ -288,7 +289,7 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
             for path in (self.paths.result_pickle, self._outcome_path()):
                 self._fetch(path)
         except UnreachableError as exc:
-            logger.get_logger().warning(f"{self.ref} has ended, fetching its result: {exc}")
+            warn(f"{self.ref} has ended, fetching its result: {exc}")
             return False
         self._brought = True
         return True

@@ -3,10 +3,9 @@
 import time
 from pathlib import Path
 
-from submitit.core import logger
-
 from hpcscale import batches
 from hpcscale.errors import RefusedError, UnreachableError
+from hpcscale.executor.notice import warn
 from hpcscale.executor.watch import HpcscaleInfoWatcher, own_ledger
 from hpcscale.ledger import Attempt, Ledger
 
@@ -37,7 +36,7 @@ def find_sent(
             try:
                 batch = batches.send(ledger, watcher.connection, run_id)
             except UnreachableError as exc:
-                logger.get_logger().warning(f"{watcher.site}: {exc}")
+                warn(f"{watcher.site}: {exc}")
             except RefusedError as exc:
                 batches.drop(ledger, run_id, exc.message)
     part = batch.part(task)

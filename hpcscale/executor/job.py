@@ -18,6 +18,7 @@ from hpcscale.executor.known import (
     successor,
     there_of,
 )
+from hpcscale.executor.notice import warn
 from hpcscale.executor.watch import HpcscaleInfoWatcher, own_ledger, watcher_of
 from hpcscale.ledger import Attempt, Ledger
 from hpcscale.reports import read_reports
@@ -293,7 +294,7 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
             for path in (self.paths.result_pickle, self._outcome_path()):
                 self._fetch(path)
         except UnreachableError as exc:
-            logger.get_logger().warning(f"{self.ref} has ended, fetching its result: {exc}")
+            warn(f"{self.ref} has ended, fetching its result: {exc}")
             return False
         self._brought = True
         return True
@@ -401,7 +402,7 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
                 try:
                     batch = batches.send(ledger, self.watcher.connection, run_id)
                 except UnreachableError as exc:
-                    logger.get_logger().warning(f"{self.site}: {exc}")
+                    warn(f"{self.site}: {exc}")
                 except RefusedError as exc:
                     batches.drop(ledger, run_id, exc.message)
         part = batch.part(task)

@@ -5,11 +5,11 @@ import threading
 import time
 import typing as tp
 
-from submitit.core import logger
 from submitit.slurm import slurm
 
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import NotFoundError, UnreachableError
+from hpcscale.executor.notice import warn
 from hpcscale.ledger import Ledger, ledger_path
 from hpcscale.reports import Report, read_reports
 from hpcscale.site import load_site
@@ -96,7 +96,7 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
                 self.connection.transport, [self._origin[str(i)][1] for i in lost]
             )
         except UnreachableError as exc:
-            logger.get_logger().warning(f"{self.site}: no answer, states are old: {exc}")
+            warn(f"{self.site}: no answer, states are old: {exc}")
             return
         for job_id in ids:
             if found[job_id]:

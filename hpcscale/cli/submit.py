@@ -169,8 +169,8 @@ def _dependency(spec: "JobSpec", site_name: str) -> tuple[str | None, tuple[str,
     import tempfile
     from pathlib import Path
 
+    from hpcscale.after import resolve_dependency
     from hpcscale.ledger import FILE_NAME, Ledger, ledger_path
-    from hpcscale.submit import resolve_dependency
 
     if ledger_path().exists():
         with Ledger.open(create=False) as ledger:

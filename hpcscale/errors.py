@@ -15,7 +15,8 @@
     ├── JobFailedError             6   the job itself ended badly (`hpcscale wait`)
     ├── BurstRefusedError          7   policy, budget or data rule says no
     ├── NotFoundError              8   no such job, site or file
-    ├── StateError                 9   the ledger or a lock cannot be used
+    ├── StateError                 9   the ledger, a lock or a state directory cannot be used
+    │   └── NotOursError           9   others may write where hpcscale keeps its state
     └── LabError                  10   the lab could not be started or changed
     InternalError                 70   a bug in hpcscale (BSD sysexits EX_SOFTWARE)
                                  130   interrupted (Ctrl-C)
@@ -115,9 +116,13 @@ class NotFoundError(HpcscaleError):
 
 
 class StateError(HpcscaleError):
-    """The ledger or a lock file cannot be read or written."""
+    """The ledger, a lock file or a site's state directory cannot be read or written."""
 
     exit_code = 9
+
+
+class NotOursError(StateError):
+    """A state directory is another user's, or others may write in it: nothing there was used."""
 
 
 class LabError(HpcscaleError):

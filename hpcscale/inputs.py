@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcscale.errors import HpcscaleError, InvalidFileError
+from hpcscale.errors import HpcscaleError, InvalidFileError, NotOursError
 from hpcscale.fetching import list_tree
 from hpcscale.slurm.transport import Transport
 from hpcscale.transfer import SILENT, SMALL_BYTES, Meter, alone, send
@@ -164,7 +164,7 @@ def _open_store(transport: Transport, store: str, kept: str) -> None:
         raise _failed(transport, kept, done.stderr)
     if done.stdout.strip():
         bad = done.stdout.splitlines()[0]
-        raise HpcscaleError(
+        raise NotOursError(
             "it is not yours alone to write: others could change what your jobs read",
             where=f"{transport.name}:{bad}",
             hint=f"chmod go-w {bad}",

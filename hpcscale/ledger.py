@@ -83,7 +83,7 @@ class Ledger(LedgerReads):
             run_id=run_id or new_run_id(),
             created_at=utc_now(),
             name=spec.name,
-            user=user or _whoami(),
+            user=user or whoami(),
             cwd=cwd or str(Path.cwd()),
             spec=spec,
             site=site,
@@ -426,7 +426,8 @@ class Ledger(LedgerReads):
         )
 
 
-def _whoami() -> str:
+def whoami() -> str:
+    """The user of this process, by name where it has one."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -16,7 +16,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from hpcscale.code.store import Packed, place
-from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError, UnreachableError
+from hpcscale.errors import (
+    HpcscaleError,
+    InvalidFileError,
+    NotFoundError,
+    NotOursError,
+    StateError,
+    UnreachableError,
+)
 from hpcscale.fetching import MAX_BYTES, Fetched, fetch_all
 from hpcscale.inputs import LARGE_BYTES, Item, put_large, read_items
 from hpcscale.slurm.transport import Transport
@@ -37,7 +44,8 @@ def make_run_dir(transport: Transport, run_dir: str) -> None:
     """Make a run's directory and those in it, for this user alone.
 
     Raises:
-        HpcscaleError: the site's state directory cannot be written.
+        StateError: the site's state directory cannot be written.
+        NotOursError: it is another user's, or others may write there.
     """
     runs = str(PurePosixPath(run_dir).parent)
     checked = [str(PurePosixPath(runs).parent), runs, run_dir]
@@ -55,7 +63,7 @@ def make_run_dir(transport: Transport, run_dir: str) -> None:
             raise _unwritable(transport, run_dir, done.stderr.strip())
         wrong = done.stdout.splitlines()
     if wrong:
-        raise HpcscaleError(
+        raise NotOursError(
             "it is not yours alone to write: others could change your jobs",
             where=f"{transport.name}:{wrong[0]}",
             hint=f"chmod go-w {wrong[0]}, or set `state_dir` to a directory of your own",
@@ -84,8 +92,8 @@ def _private(directory: str) -> bool:
     return found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
-def _unwritable(transport: Transport, run_dir: str, why: str) -> HpcscaleError:
-    return HpcscaleError(
+def _unwritable(transport: Transport, run_dir: str, why: str) -> StateError:
+    return StateError(
         f"the run's directory cannot be made: {why}",
         where=f"{transport.name}:{run_dir}",
         hint="check `state_dir` and the room left: hpcscale site check",

@@ -15,7 +15,7 @@ from injection_set import TASKS, Injection, Outcome, pairs, summary
 import hpcscale.cli.burst as burst_cli
 from hpcscale.burst.elements import attempts_with_elements, element_run_id
 from hpcscale.burst.moves import Moves, Step
-from hpcscale.burst.policy import load_policy
+from hpcscale.burst.policy_file import load_policy
 from hpcscale.burst.reap import burst_sites, reap
 from hpcscale.burst.run import Connections, tick
 from hpcscale.connect import connect

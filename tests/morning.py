@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from hpcscale.burst.audit import audit_path, data_hash
-from hpcscale.burst.kept import names, replay
+from hpcscale.burst.kept import names, read, replay
 from hpcscale.burst.moves import Moves
 from hpcscale.connect import connect
 from hpcscale.errors import BurstRefusedError, LabError, UnreachableError
@@ -51,7 +51,10 @@ boot_timeout = "{boot_timeout}s"
 [[budget]]
 of = "user"
 usd_per_month = {budget}
+waiting_usd_per_month = {waiting}
 """
+PROMISE = "its deadline can be kept by a move until"
+NO_MONEY = "is spent and"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Morning:
     cron_s: int = 300
     hour_usd: int = 12
     budget_usd: int = 600
+    waiting_usd: int = 150  # of it, for moves that save waiting alone
 
     @property
     def margin_s(self) -> int:
@@ -132,6 +136,7 @@ class Submitted:
     job: Job
     run_id: str
     deadline: dt.datetime | None
+    promised: bool = False  # by submit: time and money are there for a move
 
 
 @dataclass
@@ -145,8 +150,9 @@ class Outcome:
 class Driver:
     """Types the morning's commands on one lab, whose environment is this process's."""
 
-    def __init__(self, lab, morning: Morning, folder: Path, say=print):
+    def __init__(self, lab, morning: Morning, folder: Path, say=print, told=lambda _: None):
         self.lab, self.morning, self.folder, self.say = lab, morning, folder, say
+        self.told, self.told_at = told, 0.0  # is given facts as they are, each minute
         self.connection = connect(load_site("lab-onprem").site)
         self.submitted: list[Submitted] = []
         self.refused: list[Job] = []
@@ -155,8 +161,13 @@ class Driver:
             POLICY.format(
                 hour_usd=morning.hour_usd, cron=morning.cron_s, boot=BOOT_S, staging=STAGING_S,
                 boot_timeout=BOOT_TIMEOUT_S, budget=morning.budget_usd,
+                waiting=morning.waiting_usd,
             )
         )  # fmt: skip
+        config = Path(os.environ["HPCSCALE_CONFIG_DIR"]) / "config.toml"
+        said = config.read_text() if config.exists() else ""
+        # by which submit promises, too; a key goes before tables
+        config.write_text(f'burst_policy = "{self.policy}"\n{said}')
         self.runs = self.unanswered = 0
         self.burst: subprocess.Popen[bytes] | None = None
         self.log = (folder / "burst.log").open("wb")
@@ -231,20 +242,34 @@ class Driver:
         if not job.feasible:
             self.problems.append(f"accepted though it cannot be met: {job}")
         data = json.loads(out.getvalue())["data"]
-        self.submitted.append(Submitted(job, data["run_id"], deadline))
+        promised = any(PROMISE in note for note in data["notices"])
+        self.submitted.append(Submitted(job, data["run_id"], deadline, promised))
 
     def keep_moving(self) -> None:
         """`hpcscale burst run --for 1m`, again and again, as a cron line has it."""
+        self.tell()
         if self.burst is not None and self.burst.poll() is None:
             return
         if self.burst is not None and self.burst.returncode not in {0, 5}:
             self.problems.append(f"burst run: exit {self.burst.returncode}")
         self.runs += 1
         self.burst = subprocess.Popen(
-            [sys.executable, "-m", "hpcscale", "burst", "run", "--policy", str(self.policy),
-             "--for", "1m"],
+            [sys.executable, "-m", "hpcscale", "burst", "run", "--for", "1m"],
             stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
+
+    def tell(self) -> None:
+        """Once a minute: how far it is."""
+        if time.monotonic() < self.told_at + 60:
+            return
+        self.told_at = time.monotonic()
+        with Ledger.open() as ledger:
+            steps = Counter(m.step.value for m in Moves(ledger).all())
+        at = self.now().isoformat(timespec="seconds")
+        promised = sum(each.promised for each in self.submitted)
+        self.told({"controllers_time": at, "submitted": len(self.submitted), "promised": promised,
+                   "refused_as_infeasible": len(self.refused), "moves": dict(steps),
+                   "load": round(os.getloadavg()[0], 1)})  # fmt: skip
 
     def open_jobs(self) -> int:
         """Jobs that wait or run at either site."""
@@ -258,7 +283,7 @@ class Driver:
         """Until each move is settled, and the ledger knows all ends."""
         if self.burst is not None:
             self.burst.wait(300)
-        for argv in (("burst", "run", "--policy", str(self.policy), "--wait"), ("status",)):
+        for argv in (("burst", "run", "--wait"), ("status",)):
             subprocess.run(
                 [sys.executable, "-m", "hpcscale", *argv],
                 stdout=self.log, stderr=subprocess.STDOUT, check=False, timeout=600,
@@ -274,6 +299,19 @@ def patiently(ask, tries: int = 10):
             if not left:
                 raise
     raise AssertionError
+
+
+def said_of(each: Submitted) -> str:
+    """What the last kept decisions said of a job."""
+    said = []
+    for name in names():
+        seen = read(name)
+        said += [
+            f"{seen.plan.now:%H:%M:%S} {d.action.value}: {d.reason}"
+            for d in seen.plan.decisions
+            if d.run_id == each.run_id
+        ]
+    return " | ".join(said[-3:])
 
 
 def jobs_at(lab, name: str) -> dict[str, dict[str, str]]:
@@ -302,19 +340,22 @@ def judge(driver: Driver) -> Outcome:
         if job["JobState"] == "COMPLETED" and key in runs:
             end = dt.datetime.fromtimestamp(int(job["EndTime"]), dt.UTC)
             ends.setdefault(runs[key], []).append(end)
-    met, missed, late_s = 0, [], []
+    met, late_s, unpromised = 0, [], Counter()
     for each in driver.submitted:
         done = ends.get(each.run_id, [])
         if len(done) != 1:
             problems.append(f"{each.run_id} completed {len(done)} times: {each.job}")
         if each.deadline is None or not done:
             continue
-        late_s.append((done[0] - each.deadline).total_seconds())
-        if done[0] <= each.deadline:
+        late = (done[0] - each.deadline).total_seconds()
+        if not each.promised:  # its user was told so
+            unpromised["met" if late <= 0 else "missed"] += 1
+            continue
+        late_s.append(late)
+        if late <= 0:
             met += 1
         else:
-            missed.append(each.run_id)
-            problems.append(f"{each.run_id} ended {late_s[-1]:.0f} s late: {each.job}")
+            problems.append(f"{each.run_id} ended {late:.0f} s late: {each.job}; {said_of(each)}")
     # money: whole nodes from their allocation on, by the cloud's own records
     spent = known_usd = Decimal(0)
     for key, job in there.items():
@@ -337,14 +378,22 @@ def judge(driver: Driver) -> Outcome:
     twice = [run for run, count in starts.items() if count > 1]
     problems += [f"{run} began {starts[run]} times" for run in twice]
     rules = Counter(m.rule for m in moves)
+    waits = {m.target for m in moves if m.rule == "value"}
+    for_waiting = sum(
+        (a.cost_usd or Decimal(0) for k, a in attempts.items() if k in waits), Decimal(0)
+    )
+    if for_waiting > morning.waiting_usd:
+        problems.append(f"${for_waiting:.2f} for waiting alone, of ${morning.waiting_usd}")
     facts: dict[str, object] = {
         "jobs": len(driver.submitted), "refused_as_infeasible": len(driver.refused),
         "deadlines": len(late_s), "deadlines_met": met,
+        "deadlines_without_promise": dict(unpromised),
         "least_spare_s": round(-max(late_s)) if late_s else None,
         "moves": len(moves), "moves_by_rule": dict(rules),
         "moves_by_end": dict(Counter(m.step.value for m in moves)),
         "spent_usd": f"{spent:.2f}", "spent_usd_by_ledger": f"{known_usd:.2f}",
-        "budget_usd": morning.budget_usd, "began_twice": len(twice),
+        "budget_usd": morning.budget_usd, "spent_on_waiting_usd": f"{for_waiting:.2f}",
+        "waiting_budget_usd": morning.waiting_usd, "began_twice": len(twice),
         "burst_runs": driver.runs, "submits_without_answer": driver.unanswered, "fast": morning.fast,
     }  # fmt: skip
     facts |= replayed(problems, moves, Decimal(morning.budget_usd))
@@ -390,15 +439,21 @@ def replayed(problems: list[str], moves, budget: Decimal) -> dict[str, object]:
     if len(decided) != len(moves):
         problems.append(f"{len(moves)} moves, and {len(decided)} decisions in the audit log")
     most = Decimal(0)
-    refused = 0
+    poor: dict[str, set[str]] = {"waiting": set(), "deadline": set()}
     for snapshot in kept.values():
         bound = sum((c.usd or Decimal(0) for c in snapshot.budgets.charges), Decimal(0))
         bound += sum((d.worst_usd or Decimal(0) for d in snapshot.plan.moves), Decimal(0))
         most = max(most, bound)
-        refused += any("is spent and" in d.reason for d in snapshot.plan.decisions)
+        due = {job.run_id for job in snapshot.snapshot.jobs if job.deadline is not None}
+        for d in snapshot.plan.decisions:
+            if NO_MONEY in d.reason:
+                moved_for = "value" if d.rule is None else d.rule.value
+                needs = moved_for != "value" and d.run_id in due
+                poor["deadline" if needs else "waiting"].add(d.run_id)
     if most > budget:
         problems.append(f"${most} was spent and reserved at once, of ${budget}")
     return {
         "snapshots": len(kept), "decisions": len(decided), "decided_the_same": same,
-        "most_spent_and_reserved_usd": f"{most:.2f}", "plans_with_budget_refusals": refused,
+        "most_spent_and_reserved_usd": f"{most:.2f}",
+        "refused_for_money": {kind: len(runs) for kind, runs in poor.items()},
     }  # fmt: skip

@@ -182,6 +182,27 @@ CASES: dict[str, Case] = {
         ),
         SOFTWARE,
     ),
+    # --wait=0 after the site's words, ranks by Slurm's own variables: submitit sets torch's itself
+    "function-pyxis": Case(
+        job(
+            "python", "-u", "-m", "submitit.core._submit", nodes=2, gpus=4, tasks=4, code="",
+            inputs={"submitit": "/lustre/ada/jobs/.hpcscale/0"},
+            outputs={"submitit": "/lustre/ada/jobs/"}, software="torch",
+            directives={"signal": "USR2@90", "requeue": None}, env={"LR": "0.1"},
+            function=Function(python="python"),
+        ),
+        PYXIS,
+    ),
+    "function-apptainer": Case(
+        job(
+            "python", "-u", "-m", "submitit.core._submit", nodes=2, gpus=4, tasks=4, array="0-1",
+            inputs={"submitit": "/home/ada/jobs/.hpcscale/0"},
+            outputs={"submitit": "/home/ada/jobs/"}, software="torch", code="/home/ada/project",
+            directives={"signal": "USR2@90", "requeue": None},
+            function=Function(python="python"),
+        ),
+        APPTAINER,
+    ),
     "plain": Case(job(*says("echo hello; exit 7")), ONPREM, ["hello"], exit_code=7),
     "srun-ranks": Case(
         job(*says(RANKS), nodes=2, gpus=2, launcher=Launcher.SRUN,

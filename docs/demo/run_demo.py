@@ -48,7 +48,7 @@ max_restarts = 1        # what it may cost counts each of them
 
 [burst]
 mode = "auto"           # on-prem first; a policy may move it
-max_cost_usd = 30
+max_cost_usd = 50
 """
 
 POLICY_TOML = """\

@@ -13,6 +13,8 @@ import msgspec
 
 from hpcscale.burst.policy import Budget, BudgetOf
 
+Turn = tuple[int, ...]  # who was submitted first comes first
+
 
 class Payer(msgspec.Struct, frozen=True, kw_only=True):
     """Under whose budgets a job falls."""
@@ -41,12 +43,14 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
         at: when it was reserved, aware.
         usd: what it cost once that is known, else the most it can cost; None: without a bound.
         settled: whether ``usd`` is what it cost.
+        waits: nothing but its waiting moved it.
     """
 
     payer: Payer = Payer()
     at: dt.datetime
     usd: Decimal | None
     settled: bool = False
+    waits: bool = False
 
 
 class Purse:
@@ -69,21 +73,22 @@ class Purse:
             if not charge.settled or charge.at.astimezone(dt.UTC).strftime("%Y-%m") == month
         ]
         self._now = now
-        self._kept: list[Charge] = []
+        self._kept: dict[Turn, Charge] = {}
 
-    def keep(self, payer: Payer, worst_usd: Decimal | None) -> None:
-        """Keep this for a job that may need it later: what only saves waiting does not spend it."""
-        self._kept.append(Charge(payer=payer, at=self._now, usd=worst_usd))
+    def keep(self, payer: Payer, worst_usd: Decimal | None, turn: Turn) -> None:
+        """Keep this for a job that may need it later: see ``refusal``."""
+        self._kept[turn] = Charge(payer=payer, at=self._now, usd=worst_usd)
 
     def refusal(
-        self, payer: Payer, worst_usd: Decimal | None, *, only_waits: bool = False
+        self, payer: Payer, worst_usd: Decimal | None, turn: Turn | None = None
     ) -> str | None:
         """Why a job may not spend this, in half a sentence; None when it may.
 
         Args:
             payer: whose job.
             worst_usd: the most it can cost.
-            only_waits: nothing but its waiting moves it, so what is kept for others counts as gone.
+            turn: of a job that money is kept for: what is kept for later ones it may spend. None:
+                it came for no more than shorter waiting, and spends nothing that is kept.
         """
         for budget in self._budgets:
             name = payer.name(budget)
@@ -94,24 +99,51 @@ class Purse:
             mine = [c for c in self._charges if c.payer.name(budget) == name]
             if any(c.usd is None for c in mine):
                 return f"a job under the budget of {name} has a cost without a bound"
-            spent = sum((c.usd for c in mine if c.usd and c.settled), Decimal(0))
-            held = sum((c.usd for c in mine if c.usd and not c.settled), Decimal(0))
-            text = (
-                f"it may cost ${worst_usd:.2f}, and of ${budget.usd:.2f} a month for {name} "
-                f"${spent:.2f} is spent and ${held:.2f} reserved"
-            )
-            if spent + held + worst_usd > budget.usd:
+            if turn is None and budget.waiting_usd is not None:
+                part = [c for c in mine if c.waits]
+                text, room = _account(worst_usd, part, budget.waiting_usd, name)
+                if worst_usd > room:
+                    return f"{text} by moves that save waiting alone"
+            text, room = _account(worst_usd, mine, budget.usd, name)
+            if worst_usd > room:
                 return text
-            kept = [c for c in self._kept if c.payer.name(budget) == name] if only_waits else []
+            kept = [
+                c
+                for other, c in self._kept.items()
+                if c.payer.name(budget) == name and (turn is None or other < turn)
+            ]
             more = sum((c.usd for c in kept if c.usd), Decimal(0))
-            if spent + held + more + worst_usd > budget.usd:
-                count = "a deadline" if len(kept) == 1 else f"{len(kept)} deadlines"
-                return f"{text}, and ${more:.2f} is kept for {count} that may need it"
+            if worst_usd + more > room:
+                who = "a job that was" if len(kept) == 1 else f"{len(kept)} jobs that were"
+                return f"{text}, and ${more:.2f} is kept for {who} promised it (deadline or only)"
         return None
 
-    def reserve(self, payer: Payer, worst_usd: Decimal | None) -> None:
-        """Take a job's worst case out of what is left."""
-        self._charges.append(Charge(payer=payer, at=self._now, usd=worst_usd))
+    def reserve(
+        self,
+        payer: Payer,
+        worst_usd: Decimal | None,
+        turn: Turn | None = None,
+        *,
+        waits: bool = False,
+    ) -> None:
+        """Take a job's worst case out of what is left; what was kept for it is kept no more."""
+        if turn is not None:
+            self._kept.pop(turn, None)
+        self._charges.append(Charge(payer=payer, at=self._now, usd=worst_usd, waits=waits))
+
+
+def _account(
+    worst_usd: Decimal, charges: Iterable[Charge], limit: Decimal, name: str
+) -> tuple[str, Decimal]:
+    """How a limit stands, in words, and what is left of it."""
+    known = [(c.usd, c.settled) for c in charges if c.usd]
+    spent = sum((usd for usd, settled in known if settled), Decimal(0))
+    held = sum((usd for usd, settled in known if not settled), Decimal(0))
+    text = (
+        f"it may cost ${worst_usd:.2f}, and of ${limit:.2f} a month for {name} "
+        f"${spent:.2f} is spent and ${held:.2f} reserved"
+    )
+    return text, limit - spent - held
 
 
 def advice(budgets: Iterable[Budget]) -> tuple[str, ...]:

@@ -2,8 +2,10 @@
 
 from hpcscale.burst.budget import Charge, Payer
 from hpcscale.burst.moves import Moves, Step, target_attempt
+from hpcscale.burst.plan import NEEDED, Rule
 from hpcscale.ledger import Ledger, Run, utc_now
 
+_WAITS = {rule.value for rule in Rule} - {rule.value for rule in NEEDED}
 _UNDONE = {Step.FAILED, Step.CANCELLED, Step.WITHDRAWN}
 
 
@@ -37,6 +39,7 @@ def charges(ledger: Ledger) -> list[Charge]:
                 at=move.created_at or utc_now(),
                 usd=usd,
                 settled=settled,
+                waits=move.rule in _WAITS,
             )
         )
     return found

@@ -9,8 +9,8 @@ The rules, in words:
 * when Slurm's own estimate of its start makes the deadline impossible on-prem, it moves at once.
   An estimate never holds a move back, and N/A is no estimate;
 * a job never moves over its maximum cost, nor when its cost has no bound;
-* nor when its worst case does not fit into every budget that it falls under; what moves for its
-  waiting alone leaves there what deadlines may yet need;
+* nor when its worst case does not fit into every budget that it falls under; there it leaves what
+  earlier jobs may need for their deadlines, or all such money if its waiting alone moves it;
 * it goes to nodes that may be taken back where that is expected to cost less, and where its
   deadline bears that they are.
 
@@ -27,6 +27,7 @@ from hpcscale.burst.ahead import stage_early
 from hpcscale.burst.budget import Purse, advice
 from hpcscale.burst.offer import offers
 from hpcscale.burst.plan import (
+    NEEDED,
     Action,
     BurstPlan,
     Candidate,
@@ -38,14 +39,13 @@ from hpcscale.burst.plan import (
     Start,
 )
 from hpcscale.burst.policy import Policy, PolicyKind
+from hpcscale.burst.promise import keep_promises, turn_of
 from hpcscale.burst.rests import rested
 from hpcscale.burst.seen import Budgets, Catalog, Expected, Snapshot
 from hpcscale.burst.triggers import waited_enough
 from hpcscale.burst.verdict import aside, landing, payer_of, verdict
 from hpcscale.burst.worth import Replan, slurm_id, weigh
 from hpcscale.slurm.types import JobState
-
-_NEEDED = {Rule.ONLY, Rule.DEADLINE, Rule.START_ESTIMATE}  # by what somebody asked for
 
 
 def decide(  # noqa: PLR0917 -- the six things that a decision is made of
@@ -94,7 +94,7 @@ def decide(  # noqa: PLR0917 -- the six things that a decision is made of
     rest = [d for d in decisions if d.action is not Action.MOVE]
     purse = Purse(budgets.limits, budgets.charges, now)
     if budgets.limits:
-        _keep_for_deadlines(purse, jobs, rest)
+        keep_promises(purse, jobs, policy, now)
     taken = _within_budgets(moves[:room], jobs, purse)
     by_run = {job.run_id: job for job in jobs}
     later = [stage_early(d, by_run[d.run_id], policy, now) for d in (*held_back, *rest)]
@@ -165,31 +165,17 @@ def _within_budgets(
     kept: list[Decision] = []
     stay: list[Decision] = []
     for move in moves:
-        payer = payer_of(by_run[move.run_id])
-        why = purse.refusal(payer, move.worst_usd, only_waits=move.rule not in _NEEDED)
+        job = by_run[move.run_id]
+        payer, turn = payer_of(job), turn_of(job)
+        waits = move.rule not in NEEDED
+        why = purse.refusal(payer, move.worst_usd, None if waits else turn)
         if why is None:
-            purse.reserve(payer, move.worst_usd)
+            purse.reserve(payer, move.worst_usd, turn, waits=waits)
             kept.append(move)
         else:
             text = f"{move.reason}; but {why}"
             stay.append(msgspec.structs.replace(move, action=Action.STAY, reason=text, when=None))
     return [*kept, *stay]
-
-
-def _keep_for_deadlines(purse: Purse, jobs: Sequence[Candidate], stays: Sequence[Decision]) -> None:
-    """What waiting jobs may yet have to spend on their deadlines is not spent on mere waiting.
-
-    A job whose deadline is met where it is by nine starts of ten needs nothing.
-    """
-    to = {d.run_id: d.to for d in stays if d.action is Action.STAY and d.to is not None}
-    for job in jobs:
-        if job.moving or job.deadline is None or job.time_limit_s is None:
-            continue
-        limit = dt.timedelta(seconds=job.time_limit_s)
-        safe = job.start_p90 is not None and job.start_p90 + limit <= job.deadline
-        option = next((o for o in job.options if o.site == to.get(job.run_id)), None)
-        if option is not None and option.worst_usd is not None and not safe:
-            purse.keep(payer_of(job), option.worst_usd)
 
 
 def _urgency(job: Candidate, now: dt.datetime) -> tuple[int, float]:

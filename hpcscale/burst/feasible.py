@@ -14,6 +14,8 @@ def deadline_note(
     cloud_s: Sequence[tuple[str, int]],
     *,
     here: bool,
+    margin_s: int = 0,
+    why_not: str = "",
 ) -> str | None:
     """What there is to know of a deadline that can be met; None: nothing.
 
@@ -23,6 +25,8 @@ def deadline_note(
         limit_s: the job's time limit, the bound of its runtime; None: no bound, no promise.
         cloud_s: sites that it may burst to, with seconds of boot (its 95th percentile) and staging.
         here: whether it may also run where it is submitted.
+        margin_s: that the policy is early by: what decisions lose between two runs of it.
+        why_not: why it cannot move now, where not the time is what is short.
 
     Raises:
         BurstRefusedError: not even by starting at once; with the earliest possible time.
@@ -45,11 +49,18 @@ def deadline_note(
             hint=f"--deadline {(first + limit + dt.timedelta(minutes=1)):%Y-%m-%dT%H:%MZ}, "
             "or a shorter --time",
         )
-    safe = [start for start, _ in starts[1 if here else 0 :] if start + limit <= deadline]
-    if not safe:
+    soon = [start for start, _ in starts[1 if here else 0 :] if start + limit <= deadline]
+    if not soon:
+        why_not = why_not or "no cloud site is fast enough"
         return (
             f"its deadline {show_time(deadline)} is met only if it starts here at once or runs "
-            "shorter than its limit: no cloud site is fast enough"
+            f"shorter than its limit: {why_not}"
         )
-    last = deadline - limit - (min(safe) - now)
-    return f"its deadline can be kept by a move until {show_time(last)}"
+    last = deadline - limit - (min(soon) - now)
+    safe = last - dt.timedelta(seconds=margin_s)
+    if safe < now:
+        return (
+            f"its deadline {show_time(deadline)} needs a move that begins by {show_time(last)}: "
+            f"less than {show_s(margin_s)} from now, the time between decisions, so it is not sure"
+        )
+    return f"its deadline can be kept by a move until {show_time(safe)}"

@@ -46,9 +46,11 @@ def offers(place: Place, catalog: Catalog, policy: Policy, now: dt.datetime) -> 
     made = [_option(place, shape, site, policy) for shape in found]
     made.sort(key=lambda o: (o.cost_usd is None, o.cost_usd or Decimal(0)))  # with what comes back
     net = next((o for o in made if o.cost_usd is not None and o.partition is not None), None)
-    if not policy.spot or net is None or place.same_job or place.spec.array is not None:
+    if not policy.spot or net is None or place.same_job:
         return tuple(made)
     taken, _ = shapes(place.spec, site, catalog.rows, today, spot=True)
+    if taken and place.spec.array is not None:
+        return tuple(_not_on_spot(option) for option in made)
     return (*made, *_on_spot(place, taken, site, policy, net))
 
 
@@ -84,6 +86,15 @@ def _option(place: Place, shape: Shape, site: Site, policy: Policy) -> Option:
         interruption_per_hour=None if row is None else row.interruption_per_hour,
         send_gb=place.send_gb,
     )
+
+
+def _not_on_spot(option: Option) -> Option:
+    """An array, or one of its elements, with the reason why spot nodes are not offered."""
+    why = (
+        f"{option.cost_why}; not on spot nodes: those of an array are taken back element by "
+        "element, and the net catches whole jobs"
+    )
+    return msgspec.structs.replace(option, cost_why=why)
 
 
 def _on_spot(

@@ -190,6 +190,10 @@ class Rule(enum.StrEnum):
     VALUE = "value"
 
 
+# by what somebody asked for; the others save waiting alone
+NEEDED = frozenset({Rule.ONLY, Rule.DEADLINE, Rule.START_ESTIMATE})
+
+
 class Decision(Frozen, frozen=True, kw_only=True):
     """What happens to one job, and why.
 

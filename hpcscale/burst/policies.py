@@ -9,7 +9,8 @@ import difflib
 from pathlib import Path
 
 from hpcscale.assets import bundled_dir
-from hpcscale.burst.policy import Policy, load_policy
+from hpcscale.burst.policy import Policy
+from hpcscale.burst.policy_file import load_policy
 from hpcscale.errors import HpcscaleError, NotFoundError, UsageError
 from hpcscale.settings import burst_policy, config_dir, default_site, etc_dir, user_config_path
 from hpcscale.site import load_site, require_host, site_names

@@ -89,6 +89,7 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
     model: str,
     check_on_lab: bool,
     lab_jobs: int,
+    lab_first: int | None,
     lab_minutes: float,
     lab_fast: int,
     as_json: bool,
@@ -108,8 +109,8 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
         size = _size(site, nodes, gpus_per_node)
         reading = _history(history, site, size[1])
         check(
-            reading.workload, *size, jobs=lab_jobs, minutes=lab_minutes, fast=lab_fast,
-            as_json=as_json,
+            reading.workload, *size, jobs=lab_jobs, first=lab_first, minutes=lab_minutes,
+            fast=lab_fast, as_json=as_json,
         )  # fmt: skip
         return
     cluster, boot = _cluster(site, cloud, nodes, gpus_per_node, cloud_gpu_hour_usd)

@@ -27,6 +27,13 @@ _OPTIONS = (
         help="Jobs of the slice.",
     ),
     click.option(
+        "--lab-first",
+        type=click.IntRange(min=0),
+        default=None,
+        help="Begin with this job of those that can run there.  [default: the stretch whose load "
+        "is nearest to 1.1]",
+    ),
+    click.option(
         "--lab-minutes",
         type=click.FloatRange(0.5, 600),
         default=10.0,
@@ -56,6 +63,7 @@ def check(
     gpus_per_node: int,
     *,
     jobs: int,
+    first: int | None,
     minutes: float,
     fast: int,
     as_json: bool,
@@ -67,11 +75,13 @@ def check(
 
     from hpcscale.cli._progress import progress
     from hpcscale.lab.place import sigterm_as_interrupt
-    from hpcscale.twin import LEAST_REAL_S, cut, run_twin, short_of_cpu
+    from hpcscale.twin.lab import LEAST_REAL_S, run_twin
+    from hpcscale.twin.result import short_of_cpu
+    from hpcscale.twin.slices import cut
 
     part = cut(
         workload, nodes, gpus_per_node, jobs=jobs, span_s=minutes * 60 * fast,
-        least_run_s=LEAST_REAL_S * fast,
+        least_run_s=LEAST_REAL_S * fast, first=first,
     )  # fmt: skip
     notice(
         f"{len(part)} jobs, load {part.load:.2f}, on {part.cluster_nodes} slurmd of this machine: "
@@ -94,7 +104,9 @@ def check(
     )
     click.echo(f"mean wait on Slurm:   {data['slurm_mean_wait_s']:,.0f} s of its clock")
     click.echo(
-        f"mean wait simulated:  {data['our_mean_wait_s']:,.0f} s ({data['mean_wait_error']:+.1%})"
+        f"mean wait simulated:  {data['our_mean_wait_s']:,.0f} s ({data['mean_wait_error']:+.1%}), "
+        f"{data['our_mean_wait_least_s']:,.0f} to {data['our_mean_wait_most_s']:,.0f} s where "
+        "seconds decide otherwise"
     )
     click.echo(
         f"order of starts:      correlation {data['start_order_correlation']:.4f} (1: the same)"

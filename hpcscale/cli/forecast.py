@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcscale.cli._job_options import JobArguments, JobCommand, job_options
-from hpcscale.cli._output import emit_json, emit_table, json_option, notice
+from hpcscale.cli._output import emit_json, emit_table, json_option, printable
+from hpcscale.cli._spans import short, span, when
 from hpcscale.errors import HpcscaleError
 
 if TYPE_CHECKING:
     from hpcscale.outlook.answer import Forecast
+    from hpcscale.spec import JobSpec
 
 
 @click.command("forecast", cls=JobCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,10 +42,11 @@ def command(
       hpcscale forecast --nodes 2 --gpus-per-node 4 --time 4:00:00 --partition gpu
       hpcscale forecast --site lab-onprem --demand 24    what the site is in for
 
-    A job not submitted yet is asked about at its site and at every site that takes bursts; --site
-    asks one alone. p50 is the plan of the queue with learned runtimes; nine of ten jobs start
-    before p90, once enough forecasts have come true to calibrate it. Below it: changes of the
-    request that cost nothing and start it sooner. Changes nothing, but for --apply: a shorter limit
+    Its own site comes first, then every other that has a login node, as if it were submitted there
+    now; where nodes boot on demand, copying and the boot are counted. --site asks one alone. p50
+    is the plan of the queue with learned runtimes; nine of ten jobs start before p90, once enough
+    forecasts have come true to calibrate both. Below it: what would start it sooner, other sites
+    and changes of the request that cost nothing. Changes nothing, but for --apply: a shorter limit
     only where a checkpoint verifies already.
     """  # noqa: D301  # click's mark for text that is not rewrapped
     from hpcscale.extras import require
@@ -55,21 +58,28 @@ def command(
     if lever is not None:
         _apply(job, lever, yes=yes, as_json=as_json)
         return
-    found = _of_job(job.source, job) if _names_a_job(job.source) else _of_spec(job)
+    found, gains = _of_job(job.source, job) if _names_a_job(job.source) else _of_spec(job)
     if as_json:
         emit_json([_plain(forecast) for forecast in found])
         return
-    emit_table(
-        ["SITE", "JOB", "STATE", "START P50", "START P90", "QUEUE", "HISTORY"],
-        [
-            [f.site, f.job or "-", f.state, _span(f.p50_s), _span(f.p90_s),
-             f"{f.queue_level}, {f.pending_jobs} pending",
-             f"{f.history_level}, {f.learned_jobs} ended"]
-            for f in found
-        ],
-    )  # fmt: skip
+    columns = ["SITE", "JOB", "STATE", "START P50", "START P90", "QUEUE", "HISTORY"]
+    if boots := any(forecast.boot_p95_s is not None for forecast in found):
+        columns.insert(5, "BOOT P50/P95")
+    emit_table(columns, [_row(forecast, boots=boots) for forecast in found])
+    for line in gains:
+        click.echo(printable(f"{found[0].site}: {line}"))
     for forecast in found:
         _explain(forecast)
+
+
+def _row(f: "Forecast", *, boots: bool) -> list[str]:
+    boot = "-"
+    if f.boot_p50_s is not None and f.boot_p95_s is not None:
+        boot = f"{short(f.boot_p50_s)} / {short(f.boot_p95_s)}"
+    return [
+        f.site, f.job or "-", f.state, span(f.p50_s), span(f.p90_s), *([boot] if boots else []),
+        f"{f.queue_level}, {f.pending_jobs} pending", f"{f.history_level}, {f.learned_jobs} ended",
+    ]  # fmt: skip
 
 
 def _demand(job: JobArguments, hours: int, *, as_json: bool) -> None:
@@ -127,7 +137,7 @@ def _apply(job: JobArguments, name: str, *, yes: bool, as_json: bool) -> None:
         attempt = ledger.resolve(job.source).attempt
         with connect(load_site(attempt.site).site) as connection:
             lever = choose(forecast_job(connection, str(attempt.job_id)), name)
-            text = f"{attempt.ref}: {name} {lever.value}, start {_when(lever.start_s)}"
+            text = f"{attempt.ref}: {name} {lever.value}, start {when(lever.start_s)}"
             if not yes and not _agreed(text):
                 raise UsageError("nothing was changed: it was not agreed to", hint="--yes")
             done = apply(ledger, connection, attempt, lever, name)
@@ -153,15 +163,34 @@ def _names_a_job(source: str | None) -> bool:
     return not Path(source).exists() and not source.endswith((".toml", ".sbatch", ".sh", ".slurm"))
 
 
-def _of_job(source: str | None, job: JobArguments) -> "list[Forecast]":
+def _of_job(source: str | None, job: JobArguments) -> "tuple[list[Forecast], list[str]]":
+    """Forecasts, its own site's first, and the lines on where it would start sooner."""
+    from hpcscale.cli._forecast_sites import elsewhere, sooner
     from hpcscale.connect import connect
-    from hpcscale.outlook.answer import forecast_job
+    from hpcscale.outlook.answer import forecast_queued
     from hpcscale.site import load_site
 
     assert source is not None
     site, job_id = _place(source, job.values.get("site"))
     with connect(load_site(site).site) as connection:
-        return [forecast_job(connection, job_id)]
+        own, spec = forecast_queued(connection, job_id)
+    if job.values.get("site") or own.state != "PENDING":
+        return [own], []
+    others = elsewhere(_written(source) or spec, own.site)
+    return [own, *others], sooner(own, others)
+
+
+def _written(source: str) -> "JobSpec | None":
+    """The job file's words, for a job that hpcscale submitted: the queue shows less."""
+    from hpcscale.ledger import Ledger, ledger_path
+
+    if not ledger_path().exists():
+        return None
+    try:
+        with Ledger.open(create=False) as ledger:
+            return ledger.run(ledger.resolve(source).attempt.run_id).spec
+    except HpcscaleError:
+        return None
 
 
 def _place(text: str, asked: str | None) -> tuple[str, str]:
@@ -189,34 +218,20 @@ def _place(text: str, asked: str | None) -> tuple[str, str]:
     return attempt.site, str(attempt.job_id)
 
 
-def _of_spec(job: JobArguments) -> "list[Forecast]":
+def _of_spec(job: JobArguments) -> "tuple[list[Forecast], list[str]]":
+    from hpcscale.cli._forecast_sites import elsewhere, sooner
     from hpcscale.connect import connect
     from hpcscale.outlook.answer import forecast_spec
-    from hpcscale.site import load_site, site_names
+    from hpcscale.site import load_site
 
     spec = job.load()
     assert spec.site is not None  # load() chose one
-    found = []
     with connect(load_site(spec.site).site) as connection:
-        found.append(forecast_spec(connection, spec))
+        own = forecast_spec(connection, spec)
     if job.values.get("site"):
-        return found
-    from msgspec.structs import replace
-
-    for name in site_names():
-        if name == spec.site:
-            continue
-        try:
-            site = load_site(name).site
-            if not site.burst.target:
-                continue
-            # its partitions have other names
-            there = replace(spec, site=name, partition=None, account=None, qos=None)
-            with connect(site) as connection:
-                found.append(forecast_spec(connection, there))
-        except HpcscaleError as exc:
-            notice(f"{name} is left out: {exc}")
-    return found
+        return [own], []
+    others = elsewhere(spec, own.site)
+    return [own, *others], sooner(own, others)
 
 
 def _plain(forecast: "Forecast") -> dict[str, Any]:
@@ -230,35 +245,19 @@ def _plain(forecast: "Forecast") -> dict[str, Any]:
     return data
 
 
-def _span(seconds: float | None) -> str:
-    """``now``, ``12 min``, ``3.4 h``, ``2.1 d``; ``unknown``."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 60:
-        return "now"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 172800:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.1f} d"
-
-
-def _when(seconds: float) -> str:
-    span = _span(seconds)
-    return span if span == "now" else f"in {span}"
-
-
 def _explain(forecast: "Forecast") -> None:
-    from hpcscale.cli._output import printable
-
     lines = []
+    if forecast.boot_p95_s is not None and forecast.p50_s is not None:
+        lines.append(
+            f"{short(forecast.staging_s)} of copying and a boot are counted before the start"
+        )
     if forecast.bound:
         held = "" if forecast.coverage is None else f"; {forecast.coverage:.0%} of them held so far"
         lines.append(f"p90: {forecast.bound}{held}")
     if forecast.slurm_s is not None:
-        lines.append(f"Slurm itself says {_span(forecast.slurm_s)}")
+        lines.append(f"Slurm itself says {span(forecast.slurm_s)}")
     lines += [
-        f"sooner: --{lever.change} {lever.value} would start {_when(lever.start_s)} ({lever.why})"
+        f"sooner: --{lever.change} {lever.value} would start {when(lever.start_s)} ({lever.why})"
         for lever in forecast.levers
     ]
     lines += forecast.notes

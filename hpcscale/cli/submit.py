@@ -9,9 +9,6 @@ from hpcscale.cli._output import emit_json, json_option, notice, printable, sile
 from hpcscale.errors import HpcscaleError
 
 if TYPE_CHECKING:
-    import datetime as dt
-    from collections.abc import Callable
-
     from hpcscale.render import RenderedJob
     from hpcscale.site import Site
     from hpcscale.spec import JobSpec
@@ -34,6 +31,7 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
     win. When sbatch gives no answer (exit 5) do not submit again: `hpcscale status` finds the job
     by its submission id.
     """  # noqa: D301  # click's mark for text that is not rewrapped
+    from hpcscale.burst.prospect import burst_notes, money_left
     from hpcscale.prepare import prepare
     from hpcscale.site import load_site
 
@@ -44,7 +42,7 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         import datetime as dt
 
-        burst = _burst_notes(spec, site, lambda: dt.datetime.now(dt.UTC))
+        burst = burst_notes(spec, site, lambda: dt.datetime.now(dt.UTC))
         _dry_run(job, rendered, site, burst, as_json=as_json)
         return
     from hpcscale.cli._transfer_bar import Bar
@@ -53,7 +51,8 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
     from hpcscale.submit import submit
 
     with Ledger.open() as ledger, connect(site) as connection, Bar() as bar:
-        burst = _burst_notes(spec, site, connection.clock.now)  # by the clock that will judge it
+        now = connection.clock.now  # the clock that will judge it
+        burst = burst_notes(spec, site, now, money_left(ledger, connection))
         for text in burst:
             notice(text)
         submission = submit(rendered, site, connection, ledger, meter=bar)
@@ -91,112 +90,6 @@ def _tell(submission: "Submission", burst: list[str], *, as_json: bool) -> None:
         f"{submission.ref}  run {submission.run_id}  "
         f"log {submission.site}:{submission.run_dir}/logs/{log}.log"
     )
-
-
-def _burst_notes(spec: "JobSpec", site: "Site", now: "Callable[[], dt.datetime]") -> list[str]:
-    """Where the job may go besides, and where not and why; refuses burst=only that can go nowhere.
-
-    ``now`` is asked for a deadline alone.
-
-    Raises:
-        BurstRefusedError: burst=only, and no target takes the job as it is; or a deadline that
-            cannot be met.
-    """
-    from hpcscale.spec import BurstMode
-
-    if spec.burst.mode is BurstMode.NEVER:
-        return []
-    from msgspec.structs import replace
-
-    from hpcscale.cost import estimate
-    from hpcscale.errors import BurstRefusedError
-
-    cloud: list[tuple[str, int]] = []
-    free = 0
-    targets, notes = _burst_targets(spec, site)
-    for target, found, staging_s in targets:
-        # partition, account and QOS are the site's own words
-        cost = estimate(replace(spec, partition=None), target)
-        most = spec.burst.max_cost_usd
-        blockers = found
-        if most is not None and cost.usd is not None and cost.usd > most:
-            blockers = [*blockers, f"it may cost ${cost.usd} there, over --max-cost ${most}"]
-        if blockers:
-            notes.append(f"cannot burst to {target.name}: {'; '.join(blockers)}")
-        else:
-            free += 1
-            cloud.append((target.name, target.burst.boot_allowance_s + staging_s))
-            notes.append(f"may burst to {target.name}, expected cost {cost}{_not_yet(target)}")
-    if not free and not notes:
-        notes.append("no other site is a burst target (burst.target in a profile)")
-    if not free and spec.burst.mode is BurstMode.ONLY:
-        raise BurstRefusedError(
-            f"--burst only, and no site takes the job: {'; '.join(notes)}",
-            hint="mend what stands in the way (--input and --output declare paths, --max-cost"
-            " allows more), or say --burst never",
-        )
-    if spec.burst.deadline is not None:
-        from hpcscale.burst.feasible import deadline_note
-        from hpcscale.cost import time_limit_s
-
-        note = deadline_note(
-            spec.burst.deadline,
-            now(),
-            time_limit_s(spec, site),
-            cloud,
-            here=spec.burst.mode is BurstMode.AUTO,
-        )
-        notes += [note] if note else []
-    return notes
-
-
-def _burst_targets(
-    spec: "JobSpec", site: "Site"
-) -> "tuple[list[tuple[Site, list[str], int]], list[str]]":
-    """Where jobs of this site may go: the profile, what is in the way, seconds for copying.
-
-    And why profiles could not be read.
-    """
-    import datetime as dt
-
-    from msgspec.structs import replace
-
-    from hpcscale.burst.catalog_load import rows_for
-    from hpcscale.burst.shapes import as_rented
-    from hpcscale.render import burst_blockers, partition_blockers
-    from hpcscale.site import load_site, site_names
-
-    today = dt.datetime.now(dt.UTC).date()
-    found = []
-    notes = []
-    for name in site.burst_partitions:
-        if name not in (spec.partition or site.default_partition or "").split(","):
-            other = site.in_partition(name)
-            found.append((other, partition_blockers(spec, site, other), 0))
-    for name in site_names():
-        if name == site.name:
-            continue
-        try:
-            target = load_site(name).site
-        except HpcscaleError as exc:
-            notes.append(f"{name} is left out: {exc}")
-            continue
-        if target.burst.target:
-            anywhere = replace(spec, partition=None)  # the origin's word
-            there, small = as_rented(anywhere, target, rows_for([target]), today)
-            found.append((there, [*burst_blockers(spec, there), *small], there.burst.staging_s))
-    return found, notes
-
-
-def _not_yet(target: "Site") -> str:
-    """What its profile still lacks, in words that follow the cost."""
-    from hpcscale.site import require_host
-
-    try:
-        require_host(target)
-    except HpcscaleError as exc:
-        return f"; not yet: {exc.message}"
-    return ""
 
 
 def _dry_run(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hpcscale.code.tree import CodeTree, Entry
-from hpcscale.errors import HpcscaleError, InvalidFileError
+from hpcscale.errors import HpcscaleError, InvalidFileError, NotOursError
 from hpcscale.slurm.transport import Transport
 from hpcscale.transfer import SILENT, Meter, alone, send
 
@@ -183,7 +183,8 @@ def place(
         Whether it had to be sent.
 
     Raises:
-        HpcscaleError: no room, or the store is not this user's alone.
+        NotOursError: others may write in the store.
+        HpcscaleError: no room.
     """
     sent = False
     for _ in range(3):
@@ -195,7 +196,7 @@ def place(
         if done.returncode == 0:
             return sent
         if done.returncode == _NOT_OURS:
-            raise HpcscaleError(
+            raise NotOursError(
                 "the store of code is not yours alone: others could change what your jobs run",
                 where=f"{transport.name}:{store}",
                 hint=f"look who owns it; if it is yours: chmod -R go-w {store}",

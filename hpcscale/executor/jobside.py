@@ -7,6 +7,7 @@ It needs the standard library and submitit alone. Besides submitit's own files i
 import atexit
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -33,6 +34,11 @@ class HpcscaleJobEnvironment(slurm.SlurmJobEnvironment):
         return super().paths
 
     def _requeue(self, countdown: int) -> None:
+        ask = os.environ.get("HPCSCALE_REQUEUE_FILE")
+        if ask and shutil.which("scontrol") is None:
+            # in a container: the batch script, which is not in it, requeues once the step has ended
+            Path(ask).touch()
+            return
         super()._requeue(countdown)
 
     def _handle_signals(self, paths: tp.Any, submission: tp.Any) -> None:

@@ -12,7 +12,8 @@ from hpcscale.errors import NotFoundError, UsageError
 from hpcscale.render.job import software_words
 from hpcscale.render.launch import find_software
 from hpcscale.render.templating import fill
-from hpcscale.site import Site
+from hpcscale.site import ContainerRuntime, Site, Software
+from hpcscale.slurm.transport import Completed
 from hpcscale.spec import JobSpec
 
 _CODE = """import json, sys
@@ -25,6 +26,7 @@ for name in ("submitit", "cloudpickle"):
         found["why"] = str(error)
 print(json.dumps(found))
 """
+_RUN_IMAGE = {ContainerRuntime.APPTAINER: "apptainer exec", ContainerRuntime.PYXIS: "enroot start"}
 _SEEN: set[tuple[str, str, str | None, str]] = set()
 
 
@@ -39,6 +41,9 @@ def require_same_python(
     connection: Connection, python: str, software: str | None, pickled_by: str = ""
 ) -> None:
     """Ask the site's Python for its version, once for each process; pickles cross no versions.
+
+    Of an image it is the profile's word, or the image's own where it can be started on the login
+    node; else a warning says that the job will look.
 
     Args:
         connection: to the site.
@@ -61,42 +66,78 @@ def require_same_python(
         and python == default_python(site, software)
     ):
         return
-    found_software = find_software(JobSpec(software=software), site)
-    if found_software is not None and found_software.image:
-        logger.get_logger().warning(
-            f"{site.name}: the Python in {software}'s image must be {ours} and have submitit; "
-            "that is looked at when the job starts"
-        )
-        _SEEN.add(key)
-        return
-    words = software_words(JobSpec(software=software), site, found_software, [])
-    script = fill("probe.sh.j2", {"software": words, "python": python, "code": _CODE})
-    done = connection.transport.run(["bash", "-s"], stdin=script, timeout_s=60.0)
-    said = _said(done.stdout)
+    found = find_software(JobSpec(software=software), site)
     where = f"site {site.name}"
     options = "hpcscale_python='…' or hpcscale_software=NAME of " + (
         ", ".join(sorted(site.software)) or "a [software.NAME] in the site's profile"
     )
+    image = found is not None and found.image is not None
+    if found is not None and found.image and found.python:
+        declared = tuple(int(part) for part in found.python.split("."))
+        _compare(
+            _version(declared),
+            ours,
+            f"the profile says that {software}'s image has",
+            where,
+            options,
+        )
+        _SEEN.add(key)
+        return
+    done = _ask(connection, JobSpec(software=software), found, python)
+    said = _said(done.stdout)
     if said is None:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        if image:  # no runtime on the login node, an image of a registry: not known before
+            logger.get_logger().warning(
+                f"{site.name}: the Python in {software}'s image must be {ours} and have submitit; "
+                f"it cannot be asked before the job starts ({lines[-1]}), which will look; "
+                f'or say it in the profile: python = "3.…" below [software.{software}]'
+            )
+            _SEEN.add(key)
+            return
         raise NotFoundError(
             f"the interpreter {python} cannot be run there: {lines[-1]}", where=where, hint=options
         )
-    if _version(said["python"]) != ours:
-        raise UsageError(
-            f"{python} there is Python {_version(said['python'])}, and the function was pickled by "
-            f"{ours}: pickled functions do not cross versions",
-            where=where,
-            hint=options,
-        )
+    whose = f"{python} in {software}'s image" if image else f"{python} there"
+    _compare(_version(said["python"]), ours, f"{whose} is", where, options)
     for name in ("submitit", "cloudpickle"):
         if said.get(name) is None:
+            install = f"install it there: {python} -m pip install submitit; or "
             raise NotFoundError(
-                f"{python} there has no {name} ({said.get('why')})",
+                f"{whose} has no {name} ({said.get('why')})",
                 where=where,
-                hint=f"install it there: {python} -m pip install submitit; or {options}",
+                hint=("" if image else install) + options,
             )
     _SEEN.add(key)
+
+
+def _ask(
+    connection: Connection, spec: JobSpec, software: Software | None, python: str
+) -> Completed:
+    """Run the interpreter on the login node, within the image if there is one.
+
+    Apptainer starts an image file for one command, and so does ``enroot start`` with a squashfs
+    file, which is what Pyxis takes besides names in a registry. Nothing is pulled for it.
+    """
+    site = connection.site
+    image = None
+    if software is not None and software.image:
+        image = _RUN_IMAGE[site.container.runtime]
+    words = software_words(spec, site, software, [])
+    script = fill(
+        "probe.sh.j2", {"software": words, "python": python, "code": _CODE, "image": image}
+    )
+    return connection.transport.run(["bash", "-s"], stdin=script, timeout_s=90.0)
+
+
+def _compare(theirs: str, ours: str, who: str, where: str, hint: str) -> None:
+    if theirs != ours:
+        raise UsageError(
+            f"{who} Python {theirs}, and the function was pickled by {ours}: "
+            "pickled functions do not cross versions",
+            where=where,
+            hint=hint,
+        )
 
 
 def _said(text: str) -> dict[str, tp.Any] | None:
@@ -111,4 +152,4 @@ def _said(text: str) -> dict[str, tp.Any] | None:
 
 
 def _version(parts: tp.Sequence[int]) -> str:
-    return ".".join(str(p) for p in parts)
+    return ".".join(str(p) for p in parts[:2])

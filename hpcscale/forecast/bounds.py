@@ -1,42 +1,93 @@
-"""Upper bounds of waits that hold as often as they say.
+"""Medians and upper bounds of waits, from how forecasts before turned out.
 
-``AdaptiveBound`` is split conformal prediction on the plan's own residuals, with the miss rate
-steered online (Gibbs and Candes, "Adaptive conformal inference under distribution shift", NeurIPS
-2021). ``Qbets`` is the quantile bound of Nurmi, Brevik and Wolski (JSSPP 2007), the comparator.
+``AdaptiveBound`` is conformal prediction on the plan's own residuals, with the miss rate steered
+online (Gibbs and Candes, "Adaptive conformal inference under distribution shift", NeurIPS 2021).
+Forecasts of jobs that still wait count as what they are, residuals of at least so much (Kaplan and
+Meier, JASA 1958): whoever learns from started jobs alone sees the short waits first. ``Qbets`` is
+the quantile bound of Nurmi, Brevik and Wolski (JSSPP 2007), the comparator.
 
 Both know a wait from the moment the job starts and not before: ``started`` is how they are told.
 """
 
 import math
-from bisect import bisect_left, insort
-from collections import deque
+from bisect import insort
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 _SOFT_S = 3600.0  # below an hour all waits scatter alike
-_TOLD_FROM = 20  # residuals below which no bound is stated
+_SPREAD = 0.4  # waits scatter more the longer they are, but less than in proportion
+_TOLD_FROM = 20  # residuals below which nothing is stated
+# weight of a forecast that has nothing in common, next to 1 of its twin: tails need more of them
+_ALIKE_P50, _ALIKE_UPPER = 0.01, 0.1
+_LEAST_SPREAD = 0.2  # of logarithms: closer than that is alike, whatever the others are
+_SLOW_START = 0.3  # few residuals: the bound aims higher by so much over the root of their number
+
+Floats = NDArray[np.float64]
+
+
+class Case(NamedTuple):
+    """What a forecast was of; the likes of it turn out alike.
+
+    Attributes:
+        planned_s: wait by the plan.
+        nodes: of the job.
+        limit_s: its time limit; 0: none.
+    """
+
+    planned_s: float
+    nodes: int = 1
+    limit_s: float = 0.0
+
+
+class Said(NamedTuple):
+    """Half of such jobs wait no longer than ``p50_s``; all but the miss rate, ``upper_s``.
+
+    NaN: too few forecasts have come true.
+    """
+
+    p50_s: float
+    upper_s: float
 
 
 class AdaptiveBound:
-    """An upper bound on the wait that the given share of jobs keeps.
+    """Median of the wait given the plan's, and an upper bound that the given share of jobs keeps.
 
-    The residual is (wait - planned) / sqrt(planned + 1 h): waits scatter more the longer they are,
-    but less than in proportion.
+    The residual is (wait - planned) / (planned + 1 h) ** 0.4. Its quantile is that of the last
+    ``window`` residuals, those of like jobs weighing more, or of the last ``recent``, all alike:
+    the greater of the two. The first is sharp, the second is quick when everything changes.
 
     Args:
         level: share of waits that shall be at or below the bound.
         window: residuals that are remembered.
+        recent: of them those that answer for a change.
         rate: how fast misses change the level that is asked of the residuals.
-        margin: aimed at on top of ``level``: a wait is known late, so the steering lags.
+        margin: aimed at on top of ``level``.
     """
 
     def __init__(
-        self, level: float = 0.9, *, window: int = 400, rate: float = 0.005, margin: float = 0.02
+        self,
+        level: float = 0.9,
+        *,
+        window: int = 2000,
+        recent: int = 400,
+        rate: float = 0.005,
+        margin: float = 0.015,
     ) -> None:
-        self._aim = 1.0 - min(0.995, level + margin)
-        self._miss_rate = self._aim
-        self._rate = rate
-        self._recent: deque[float] = deque()
-        self._sorted: list[float] = []
-        self._window = window
+        self._misses = 1.0 - level
+        self._margin, self._rate = margin, rate
+        self._window, self._recent = window, recent
+        self._aim = self._miss_rate = self._aimed(0)
+        self._size = self._known = 0
+        # a row a forecast: asked, start (infinite: it waits), planned, scale, and what it is like
+        self._rows: Floats = np.zeros((64, 7))
+        self._upper: list[float] = []
+        self._passed: set[int] = set()
+        self._due: list[tuple[float, int]] = []  # by when the bound is passed
+        self._cells: dict[tuple[int, ...], tuple[float, float]] = {}
+        self._now_s = -math.inf
         self.kept = 0
         self.told = 0
 
@@ -45,36 +96,115 @@ class AdaptiveBound:
         """Share of the stated bounds that held, of those of which it is known."""
         return self.kept / self.told if self.told else math.nan
 
-    def upper_s(self, planned_s: float) -> float:
-        """The bound for a job that the plan lets wait so long; NaN while too little is known."""
-        if len(self._sorted) < _TOLD_FROM:
-            return math.nan
-        rank = math.ceil((1.0 - self._miss_rate) * (len(self._sorted) + 1))
-        residual = self._sorted[min(rank, len(self._sorted)) - 1]
-        return max(0.0, planned_s + residual * math.sqrt(planned_s + _SOFT_S))
+    def at(self, now_s: float) -> None:
+        """Time has come to here: who still waits at its bound is a miss, known before its start."""
+        if now_s == self._now_s:
+            return
+        self._now_s = now_s
+        self._cells.clear()
+        while self._due and self._due[0][0] < now_s:
+            key = heappop(self._due)[1]
+            if math.isinf(self._rows[key, 1]):
+                self._count(missed=True)
+                self._passed.add(key)
 
-    def passed(self) -> None:
-        """A job still waits at its bound: a miss, known before its start is.
+    def say(self, case: Case) -> Said:
+        """Median and bound for a job that is asked about now (``at``)."""
+        if self._known < _TOLD_FROM:
+            return Said(math.nan, math.nan)
+        cell = tuple(round(4 * value / math.log(2)) for value in _likeness(case))
+        if cell not in self._cells:
+            self._cells[cell] = self._scores(np.array(cell) * math.log(2) / 4)
+        middle, high = (case.planned_s + r * _scale(case) for r in self._cells[cell])
+        middle = max(0.0, middle)
+        return Said(middle, max(middle, high))
 
-        ``started`` is then told of it without the bound.
-        """
-        self._count(missed=True)
-
-    def started(self, planned_s: float, waited_s: float, upper_s: float = math.nan) -> None:
-        """A job has started: what was planned, what came, and the bound that was stated."""
+    def asked(self, case: Case, upper_s: float = math.nan) -> int:
+        """A forecast was made now (``at``), with this bound, if any; the key to ``started``."""
+        key = self._size
+        if key == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self._rows[key] = (
+            self._now_s, math.inf, case.planned_s, _scale(case), *_likeness(case)
+        )  # fmt: skip
+        self._size += 1
+        self._upper.append(upper_s)
         if not math.isnan(upper_s):
-            self._count(missed=waited_s > upper_s)
-        residual = (waited_s - planned_s) / math.sqrt(planned_s + _SOFT_S)
-        self._recent.append(residual)
-        insort(self._sorted, residual)
-        if len(self._recent) > self._window:
-            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+            heappush(self._due, (self._now_s + upper_s, key))
+        self._cells.clear()
+        return key
+
+    def started(self, key: int, start_s: float) -> None:
+        """The job of that forecast has started; ``at`` may not be later than this is told."""
+        self._rows[key, 1] = start_s
+        self._known += 1
+        aim = self._aimed(self._known)
+        self._miss_rate += aim - self._aim
+        self._aim = aim
+        upper = self._upper[key]
+        if not math.isnan(upper) and key not in self._passed:
+            self._count(missed=start_s - self._rows[key, 0] > upper)
+        self._cells.clear()
+
+    def _aimed(self, known: int) -> float:
+        more = self._margin + (_SLOW_START / math.sqrt(known) if known else 1.0)
+        return self._misses - min(self._misses / 2, more)
 
     def _count(self, *, missed: bool) -> None:
         self.told += 1
         self.kept += not missed
         step = self._rate * (self._aim - missed)
-        self._miss_rate = min(0.5, max(0.002, self._miss_rate + step))
+        self._miss_rate = min(0.5, max(self._misses / 5, self._miss_rate + step))
+
+    def _scores(self, like: Floats) -> tuple[float, float]:
+        """Median and upper quantile of the residuals, for a job like this."""
+        rows = self._rows[max(0, self._size - 4 * self._window) : self._size]
+        known = np.flatnonzero(np.isfinite(rows[:, 1]))
+        rows = rows[known[-self._window :][0] :] if len(known) else rows
+        waited = np.where(np.isinf(rows[:, 1]), self._now_s, rows[:, 1]) - rows[:, 0]
+        scores = (waited - rows[:, 2]) / rows[:, 3]
+        ended = np.isfinite(rows[:, 1])
+        apart = (rows[:, 4:] - like) / np.maximum(_LEAST_SPREAD, rows[:, 4:].std(axis=0))
+        alike = np.exp(-0.5 * (apart**2).sum(axis=1))
+        middle = _quantile(scores, ended, alike + _ALIKE_P50, 0.5)
+        weights = alike + _ALIKE_UPPER
+        high = _quantile(scores, ended, weights, self._miss_rate, own=_own(weights))
+        since = np.flatnonzero(ended)[-self._recent :][0]
+        equal = np.ones(len(scores) - since)
+        quick = _quantile(scores[since:], ended[since:], equal, self._miss_rate, own=1.0)
+        return middle, max(high, quick)
+
+
+def _scale(case: Case) -> float:
+    return float((case.planned_s + _SOFT_S) ** _SPREAD)
+
+
+def _likeness(case: Case) -> tuple[float, float, float]:
+    return (
+        math.log(case.planned_s + _SOFT_S),
+        math.log(max(1, case.nodes)),
+        math.log(max(60.0, case.limit_s)),
+    )
+
+
+def _own(weights: Floats) -> float:
+    """The weight of the new job among these."""
+    return float((weights**2).sum() / weights.sum())
+
+
+def _quantile(
+    scores: Floats, ended: NDArray[np.bool_], weights: Floats, rate: float, *, own: float = 0.0
+) -> float:
+    """The score that the given share exceeds; those not ended are at least so much.
+
+    The product-limit estimate with weights. ``own`` is the weight of one more that exceeds them
+    all, which is what conformal prediction takes the new job for.
+    """
+    order = np.argsort(scores, kind="stable")
+    scores, ended, weights = scores[order], ended[order], weights[order]
+    left = np.cumsum(weights[::-1])[::-1] + own
+    stay = np.cumprod(np.where(ended, np.maximum(0.0, 1.0 - weights / left), 1.0))
+    return float(scores[min(len(scores) - 1, int(np.searchsorted(-stay, -rate)))])
 
 
 class Qbets:

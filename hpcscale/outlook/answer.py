@@ -14,7 +14,7 @@ from hpcscale.outlook.model import SiteModel, shorter
 from hpcscale.outlook.snapshot import Level, Snapshot, asker_of, take
 from hpcscale.slurm.types import JobState, PartitionFacts
 from hpcscale.slurm.whole import QueuedJob
-from hpcscale.spec import JobSpec
+from hpcscale.spec import JobSpec, Resources
 from hpcscale.units import format_duration
 
 _STEP_S = 300  # limits are offered in steps of five minutes
@@ -46,7 +46,7 @@ class Forecast(msgspec.Struct, frozen=True):
     """One job at one site; seconds from now, None: not known.
 
     Attributes:
-        p50_s: the plan's start.
+        p50_s: the plan's start; once forecasts have come true, the median of what its like came to.
         p90_s: upper bound that nine of ten starts keep, as far as ``bound`` says.
         bound: how the bound was made.
         coverage: share of past bounds that held; None: too few yet.
@@ -54,6 +54,7 @@ class Forecast(msgspec.Struct, frozen=True):
         learned_jobs: ended jobs behind the runtimes.
         slurm_s: Slurm's own estimate, where it gives one.
         state: of the job; ``NEW`` for one that is not submitted.
+        staging_s, boot_p50_s, boot_p95_s: where nodes boot on demand; counted in the start.
     """
 
     site: str
@@ -70,6 +71,9 @@ class Forecast(msgspec.Struct, frozen=True):
     slurm_s: float | None
     levers: tuple[Lever, ...]
     notes: tuple[str, ...]
+    staging_s: float = 0.0
+    boot_p50_s: float | None = None
+    boot_p95_s: float | None = None
 
 
 def forecast_job(connection: Connection, job_id: str) -> Forecast:
@@ -79,6 +83,11 @@ def forecast_job(connection: Connection, job_id: str) -> Forecast:
         NotFoundError: no such pending or running job is seen.
         UnreachableError: no answer.
     """
+    return forecast_queued(connection, job_id)[0]
+
+
+def forecast_queued(connection: Connection, job_id: str) -> tuple[Forecast, JobSpec]:
+    """As ``forecast_job``, and the request as the queue shows it: what another site would get."""
     snapshot = take(connection)
     found = next((job for job in snapshot.jobs if job.job_id == job_id), None)
     if found is None:
@@ -86,7 +95,17 @@ def forecast_job(connection: Connection, job_id: str) -> Forecast:
             f"{snapshot.site} shows no pending or running job {job_id}",
             hint="hpcscale status  (it may have ended, or the site hides it from you)",
         )
-    return _forecast(connection, snapshot, lambda _: found)
+    return _forecast(connection, snapshot, lambda _: found), as_spec(found)
+
+
+def as_spec(job: QueuedJob) -> JobSpec:
+    """A job of the queue as a request: its size and its limit, nothing of what it does."""
+    size = Resources(
+        nodes=job.num_nodes, gpus_per_node=math.ceil(job.gpus / job.num_nodes),
+        tasks_per_node=1, cpus_per_task=max(1, math.ceil(job.cpus / job.num_nodes)),
+        time_limit_s=job.limit_s, exclusive=job.exclusive,
+    )  # fmt: skip
+    return JobSpec(resources=size, array=job.array_pending or None)
 
 
 def forecast_spec(connection: Connection, spec: JobSpec) -> Forecast:
@@ -117,6 +136,7 @@ def as_queued(spec: JobSpec, snapshot: Snapshot) -> QueuedJob:
         gpus=need.nodes * need.gpus_per_node, exclusive=need.exclusive, dependency="",
         array_pending=spec.array or "", priority=1, limit_s=limit, submit_s=snapshot.now_s,
         eligible_s=snapshot.now_s, start_s=None,
+        reservation=spec.directives.get("reservation") or "",
     )  # fmt: skip
 
 
@@ -139,7 +159,7 @@ def _forecast(
         p50_s=None,
         p90_s=None,
         bound="",
-        coverage=_known(track.bound.coverage),
+        coverage=_known(track.coverage),
         queue_level=snapshot.queue_level,
         history_level=_history_level(snapshot, past),
         learned_jobs=model.learned_jobs,
@@ -157,21 +177,33 @@ def _forecast(
     if job.job_id not in times.learned_s:
         return _with(seen, bound=f"Slurm holds it: {job.reason}")
     point, worst = times.start_s(job.job_id), times.limits_s[job.job_id]
-    upper = track.bound.upper_s(point) if math.isfinite(point) else math.nan
+    middle = upper = math.nan
+    if math.isfinite(point):
+        middle, upper = track.say(job, point)
     bound = f"adaptive, from {track.residuals} forecasts that have come true or not"
     if math.isnan(upper):
         upper = max(point, worst)
         bound = "every job runs to its limit; not calibrated yet, nobody new comes first"
-    upper = max(upper, point)
+    likely = point if point <= 0 or math.isnan(middle) else middle
+    upper = max(upper, likely)
     if not new:
         everyone = model.times()
         waits = {name: everyone.start_s(name) for name in everyone.learned_s}
         track.remember({name: wait for name, wait in waits.items() if math.isfinite(wait)})
     if not math.isfinite(point):
         why = "no node of the partition holds it as things are (down, or too small)"
+        if job.reservation:
+            why = f"reservation {job.reservation} has no room for it in its time, or is not shown"
         seen = _with(seen, notes=(*seen.notes, why))
-    levers = tuple(_levers(model, job, point, new=new))
-    return _with(seen, p50_s=_known(point), p90_s=_known(upper), bound=bound, levers=levers)
+    levers = tuple(_shifted(lever, point, likely) for lever in _levers(model, job, point, new=new))
+    return _with(seen, p50_s=_known(likely), p90_s=_known(upper), bound=bound, levers=levers)
+
+
+def _shifted(lever: Lever, point: float, likely: float) -> Lever:
+    """A lever's start as far before the likely one as it is before the plan's."""
+    if lever.start_s <= 0 or not math.isfinite(point):
+        return lever
+    return msgspec.structs.replace(lever, start_s=max(0.0, likely - lever.sooner_s))
 
 
 def _with(forecast: Forecast, **fields: Any) -> Forecast:

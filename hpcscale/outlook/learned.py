@@ -14,26 +14,56 @@ from pathlib import Path
 import msgspec
 
 from hpcscale.errors import InvalidFileError, UnreachableError
-from hpcscale.forecast.bounds import AdaptiveBound, Qbets
+from hpcscale.forecast.bounds import AdaptiveBound, Case, Qbets, Said
 from hpcscale.history.reading import Reading
 from hpcscale.history.tables import parse_table
 from hpcscale.outlook.snapshot import Level, Snapshot
 from hpcscale.settings import state_dir
 from hpcscale.slurm import whole
-from hpcscale.slurm.whole import ENDED_COLUMNS
+from hpcscale.slurm.whole import ENDED_COLUMNS, QueuedJob
 
 MOST_ROWS = 20_000
 FIRST_DAYS = 30  # how far back the first call asks
 _OVERLAP_S = 3600  # slurmdbd may learn of an end late
 _MOST_ASKED = 5_000
+_MOST_SETTLED = 2_000
 _FORGET_S = 45 * 86400
+
+
+class _Asked(msgspec.Struct, array_like=True):
+    """A forecast whose job still waits: when it was made, and of what."""
+
+    at_s: float
+    planned_s: float
+    upper_s: float | None = None
+    nodes: int = 1
+    limit_s: float = 0.0
+
+    @property
+    def case(self) -> Case:
+        return Case(self.planned_s, self.nodes, self.limit_s)
+
+
+class _Settled(msgspec.Struct, array_like=True):
+    """One whose job has started; files from before ``at_s`` was kept count as of long ago."""
+
+    planned_s: float
+    waited_s: float
+    upper_s: float | None = None
+    at_s: float = 0.0
+    nodes: int = 1
+    limit_s: float = 0.0
+
+    @property
+    def case(self) -> Case:
+        return Case(self.planned_s, self.nodes, self.limit_s)
 
 
 class _Forecasts(msgspec.Struct):
     """The second file. Seconds since 1970; waits are counted from when the forecast was made."""
 
-    asked: dict[str, tuple[int, float, float | None]] = {}  # job -> when, planned, upper
-    residuals: list[tuple[float, float, float | None]] = []  # planned, waited, upper; oldest first
+    asked: dict[str, _Asked] = {}  # by job
+    residuals: list[_Settled] = []  # oldest start first
 
 
 def _path(site: str, kind: str) -> Path:
@@ -116,9 +146,7 @@ class Track:
         self._kept = self._load()
         if self._settle(past):
             self._save()
-        self.bound = AdaptiveBound(level)
-        for planned, waited, upper in self._kept.residuals:
-            self.bound.started(planned, waited, float("nan") if upper is None else upper)
+        self._bound = self._rebuilt(AdaptiveBound(level))
         self.waits = Qbets(level)
         if past is not None:
             for wait in past.workload.wait_s.tolist():
@@ -143,31 +171,72 @@ class Track:
                 started[job.job_id] = job.start_s
             else:
                 pending.add(job.job_id)
-        known = []
-        for name, (asked_s, planned, upper) in list(self._kept.asked.items()):
+        known: list[tuple[float, int, _Settled]] = []
+        for name, was in list(self._kept.asked.items()):
             start = started.get(name, float("nan"))
-            if start >= asked_s and name not in pending:
-                known.append((start, (planned, start - asked_s, upper)))
+            if start >= was.at_s and name not in pending:
+                waited = start - was.at_s
+                row = _Settled(was.planned_s, waited, was.upper_s, was.at_s, was.nodes, was.limit_s)
+                known.append((start, len(known), row))
                 del self._kept.asked[name]
-            elif self._snapshot.now_s - asked_s > _FORGET_S:
+            elif self._snapshot.now_s - was.at_s > _FORGET_S:
                 del self._kept.asked[name]
-        self._kept.residuals += [residual for _, residual in sorted(known)]
-        del self._kept.residuals[:-1000]
+        self._kept.residuals += [row for _, _, row in sorted(known)]
+        del self._kept.residuals[:-_MOST_SETTLED]
         return bool(known)
+
+    def _rebuilt(self, bound: AdaptiveBound) -> AdaptiveBound:
+        """All that was forecast and all that came of it, told in the order in which it was."""
+        rows: list[_Asked | _Settled] = [*self._kept.residuals, *self._kept.asked.values()]
+        events = [(row.at_s, 1, k) for k, row in enumerate(rows)]
+        events += [
+            (row.at_s + row.waited_s, 0 if row.waited_s else 2, k)
+            for k, row in enumerate(self._kept.residuals)
+        ]
+        keys: dict[int, int] = {}
+        for when, kind, k in sorted(events):
+            bound.at(when)
+            row = rows[k]
+            if kind == 1:
+                upper = math.nan if row.upper_s is None else row.upper_s
+                keys[k] = bound.asked(row.case, upper)
+            else:
+                bound.started(keys[k], when)
+        bound.at(float(self._snapshot.now_s))
+        return bound
 
     def _save(self) -> None:
         _write(self._path, msgspec.json.encode(self._kept).decode())
 
+    def say(self, job: QueuedJob, planned_s: float) -> Said:
+        """What forecasts like this one have come to: median and bound; NaN: too few."""
+        return self._bound.say(_case(job, planned_s))
+
+    @property
+    def coverage(self) -> float:
+        """Share of past bounds that held; NaN: none is known."""
+        return self._bound.coverage
+
     def remember(self, planned_s: dict[str, float]) -> None:
         """Keep what was just forecast, in seconds from now, once for each job, and its bound."""
+        jobs = {job.job_id: job for job in self._snapshot.jobs}
         for name, planned in planned_s.items():
             if name not in self._kept.asked and len(self._kept.asked) < _MOST_ASKED:
-                bound = self.bound.upper_s(planned)
-                upper = None if math.isnan(bound) else bound
-                self._kept.asked[name] = (self._snapshot.now_s, planned, upper)
+                case = _case(jobs.get(name), planned)
+                bound = self._bound.say(case).upper_s
+                self._kept.asked[name] = _Asked(
+                    self._snapshot.now_s, planned, None if math.isnan(bound) else bound,
+                    case.nodes, case.limit_s,
+                )  # fmt: skip
         self._save()
 
     @property
     def residuals(self) -> int:
         """Forecasts whose jobs have started."""
         return len(self._kept.residuals)
+
+
+def _case(job: QueuedJob | None, planned_s: float) -> Case:
+    if job is None:
+        return Case(planned_s)
+    return Case(planned_s, job.num_nodes, float(job.limit_s or 0))

@@ -1,16 +1,14 @@
 """From a snapshot and learned runtimes to start times: the site as resources, its queue as a plan.
 
-Nodes of one kind (same partitions, CPUs and GPUs) are a class with three resources: CPUs, GPUs, and
-nodes that nobody has alone. A job holds sums of them; on which node its GPUs are free is not seen,
-so a plan may be early where nodes are broken up. Jobs that Slurm holds back for good (held by user
-or admin, a dependency that never comes) are not in the plan.
+Nodes are classes of them (``kinds``), and those that are reserved are kept apart (``reserved``).
+Jobs that Slurm holds back for good (held by user or admin, a dependency that never comes) are not
+in the plan.
 """
 
 import math
 import re
-from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -21,9 +19,11 @@ from hpcscale.forecast.problem import NEVER, Checked, Demand, ProblemBuilder
 from hpcscale.forecast.runtimes import RuntimeModel
 from hpcscale.history.reading import Reading
 from hpcscale.history.workload import CATEGORIES, make_workload
+from hpcscale.outlook.kinds import job_number, node_kinds
+from hpcscale.outlook.reserved import Reserved
 from hpcscale.outlook.snapshot import Snapshot
 from hpcscale.slurm.types import JobState
-from hpcscale.slurm.whole import QueuedJob, RunLimit, node_names
+from hpcscale.slurm.whole import QueuedJob, RunLimit
 from hpcscale.units import parse_array
 
 _HELD = ("JobHeldUser", "JobHeldAdmin", "DependencyNeverSatisfied", "BadConstraints", "Invalid")
@@ -31,36 +31,6 @@ _WITHOUT_LIMIT_S = 7 * 86400  # believed of a job that has no limit and no like
 _MOST_TASKS = 100_000
 _LONG_QUEUE = 50_000  # jobs from which the plan is in steps of five minutes
 _AFTER = re.compile(r"after\w*:(\d+(?:_(?:\d+|\*))?)")
-
-
-@dataclass
-class _Class:
-    """Nodes of one kind, and their resources in the plan."""
-
-    partitions: frozenset[str]
-    cpus_per_node: int
-    gpus_per_node: int
-    names: list[str] = field(default_factory=list)
-    cpus: int = -1
-    gpus: int = -1
-    open: int = -1
-
-    def demands(self, job: QueuedJob, nodes: int, of: int) -> list[Demand] | None:
-        """What so many of a job's nodes hold here; None when this class has not so much."""
-        share = nodes / of
-        cpus = max(nodes, round(job.cpus * share))
-        gpus = round(job.gpus * share)
-        if job.exclusive:
-            cpus = nodes * self.cpus_per_node
-        if nodes > len(self.names) or cpus > nodes * self.cpus_per_node:
-            return None
-        if gpus > nodes * self.gpus_per_node:
-            return None
-        return [
-            (self.cpus, cpus),
-            (self.gpus, gpus),
-            (self.open, nodes, nodes if job.exclusive or cpus >= nodes * self.cpus_per_node else 0),
-        ]
 
 
 @dataclass(frozen=True)
@@ -85,8 +55,7 @@ class SiteModel:
 
     def __init__(self, snapshot: Snapshot, past: Reading | None) -> None:
         self.snapshot = snapshot
-        self._classes = _classes(snapshot)
-        self._of_node = {name: c for c in self._classes for name in c.names}
+        self._kinds = node_kinds(snapshot)
         tiers = {name: facts.priority_tier for name, facts in snapshot.facts.partitions.items()}
         self._tiers = tiers if len(set(tiers.values())) > 1 else {}
         self._pending = sorted(_waiting(snapshot), key=self._order)
@@ -157,7 +126,7 @@ class SiteModel:
     def _order(self, job: QueuedJob) -> tuple[int, int, int]:
         """Sort key, as Slurm looks at jobs: partition's tier, priority, age (slurm.conf(5))."""
         tier = max((self._tiers.get(name, 1) for name in job.partitions), default=1)
-        return (-tier, -job.priority, int(re.split(r"\D", job.job_id)[0]))
+        return (-tier, -job.priority, job_number(job.job_id))
 
     def tasks(self, job: QueuedJob) -> int:
         """How many jobs its record stands for: of an array those that wait."""
@@ -205,16 +174,14 @@ class SiteModel:
         now = self.snapshot.now_s
         grain = self._grain_s(pending)
         made = ProblemBuilder(now)
-        for kind in self._classes:
-            kind.cpus = made.resource(len(kind.names) * kind.cpus_per_node)
-            kind.gpus = made.resource(len(kind.names) * kind.gpus_per_node)
-            kind.open = made.resource(len(kind.names))
+        for kind in self._kinds:
+            kind.enter(made)
+        reserved = Reserved(made, self.snapshot, self._kinds)
         allowances = _Allowances(made, self.snapshot)
-        ends = self._hold_running(made, allowances, grain, learned=learned)
-        self._hold_reservations(made)
+        ends = self._hold_running(made, reserved, allowances, grain, learned=learned)
         positions: dict[str, list[int]] = {}
-        waits: list[tuple[QueuedJob, int]] = []
-        shapes: dict[tuple[object, ...], Checked] = {}
+        waits: list[tuple[QueuedJob, int, list[int | None]]] = []
+        shapes: dict[tuple[object, ...], tuple[Checked, list[int | None]]] = {}
         for job in pending:
             seconds = float(job.limit_s or _WITHOUT_LIMIT_S)
             # Slurm's backfill places a job by its limit: so is the one that is asked about
@@ -226,21 +193,28 @@ class SiteModel:
             if throttle is not None:
                 extra = [*extra, (made.resource(throttle), 1)]
             shape = (
-                job.partitions, job.num_nodes, job.cpus, job.gpus, job.exclusive, tuple(extra)
+                job.partitions, job.num_nodes, job.cpus, job.gpus, job.exclusive,
+                job.reservation, tuple(extra),
             )  # fmt: skip
-            if (choices := shapes.get(shape)) is None:
-                alternatives = [[*choice, *extra] for choice in self._choices(job)]
-                choices = shapes[shape] = made.checked(alternatives)
+            if shape not in shapes:
+                able = reserved.choices(job)
+                alternatives = made.checked([*choice, *extra] for choice, _ in able)
+                shapes[shape] = alternatives, [closes for _, closes in able]
+            choices, closing = shapes[shape]
             length = _up(seconds, grain)
             mine = positions.setdefault(job.job_id, [])
             for _ in range(tasks):
                 mine.append(made.job(choices, length, release_s=release, after=after))
-            waits.append((job, positions[job.job_id][0]))
-        starts = plan(made.build()).start_s
-        return {
-            job.job_id: float("inf") if starts[at] >= NEVER else float(starts[at] - now)
-            for job, at in waits
-        }
+            waits.append((job, positions[job.job_id][0], closing))
+        planned = plan(made.build())
+        found = {}
+        for job, at, closing in waits:
+            start, closes = int(planned.start_s[at]), None
+            if start < NEVER:
+                closes = closing[planned.chosen[at]]
+            late = start >= NEVER or (closes is not None and start >= closes)
+            found[job.job_id] = float("inf") if late else float(start - now)
+        return found
 
     def _grain_s(self, pending: list[QueuedJob]) -> int:
         """The plan's step: Slurm's own (``bf_resolution``, a minute unless set), or five minutes.
@@ -253,7 +227,13 @@ class SiteModel:
         return max(300 if long else 60, int(match[1]) if match else 0)
 
     def _hold_running(
-        self, made: ProblemBuilder, allowances: "_Allowances", grain: int, *, learned: bool
+        self,
+        made: ProblemBuilder,
+        reserved: Reserved,
+        allowances: "_Allowances",
+        grain: int,
+        *,
+        learned: bool,
     ) -> dict[str, int]:
         """Units of running jobs until their predicted ends; the ends by job id."""
         now = self.snapshot.now_s
@@ -265,57 +245,10 @@ class SiteModel:
             seconds = self.expected_s(job) if learned else float(job.limit_s or _WITHOUT_LIMIT_S)
             until = now + _up(begun + seconds - now, grain)
             ends[job.job_id] = until
-            names = node_names(job.nodes)
-            where = Counter(id(c) for n in names if (c := self._of_node.get(n)) is not None)
-            for kind in self._classes:
-                count = where.get(id(kind), 0)
-                if not count:
-                    continue
-                share = count / max(1, len(names))
-                cpus = count * kind.cpus_per_node if job.exclusive else round(job.cpus * share)
-                made.hold(kind.cpus, cpus, until)
-                made.hold(kind.gpus, round(job.gpus * share), until)
-                # a shared job that has all of its nodes' CPUs has them alone, too
-                if job.exclusive or cpus >= count * kind.cpus_per_node:
-                    made.hold(kind.open, count, until)
+            reserved.hold_running(job, until)
             for demand in allowances.of(job):
                 made.hold(demand[0], demand[1], until)
         return ends
-
-    def _hold_reservations(self, made: ProblemBuilder) -> None:
-        for reservation in self.snapshot.reservations:
-            where = Counter(
-                id(c)
-                for n in node_names(reservation.nodes)
-                if (c := self._of_node.get(n)) is not None
-            )
-            for kind in self._classes:
-                count = where.get(id(kind), 0)
-                first, last = reservation.start_s, reservation.end_s
-                made.hold(kind.cpus, count * kind.cpus_per_node, last, first)
-                made.hold(kind.gpus, count * kind.gpus_per_node, last, first)
-                made.hold(kind.open, count, last, first)
-
-    def _choices(self, job: QueuedJob) -> list[list[Demand]]:
-        """Each class that holds the whole job; else, for each partition, its classes together."""
-        found: list[list[Demand]] = []
-        for partition in job.partitions:
-            kinds = [kind for kind in self._classes if partition in kind.partitions]
-            whole = [kind.demands(job, job.num_nodes, job.num_nodes) for kind in kinds]
-            fitting = [demands for demands in whole if demands is not None]
-            if fitting:
-                found += fitting
-                continue
-            left, spread = job.num_nodes, []
-            for kind in kinds:
-                take = min(left, len(kind.names))
-                demands = kind.demands(job, take, job.num_nodes) if take else None
-                if demands is not None:
-                    spread += demands
-                    left -= take
-            if not left:
-                found.append(spread)
-        return found
 
 
 class _Allowances:
@@ -347,17 +280,6 @@ class _Allowances:
                     self._known[key] = self._made.resource(limit.units)
                 found[self._known[key]] = (self._known[key], takes[limit.what])
         return list(found.values())
-
-
-def _classes(snapshot: Snapshot) -> list[_Class]:
-    found: dict[tuple[frozenset[str], int, int], _Class] = {}
-    for node in snapshot.nodes:
-        if not node.usable:
-            continue
-        key = (frozenset(node.partitions), node.cpus, node.gpus)
-        found.setdefault(key, _Class(*key)).names.append(node.name)
-    # the class in the fewest partitions first: it is of the least use to others
-    return sorted(found.values(), key=lambda kind: (len(kind.partitions), kind.gpus_per_node))
 
 
 def _waiting(snapshot: Snapshot) -> list[QueuedJob]:

@@ -11,13 +11,14 @@ from hpcscale.outlook.learned import Track, history
 from hpcscale.outlook.model import SiteModel, Times
 from hpcscale.outlook.snapshot import Level, asker_of, take
 from hpcscale.slurm.types import JobState
+from hpcscale.slurm.whole import QueuedJob
 
 
 class Start(msgspec.Struct, frozen=True):
     """When one job is expected to start; None: not known, or never with what there is.
 
     Attributes:
-        p50: the plan's start.
+        p50: the plan's start; once forecasts have come true, the median of what its like came to.
         p90: nine of ten start before it, as far as forecasts of this site have shown yet.
     """
 
@@ -60,7 +61,7 @@ class Outlook:
     @property
     def coverage(self) -> float | None:
         """Share of past bounds that held; None: too few yet."""
-        held = self._track.bound.coverage
+        held = self._track.coverage
         return held if math.isfinite(held) else None
 
     def starts(self, job_ids: Collection[str], without: Collection[str] = ()) -> dict[str, Start]:
@@ -79,14 +80,18 @@ class Outlook:
         if not without:
             planned = {name: times.start_s(name) for name in times.learned_s}
             self._track.remember({name: s for name, s in planned.items() if math.isfinite(s)})
-        return {name: self._start(times, name) for name in job_ids if name in times.learned_s}
+        jobs = {job.job_id: job for job in self._snapshot.jobs}
+        return {name: self._start(times, jobs[name]) for name in job_ids if name in times.learned_s}
 
-    def _start(self, times: Times, name: str) -> Start:
-        point = times.start_s(name)
-        upper = self._track.bound.upper_s(point) if math.isfinite(point) else math.nan
+    def _start(self, times: Times, job: QueuedJob) -> Start:
+        point = times.start_s(job.job_id)
+        middle = upper = math.nan
+        if math.isfinite(point):
+            middle, upper = self._track.say(job, point)
         if math.isnan(upper):
-            upper = times.limits_s[name]  # not calibrated yet: everything runs to its limit
-        return Start(self._moment(point), self._moment(max(upper, point)))
+            upper = times.limits_s[job.job_id]  # not calibrated yet: all runs to its limit
+        likely = point if point <= 0 or math.isnan(middle) else middle
+        return Start(self._moment(likely), self._moment(max(upper, likely)))
 
     def _moment(self, seconds: float) -> dt.datetime | None:
         if not math.isfinite(seconds):

@@ -41,6 +41,8 @@ def job_context(
     names = {n for key in ("site_env", "user_env") for n, _ in context[key]}
     names |= {v["name"] for v in context["fabric_env"]} | set(spec.secrets)
     names |= {n for other in others for n in (*other.env, *other.fabric.env)}
+    if spec.function is not None:  # by these the image's Python finds submitit's job side
+        names |= {"PYTHONPATH", "SUBMITIT_EXECUTOR", "HPCSCALE_REQUEUE_FILE"}
     how = launch(
         spec,
         site,

@@ -11,14 +11,14 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from hpcscale.forecast.bounds import AdaptiveBound, Qbets
+from hpcscale.forecast.bounds import AdaptiveBound, Case, Qbets
 from hpcscale.forecast.queue import Queue
 from hpcscale.forecast.runtimes import RuntimeModel
 from hpcscale.history.workload import Bools, Floats, Ints, Workload
 from hpcscale.simulate.easy import arrays
 
 _HOUR_S = 3600.0
-_Open = tuple[int, int, float, float, float]  # start, submission, point and the two bounds
+_Open = tuple[int, int, int, float]  # start, key of the bound, submission, the other bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,9 @@ class Backtest:
         waited_s: what came.
         limit_plan_s: conservative plan in which every job runs to its limit.
         learned_plan_s: the same with learned runtimes.
-        point_s: the forecast: the scheduler's own rule run on with learned runtimes, mean of draws.
+        run_on_s: the scheduler's own rule run on with learned runtimes, mean of draws.
+        point_s: the forecast: the median of waits that were forecast alike, so far as such are
+            known by then; else ``run_on_s``.
         upper_s, qbets_s: upper bounds at ``level``.
         scored: behind the part that the bounds warm up on.
     """
@@ -40,6 +42,7 @@ class Backtest:
     waited_s: Floats
     limit_plan_s: Floats
     learned_plan_s: Floats
+    run_on_s: Floats
     point_s: Floats
     upper_s: Floats
     qbets_s: Floats
@@ -61,6 +64,7 @@ class Backtest:
             "point_mae_h": mae(self.point_s),
             "point_bias_h": float((self.point_s[s] - waited).mean() / _HOUR_S),
             "learned_plan_mae_ratio": mae(self.learned_plan_s) / mae(self.limit_plan_s),
+            "run_on_mae_ratio": mae(self.run_on_s) / mae(self.limit_plan_s),
             "point_mae_ratio": mae(self.point_s) / mae(self.limit_plan_s),
             "coverage": float((waited <= self.upper_s[s]).mean()),
             "upper_mean_h": float(self.upper_s[s].mean() / _HOUR_S),
@@ -93,7 +97,7 @@ def backtest(
         warm_up: share of the jobs that is learned from and not predicted.
         score_from: share of the jobs from which predictions count.
         every: predict each n-th of them.
-        draws: runtimes are drawn so often; the point is the mean of what follows.
+        draws: runtimes are drawn so often; ``run_on_s`` is the mean of what follows.
         seed: of the draws.
         progress: called with the share done.
     """
@@ -105,22 +109,15 @@ def backtest(
     late = np.flatnonzero(start_s > submit)
     chosen = late[late >= warm_up * len(jobs)][::every]
     unknown: list[_Open] = []
-    overdue: list[tuple[float, _Open]] = []  # by when the bound is passed
-    passed: set[_Open] = set()
     columns: list[tuple[float, ...]] = []
     ended = np.maximum.accumulate(end)
     for done, job in enumerate(chosen.tolist()):
         now = int(submit[job])
         while unknown and unknown[0][0] <= now:
-            started, asked, point, upper, by_qbets = heappop(unknown)
-            known = (started, asked, point, upper, by_qbets) in passed
-            bound.started(point, started - asked, math.nan if known else upper)
+            started, key, asked, by_qbets = heappop(unknown)
+            bound.started(key, started)
             qbets.started(started - asked, by_qbets)
-        while overdue and overdue[0][0] < now:
-            still = heappop(overdue)[1]
-            if still[0] > now:
-                bound.passed()
-                passed.add(still)
+        bound.at(now)
         model.at(now)
         # jobs before this one have all ended: `ended` is the latest end up to each row
         ahead = np.arange(int(np.searchsorted(ended, now, side="right")), job + 1)
@@ -144,16 +141,20 @@ def backtest(
             )[-1]
             for _ in range(draws)
         ]
-        point = float(np.mean(drawn))
-        upper, by_qbets = bound.upper_s(point), qbets.upper_s()
-        columns.append((float(start_s[job] - now), limits[-1], learned[-1], point, upper, by_qbets))
-        entry = (int(start_s[job]), now, point, upper, by_qbets)
-        heappush(unknown, entry)
-        if not math.isnan(upper):
-            heappush(overdue, (now + upper, entry))
+        case = Case(float(np.mean(drawn)), int(nodes[job]), float(limit[job]))
+        said, by_qbets = bound.say(case), qbets.upper_s()
+        point = case.planned_s if math.isnan(said.p50_s) else said.p50_s
+        waited = float(start_s[job] - now)
+        columns.append(
+            (waited, limits[-1], learned[-1], case.planned_s, point, said.upper_s, by_qbets)
+        )
+        key = bound.asked(case, said.upper_s)
+        heappush(unknown, (int(start_s[job]), key, now, by_qbets))
         if progress is not None:
             progress((done + 1) / len(chosen))
-    table = np.array(columns, dtype=np.float64).reshape(len(columns), 6)
-    waited, limits_s, learned_s, points, uppers, others = table.T
+    table = np.array(columns, dtype=np.float64).reshape(len(columns), 7)
     scored = chosen >= score_from * len(jobs)
-    return Backtest(level, chosen, waited, limits_s, learned_s, points, uppers, others, scored)
+    waited_s, limits_s, learned_s, run_on_s, points_s, uppers_s, others_s = table.T
+    return Backtest(
+        level, chosen, waited_s, limits_s, learned_s, run_on_s, points_s, uppers_s, others_s, scored
+    )

@@ -108,15 +108,23 @@ def _gpu_hours_before(outcome: Outcome, rows: Any, until_h: float) -> float:
     return float((instance.gpus[rows] * (end - begin)).sum())
 
 
-def timeline(outcome: Outcome, points: int = 240) -> dict[str, Floats]:
+def timeline(
+    outcome: Outcome, points: int = 240, *, until_h: float | None = None
+) -> dict[str, Floats]:
     """GPUs waiting, running here and running away at evenly spaced moments.
+
+    Args:
+        outcome: of one policy.
+        points: how many moments.
+        until_h: the last one; None: the last end.
 
     Returns:
         ``hours``, ``waiting``, ``here`` and ``away``.
     """
     instance = outcome.instance
     end = outcome.end_h
-    hours = np.linspace(float(instance.arrival_h[0]), float(end.max()), points)
+    last = float(end.max()) if until_h is None else until_h
+    hours = np.linspace(float(instance.arrival_h[0]), last, points)
 
     def active(begin: Floats, until: Floats, gpus: Any) -> Floats:
         rise = np.argsort(begin)

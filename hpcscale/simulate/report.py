@@ -8,6 +8,7 @@ import numpy as np
 
 from hpcscale.history.workload import Workload
 from hpcscale.simulate.compare import Comparison, timeline
+from hpcscale.simulate.overflow import Floats
 from hpcscale.simulate.policies import Tuned
 from hpcscale.simulate.svg import Chart
 
@@ -15,14 +16,14 @@ from hpcscale.simulate.svg import Chart
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#666666")
 HERE, AWAY, WAITING = "#009e73", "#e69f00", "#d55e00"
 ACCOUNTS = 12
-FRONT_NOTE = (
-    "Each dot is a policy as in the table; a line joins the best of its other knobs. "
-    "Left and down is better."
-)
+SHORT = 0.8  # of all hours: if 99 % of the jobs have ended by then, the rest is not drawn
+DOTS = "Each dot is a policy as in the table"
+KNOBS = "; a line joins the best of its other knobs"
 KEY = (
     f'<p class="key"><span style="background:{HERE}"></span>GPUs busy on the cluster'
     f'<span style="background:{AWAY}"></span>GPUs in the cloud'
-    f'<span style="background:{WAITING}"></span>GPUs that waiting jobs ask for (line)</p>'
+    f'<span style="background:{WAITING};height:2px;vertical-align:middle"></span>GPUs that waiting '
+    'jobs ask for<span class="dashes"></span>GPUs of the cluster</p>'
 )
 
 STYLE = """
@@ -32,17 +33,20 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .4rem; }
-p { color: var(--soft); margin: .3rem 0; max-width: 75ch; }
+p { color: var(--soft); margin: .3rem 0; max-width: 75ch; } p.key { max-width: none; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--rule); }
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1.5rem; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; }
+figure { margin: 0; display: flex; flex-direction: column; justify-content: flex-end; }
+table + .pair { margin-top: 1.5rem; } figcaption { color: var(--soft); font-size: .9rem; }
 svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--soft); }
 svg text.name { fill: var(--ink); } .grid { stroke: var(--rule); stroke-width: 1; }
 .axis { stroke: var(--soft); } .level { stroke: var(--soft); stroke-dasharray: 4 4; }
-.key span { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; }
-.bar { height: .8em; display: inline-block; min-width: 1px; }
+.key span { display: inline-block; height: .8em; margin: 0 .3em 0 1em; }
+.key .dashes { height: 0; border-top: 2px dashed var(--soft); vertical-align: middle; }
+.key span:first-child { margin-left: 0; } .key span { width: 1.2em; }
+.bar { height: .8em; display: inline-block; }
 """
 
 
@@ -60,14 +64,12 @@ def page(made: Comparison, data: dict[str, Any], work: Workload) -> str:
         f"<p>{_subtitle(data)}</p>",
         _table(data["policies"], colors),
         '<div class="pair">',
-        _figure(_front(made, data, colors), FRONT_NOTE),
+        _front(made, data, colors),
         _figure(_hits(data, colors), "Dollars against deadlines met. Right and down is better."),
         "</div>",
         "<h2>Queue and cloud over time</h2>",
         KEY,
-        '<div class="pair">',
-        *[_figure(_timeline(result), escape(result.name)) for result in made.results],
-        "</div>",
+        *_timelines(made, colors),
         _accounts(made, work, colors),
         "<h2>How it was made</h2>",
         f"<p>{_method(data)}</p>",
@@ -128,6 +130,7 @@ def _front(made: Comparison, data: dict[str, Any], colors: dict[str, str]) -> st
         "Cost against mean wait", "mean wait, hours", "cloud cost, $", (0, widest),
         (0, _top([cost for _, cost in points.values()])),
     )  # fmt: skip
+    lines = 0
     if made.scored is made.instance:  # else the tries are of other jobs than the dots
         for result in made.results:
             best: list[tuple[float, float]] = []
@@ -137,8 +140,10 @@ def _front(made: Comparison, data: dict[str, Any], colors: dict[str, str]) -> st
             if len(best) > 1:
                 xs, ys = zip(*best, strict=True)
                 chart.line(xs, ys, colors[result.name], f"{result.name}: best knobs")
+                lines += 1
     _dots(chart, points, colors)
-    return chart.svg()
+    note = f"{DOTS}{KNOBS if lines else ''}. Left and down is better."
+    return _figure(chart.svg(), note)
 
 
 def _hits(data: dict[str, Any], colors: dict[str, str]) -> str:
@@ -168,26 +173,42 @@ def _dots(chart: Chart, points: dict[str, tuple[float, float]], colors: dict[str
         chart.point(x, y, colors[name], name, f"{name}: {x:.4g}, ${y:,.2f}", shift)
 
 
-def _timeline(result: Tuned) -> str:
-    line = timeline(result.outcome)
+def _timelines(made: Comparison, colors: dict[str, str]) -> list[str]:
+    """Queue and cloud of each policy, all to one scale."""
+    # a few jobs that last for weeks would squeeze all others to a stripe
+    until = max(float(np.quantile(r.outcome.end_h, 0.99)) for r in made.results)
+    last = max(float(r.outcome.end_h.max()) for r in made.results)
+    until = until if until < SHORT * last else last
+    lines = {r.name: timeline(r.outcome, until_h=until) for r in made.results}
+    capacity = made.scored.cluster.nodes * made.scored.cluster.gpus_per_node
+    used = [float((line["here"] + line["away"]).max()) for line in lines.values()]
+    waiting = [float(line["waiting"].max()) for line in lines.values()]
+    top = _top([capacity, *used, *[min(4.0 * capacity, most) for most in waiting]])
+    note = f"<p>The last 1 % of the ends, up to hour {last:,.0f}, are not shown.</p>"
+    figures = [note if until < last else "", '<div class="pair">']
+    for result in made.results:
+        most = lines[result.name]["waiting"].max()
+        caption = f'<b style="color:{colors[result.name]}">{escape(result.name)}</b>'
+        if most > top:
+            caption += f": up to {most:,.0f} GPUs asked for, cut here"
+        figures.append(_figure(_timeline(result, lines[result.name], top), caption))
+    return [*figures, "</div>"]
+
+
+def _timeline(result: Tuned, line: dict[str, Floats], top: float) -> str:
     hours = line["hours"].tolist()
     here, away = line["here"], line["away"]
     cluster = result.outcome.instance.cluster
     capacity = cluster.nodes * cluster.gpus_per_node
     total = here + away
-    most_waiting = float(line["waiting"].max())
     chart = Chart(
         f"Queue and cloud under {result.name}", "hours since the first job", "GPUs",
-        (hours[0], hours[-1]),
-        (0, _top([capacity, float(total.max()), min(4.0 * capacity, most_waiting)])),
-        height=240,
+        (hours[0], hours[-1]), (0, top), height=240,
     )  # fmt: skip
     zero = np.zeros_like(here)
     chart.area(hours, zero.tolist(), here.tolist(), HERE, "busy on the cluster")
     chart.area(hours, here.tolist(), total.tolist(), AWAY, "in the cloud")
-    chart.line(
-        hours, np.minimum(line["waiting"], chart.y_range[1]).tolist(), WAITING, "asked for, waiting"
-    )
+    chart.line(hours, np.minimum(line["waiting"], top).tolist(), WAITING, "asked for, waiting")
     chart.level(capacity, f"{capacity} GPUs on the cluster")
     return chart.svg()
 
@@ -208,7 +229,11 @@ def _accounts(made: Comparison, work: Workload, colors: dict[str, str]) -> str:
     for result in made.results:
         usd = result.outcome.usd
         spent[result.name] = np.bincount(codes + 1, usd, minlength=len(names) + 1)
-    order = np.argsort(-sum(spent.values()))
+    total = np.sum(list(spent.values()), axis=0)
+    order = np.argsort(-total)
+    order = order[total[order] > 0]
+    if not len(order):
+        return f"<h2>Money by {kind}</h2><p>No job left.</p>"
     shown = [int(k) for k in order[:ACCOUNTS]]
     most = max(float(usd[shown].max()) for usd in spent.values()) or 1.0
     head = "".join(f"<th>{escape(name)}</th>" for name in spent)
@@ -219,7 +244,7 @@ def _accounts(made: Comparison, work: Workload, colors: dict[str, str]) -> str:
     for k in shown:
         cells = "".join(
             f'<td>${usd[k]:,.2f}<br><span class="bar" style="background:{colors[name]};'
-            f'width:{100 * usd[k] / most:.0f}px"></span></td>'
+            f'width:{100 * usd[k] / most:.2f}px"></span></td>'
             for name, usd in spent.items()
         )
         lines.append(f"<tr><td>{escape(names[k - 1] if k else 'none')}</td>{cells}</tr>")

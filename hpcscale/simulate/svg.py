@@ -83,7 +83,8 @@ class Chart:
         self.marks.append(
             f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{color}"><title>{escape(note)}'
             f'</title></circle><text x="{px + (-9 if late else 9):.1f}" y="{py - 7 + shift:.1f}" '
-            f'fill="{color}" text-anchor="{"end" if late else "start"}">{escape(label)}</text>'
+            f'style="fill:{color}" text-anchor="{"end" if late else "start"}">'
+            f"{escape(label)}</text>"
         )
 
     def level(self, y: float, note: str) -> None:

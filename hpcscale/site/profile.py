@@ -6,6 +6,7 @@
 import datetime as dt
 import enum
 from decimal import Decimal
+from typing import Annotated
 
 import msgspec
 
@@ -176,6 +177,8 @@ class Software(_Frozen, frozen=True, kw_only=True):
         venv: directory of a Python virtual environment there.
         conda: name or directory of a conda environment there.
         image: container image there.
+        python: version of the Python in the image, such as ``3.11``: compared before a function is
+            sent. Left out: the image is asked on the login node, where it can be started there.
         note: for people.
     """
 
@@ -183,6 +186,7 @@ class Software(_Frozen, frozen=True, kw_only=True):
     venv: str | None = None
     conda: str | None = None
     image: str | None = None
+    python: Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+(\.\d+)?$")] | None = None
     note: str | None = None
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
-from hpcscale.errors import HpcscaleError, NotFoundError
+from hpcscale.errors import HpcscaleError, NotFoundError, NotOursError, StateError
 from hpcscale.slurm.transport import Completed, Transport
 
 _C_LOCALE = {"LC_ALL": "C"}  # messages are read here
@@ -80,11 +80,18 @@ def private_dir(transport: Transport, path: str) -> None:
     """Make a directory for this user alone (0700); one that is there is looked at, not changed.
 
     Raises:
-        HpcscaleError: it is another user's, or others may write there.
+        StateError: it cannot be made.
+        NotOursError: it is another user's, or others may write there.
     """
-    done = _ok(transport.run(["/bin/sh", "-c", _PRIVATE, "sh", path], env=_C_LOCALE), transport)
+    done = transport.run(["/bin/sh", "-c", _PRIVATE, "sh", path], env=_C_LOCALE)
+    if done.returncode:
+        raise StateError(
+            f"the directory cannot be made: {_failed(done, transport).message}",
+            where=f"{transport.name}:{path}",
+            hint="check `state_dir` and the room left: hpcscale site check",
+        )
     if done.stdout.strip():
-        raise HpcscaleError(
+        raise NotOursError(
             "it is not yours alone to write: others could change what your jobs do",
             where=f"{transport.name}:{path}",
             hint=f"look who owns it; if it is yours: chmod go-w {path}",

@@ -21,8 +21,9 @@ _FIELDS = (
     "JobArrayID", "State", "UserName", "Account", "Partition", "QOS", "Reason", "NodeList",
     "NumNodes", "NumCPUs", "tres-alloc", "tres-per-node", "tres-per-job", "Dependency",
     "PriorityLong", "TimeLimit", "SubmitTime", "EligibleTime", "StartTime", "OverSubscribe",
+    "Reservation",
 )  # fmt: skip
-_GONE = ("DOWN", "DRAIN", "FAIL", "MAINT", "NO_RESPOND", "POWERING_DOWN", "UNKNOWN", "REBOOT")
+_GONE = ("DOWN", "DRAIN", "FAIL", "NO_RESPOND", "POWERING_DOWN", "UNKNOWN", "REBOOT")
 ENDED_COLUMNS = (
     "JobIDRaw,JobID,User,Account,Partition,QOS,State,Submit,Start,End,ElapsedRaw,TimelimitRaw,"
     "NNodes,NCPUS,AllocTRES"
@@ -47,6 +48,7 @@ class QueuedJob(msgspec.Struct, frozen=True):
         gpus: likewise.
         exclusive: whole nodes.
         start_s: of a pending job Slurm's own estimate.
+        reservation: it starts in there alone; several with commas.
     """
 
     job_id: str
@@ -68,25 +70,38 @@ class QueuedJob(msgspec.Struct, frozen=True):
     submit_s: int | None
     eligible_s: int | None
     start_s: int | None
+    reservation: str = ""
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
-    """One node: what it has, where it belongs, and whether jobs may start on it."""
+    """One node: what it has, where it belongs, and whether jobs may start on it.
+
+    Attributes:
+        maintenance: nothing but a reservation for maintenance keeps it from being usable.
+    """
 
     name: str
     partitions: tuple[str, ...]
     cpus: int
     gpus: int
     usable: bool
+    maintenance: bool = False
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """Nodes kept from other jobs for a time; seconds since 1970."""
+    """Nodes kept from other jobs for a time; seconds since 1970.
+
+    Attributes:
+        cpus: that are kept, of all nodes together; None: not said, or all.
+        flex: its jobs may begin before it, end after it and take other nodes, too.
+    """
 
     name: str
     nodes: str
     start_s: int
     end_s: int
+    cpus: int | None = None
+    flex: bool = False
 
 
 def queue(asker: Asker) -> tuple[QueuedJob, ...]:
@@ -134,6 +149,7 @@ def _job(fields: list[str]) -> QueuedJob:
         submit_s=_seconds(row["SubmitTime"]),
         eligible_s=_seconds(row["EligibleTime"]),
         start_s=_seconds(row["StartTime"]),
+        reservation="" if row["Reservation"] == "(null)" else row["Reservation"],
     )
 
 
@@ -169,10 +185,14 @@ def nodes(asker: Asker) -> tuple[NodeFacts, ...]:
             name, ([], state.upper(), int(cpus) if cpus.isdigit() else 1, gres_gpus(gres)[0])
         )
         known[0].append(partition.rstrip("*"))
-    return tuple(
-        NodeFacts(name, tuple(parts), cpus, gpus, not any(word in state for word in _GONE))
-        for name, (parts, state, cpus, gpus) in found.items()
-    )
+    made = []
+    for name, (parts, state, cores, gpus) in found.items():
+        there = not any(word in state for word in _GONE)
+        closed = "MAINT" in state
+        made.append(
+            NodeFacts(name, tuple(parts), cores, gpus, there and not closed, there and closed)
+        )
+    return tuple(made)
 
 
 def reservations(asker: Asker) -> tuple[Reservation, ...]:
@@ -183,7 +203,14 @@ def reservations(asker: Asker) -> tuple[Reservation, ...]:
         pairs = dict(word.partition("=")[::2] for word in line.split() if "=" in word)
         first, last = _seconds(pairs.get("StartTime", "")), _seconds(pairs.get("EndTime", ""))
         if first and last and pairs.get("Nodes", "(null)") != "(null)":
-            found.append(Reservation(pairs["ReservationName"], pairs["Nodes"], first, last))
+            cpus = parse_tres(pairs.get("TRES", "")).get("cpu", "")
+            found.append(
+                Reservation(
+                    pairs["ReservationName"], pairs["Nodes"], first, last,
+                    cpus=int(cpus) if cpus.isdigit() else None,
+                    flex="FLEX" in pairs.get("Flags", "").split(","),
+                )
+            )  # fmt: skip
     return tuple(found)
 
 

@@ -35,7 +35,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, kind in (
         ("jobs", int), ("hours", float), ("fast", int), ("nodes", int), ("cloud-nodes", int), ("seed", int),
-        ("load", float), ("hour-usd", int), ("budget-usd", int), ("cron-s", int),
+        ("load", float), ("hour-usd", int), ("budget-usd", int), ("waiting-usd", int),
+        ("cron-s", int),
     ):  # fmt: skip
         key = name.replace("-", "_")
         parser.add_argument(f"--{name}", type=kind, default=getattr(default, key))
@@ -45,26 +46,29 @@ def main() -> int:
     given = vars(parser.parse_args())
     out = given.pop("out")
     morning = Morning(**given)
+    document: dict[str, object] = {
+        "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "cores": os.cpu_count(),
+        "morning": given,
+    }
+
+    def told(facts: dict[str, object]) -> None:
+        out.write_text(json.dumps({**document, "so_far": facts}, indent=1) + "\n")
+
     work = Path(tempfile.mkdtemp(prefix="hpcscale-morning-", dir="/tmp"))
     lab = Lab.up(work / "lab", LabOptions(**options(morning)), die_with_me=True)
     try:
         os.environ.update(lab.env())
         os.chdir(work)
-        outcome = Driver(lab, morning, work).run()
+        outcome = Driver(lab, morning, work, told=told).run()
     finally:
         lab.down()
     if outcome.problems:
         print(f"kept for a look: {work}")
     else:
         shutil.rmtree(work)
-    document = {
-        "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "cores": os.cpu_count(),
-        "morning": given,
-        "outcome": outcome.facts,
-        "problems": outcome.problems,
-    }
+    document |= {"outcome": outcome.facts, "problems": outcome.problems}
     out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document, indent=1))
     return 1 if outcome.problems else 0

@@ -88,6 +88,9 @@ if [ "$HPCSCALE_RESTART_COUNT" -eq 0 ] || [ ! -e "$pickle" ]; then
     && cp -- "$HPCSCALE_INPUT_SUBMITIT/${SLURM_ARRAY_TASK_ID:-0}.pkl" "$pickle.new" \
     && mv -f -- "$pickle.new" "$pickle"; } || fail "the function's pickle cannot be put in place"
 fi
+# a container has no scontrol: the function asks this script, by a file, to requeue the job
+export HPCSCALE_REQUEUE_FILE=$HPCSCALE_RUN_DIR/requeue.$HPCSCALE_SUBMISSION_ID$task
+rm -f -- "$HPCSCALE_REQUEUE_FILE"
 set +u  # the user's own lines may read variables that are unset
 module list
 set -u
@@ -196,5 +199,9 @@ fact() { case $facts in *" $1="*) set -- "${facts#* "$1"=}"; printf '%s' "${1%% 
 restarts=$(fact Restarts)
 if [ "${restarts:-0}" -gt "$HPCSCALE_RESTART_COUNT" ]; then
   requeued=true  # by Slurm's preemption or by hand
+elif [ -e "$HPCSCALE_REQUEUE_FILE" ] && [[ $(fact JobState) =~ ^(RUNNING)?$ ]]; then
+  # it has saved itself, in a container
+  scontrol requeue "$job" || { say "saved, and Slurm does not requeue the job"; exit 99; }
+  requeued=true
 fi
 exit "$rc"

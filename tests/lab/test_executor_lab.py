@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 
@@ -355,6 +356,69 @@ def boxed(k):
     import platform
 
     return platform.node(), k
+
+
+IMAGE_SITE = """
+[container]
+runtime = "apptainer"
+[software.boxed]
+image = "{image}"
+[env]
+PATH = "{bin}:/usr/bin:/bin"
+"""
+APPTAINER = """#!/bin/sh
+# exec [--pwd DIR] IMAGE COMMAND…: a namespace in which there is no scontrol
+shift
+[ "$1" != --pwd ] || {{ cd "$2" && shift 2; }}
+[ -e "$1" ] || exit 255
+shift
+PATH={inside} exec {box} "$@"
+"""
+
+
+@pytest.mark.slow
+def test_a_function_of_two_nodes_in_an_image_is_asked_started_and_requeued(
+    lab_env, tmp_path, monkeypatch
+):
+    """A stand-in for apptainer on the lab's nodes: its tasks have no Slurm commands."""
+    for name in ("bin", "inside", "config/sites"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    for name in ("sh", "hostname"):
+        (tmp_path / "inside" / name).symlink_to(shutil.which(name))
+    (tmp_path / "inside" / "python").symlink_to(sys.executable)
+    (tmp_path / "image.sif").touch()
+    stub = tmp_path / "bin" / "apptainer"
+    box = BOX.replace("unshare", shutil.which("unshare"), 1)
+    stub.write_text(APPTAINER.format(inside=tmp_path / "inside", box=box))
+    stub.chmod(0o755)
+    (tmp_path / "config" / "sites" / "lab-onprem.toml").write_text(
+        IMAGE_SITE.format(image=tmp_path / "image.sif", bin=tmp_path / "bin")
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    made = hpcscale_package.Executor(tmp_path / "jobs", site="lab-onprem", software="boxed")
+    made.update_parameters(timeout_min=5, nodes=2, tasks_per_node=2)
+    job = made.submit(BoxedCounter(), "kept")
+    until(lambda: "restart 0" in (job.task(0).stdout() or ""), 40, "it runs")
+    job._interrupt(timeout=False)
+    told = job.results()
+    assert [seen for seen, *_ in told] == [[0, 1], [0, 1], [0, 1], [0, 1]]
+    assert [(box, scontrol, rank) for _, box, scontrol, rank in told] == [
+        ("in-a-box", None, rank) for rank in range(4)
+    ]
+    ended = data("status", str(job.ref))["runs"][0]["attempts"][0]
+    assert (ended["state"], ended["restarts"]) == ("COMPLETED", 1)
+
+
+class BoxedCounter(Counter):
+    """And tells where it is."""
+
+    def __call__(self, marks):
+        import platform
+        import shutil
+
+        seen, _ = super().__call__(marks)
+        rank = submitit.JobEnvironment().global_rank
+        return seen, platform.node(), shutil.which("scontrol"), rank
 
 
 def test_software_of_the_site_gives_the_python_and_code_goes_along(lab_env, tmp_path, monkeypatch):

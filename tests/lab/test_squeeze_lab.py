@@ -96,7 +96,7 @@ def test_a_shorter_limit_only_where_a_checkpoint_verifies(lab_factory, use_lab, 
 
         def offered():
             done = hpcscale("forecast", str(safe), "--json")
-            (said,) = json.loads(done.stdout)["data"]
+            said, *_ = json.loads(done.stdout)["data"]
             return [lever for lever in said["levers"] if lever["change"] == "time"]
 
         def applied(ref, lever):

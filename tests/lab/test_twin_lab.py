@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from hpcscale import twin
 from hpcscale.cli import main
 from hpcscale.errors import LabError
 from hpcscale.lab import Lab, LabOptions
 from hpcscale.lab.model import ONPREM
 from hpcscale.lab.process import wait_until
+from hpcscale.twin import lab as twin
 
 # the jobs of the slice take some 190 s by themselves
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -94,6 +94,6 @@ def test_a_line_that_slurm_is_writing_is_not_read():
         "JobId=7 UserId=a(1) Name=twin0 JobState=TIMEOUT StartTime=2026-01-02T03:04:05 "
         "EndTime=2026-01-02T03:05:05 SubmitTime=2026-01-02T03:04:00 ExitCode=0:0 \n"
     )
-    row = twin._completed(line + line.replace("=7", "=8")[:-40])
+    row = twin.completed(line + line.replace("=7", "=8")[:-40])
     assert list(row) == ["7"]
     assert (row["7"].end_s - row["7"].start_s, row["7"].state) == (60, "TIMEOUT")

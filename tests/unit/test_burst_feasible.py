@@ -49,3 +49,14 @@ def test_it_is_refused_exactly_when_no_start_is_early_enough(left, limit, delay,
         assert not feasible
     else:
         assert feasible
+
+
+def test_what_the_time_between_decisions_may_lose_is_not_promised():
+    cloud = {"cloud_s": [("cloud", 600)], "here": True, "margin_s": 600}
+    sure = deadline_note(NOW + s(4800), NOW, 3600, **cloud)
+    assert sure == "its deadline can be kept by a move until 2026-05-01 12:00:00Z"
+    close = deadline_note(NOW + s(4799), NOW, 3600, **cloud)
+    assert "begins by 2026-05-01 12:09:59Z" in close
+    assert "not sure" in close
+    note = deadline_note(NOW + s(9999), NOW, 3600, [], here=True, why_not="no money")
+    assert note.endswith("runs shorter than its limit: no money")

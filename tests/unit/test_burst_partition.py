@@ -6,81 +6,24 @@ from decimal import Decimal
 
 import msgspec
 import pytest
-from fake_sites import Sites
+from partition_sites import BOTH, WITHIN, Partitions
 from render_cases import AUTO, CLOUD_PARTITION, job
-from render_cases import site as make_site
 
-from hpcscale.burst.catalog import Offer
 from hpcscale.burst.charges import charges
-from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Step
 from hpcscale.burst.plan import Action
-from hpcscale.burst.policy import Policy, policy_from
+from hpcscale.burst.policy_file import policy_from
 from hpcscale.burst.run import make_plan
-from hpcscale.burst.shapes import shapes
 from hpcscale.burst.within import lacking, never_starts, stays
-from hpcscale.connect import Connection
-from hpcscale.cost import spent_usd
 from hpcscale.errors import BurstRefusedError, InvalidFileError, NotFoundError
 from hpcscale.ledger import Ledger
 from hpcscale.render import partition_blockers, render, serves
-from hpcscale.site import BurstTarget, DataRules, Fabric, Partition, load_site, load_target
-from hpcscale.slurm.cli import CliClient
+from hpcscale.site import DataRules, load_site, load_target
 from hpcscale.slurm.types import JobState, JobStatus, PartitionFacts, SiteFacts
-from hpcscale.spec import BurstMode, BurstTerms, Checkpoint, Launcher
-from hpcscale.testing import FakeSlurm
+from hpcscale.spec import BurstMode, BurstTerms, Launcher
 from hpcscale.units import JobId
 
 NOW = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
-SETTINGS = [
-    "partitions.cloud.gpus_per_node=4",
-    "partitions.cloud.gpu_hour_usd=6.88",
-    "partitions.cloud.fabric.kind=efa",
-    "partitions.cloud.burst.target=true",
-    "partitions.cloud.burst.boot_allowance_s=60",
-    "partitions.cloud.burst.boot_timeout_s=300",
-    "partitions.cloud.env.SCRATCH=/nvme",
-]
-WITHIN = Policy(from_site="lab-onprem", to=("lab-onprem/cloud",), retry_after_s=600)
-BOTH = Policy(from_site="lab-onprem", to=("lab-onprem/cloud", "lab-cloud"))
-
-
-class Partitions(Sites):
-    """The on-prem site has a partition of its own that boots on demand."""
-
-    def __init__(self, tmp_path):
-        super().__init__(tmp_path)
-        self.policy = WITHIN
-        self.onprem = FakeSlurm(cloud_nodes=4)
-        self.connections["lab-onprem"] = Connection(
-            site=load_site("lab-onprem", [f"state_dir={tmp_path / 'lab-onprem'}", *SETTINGS]).site,
-            transport=self.onprem,
-            client=CliClient(self.onprem),
-            clock=self.onprem.clock,
-        )
-
-    def site(self, name):
-        site, _, partition = name.partition("/")
-        found = self.connections[site].site
-        return found.in_partition(partition) if partition else found
-
-    def __call__(self, name):
-        return super().__call__(name.partition("/")[0])
-
-    def partition(self, submission):
-        return self.connections["lab-onprem"].client.show(submission.ref.job_id).partition
-
-    def attempt(self, submission):
-        return self.ledger.attempt(submission.submission_id)
-
-    def busy_cloud(self):
-        """Strangers have all of the cloud partition."""
-        options = ["-N4", "-pcloud", "--time=9999"]
-        self.batch(*options)
-        self.both(1)
-
-    def handover(self):
-        return Handover(self.ledger, self, self.project)
 
 
 @pytest.fixture
@@ -169,15 +112,6 @@ def test_a_partitions_fabric_variable_may_be_written_short(tmp_path, monkeypatch
     assert (variable.value, variable.source) == ("b", str(file))
 
 
-def test_what_the_floor_costs_says_nothing_of_a_rented_partition():
-    site = make_site(
-        "hpc",
-        price=None,
-        partitions={"cloud": Partition(fabric=Fabric(kind="efa"), burst=BurstTarget(target=True))},
-    )
-    assert site.gpu_hour_usd("cloud") is None
-
-
 # --- the script
 
 
@@ -255,31 +189,13 @@ def test_what_no_script_can_serve_is_named():
 
 
 def test_submit_says_where_a_job_may_go():
-    from hpcscale.cli.submit import _burst_notes
+    from hpcscale.burst.prospect import burst_notes
 
-    notes = _burst_notes(job("x", gpus=4, burst=AUTO), CLOUD_PARTITION, lambda: NOW)
+    notes = burst_notes(job("x", gpus=4, burst=AUTO), CLOUD_PARTITION, lambda: NOW)
     # 4 GPUs at $6.88, ten minutes and five of boot
-    assert "may burst to hpc/cloud, expected cost at most $6.88" in notes[0]
-    notes = _burst_notes(job("x", array="0-3", burst=AUTO), CLOUD_PARTITION, lambda: NOW)
+    assert "may burst to hpc/cloud, expected cost $6.88 (" in notes[0]
+    notes = burst_notes(job("x", array="0-3", burst=AUTO), CLOUD_PARTITION, lambda: NOW)
     assert notes[0].startswith("cannot burst to hpc/cloud: it is an array")
-
-
-def test_a_partition_may_be_rented_by_a_row_of_the_catalog():
-    rented = CLOUD_PARTITION.partitions["cloud"]
-    site = msgspec.structs.replace(
-        CLOUD_PARTITION,
-        partitions={"cloud": msgspec.structs.replace(rented, offer="aws/us-east-1/p5.48xlarge")},
-    )
-    offer = Offer(
-        provider="aws", region="us-east-1", instance="p5.48xlarge", gpus=8, gpu_type="h100",
-        on_demand_usd=Decimal(80), source="a page", as_of=NOW.date(),
-    )  # fmt: skip
-    catalog = {offer.name: offer}
-    target = site.in_partition("cloud")
-    found, why_not = shapes(job("x", gpus=1, partition="cloud"), target, catalog, NOW.date())
-    assert why_not == []
-    # the whole node of eight at ten dollars each, ten minutes and five of boot
-    assert found[0].cost.usd == Decimal("20.00")
 
 
 # --- may it be moved
@@ -370,35 +286,6 @@ def test_the_whole_way(sites):
     assert charge.settled
     # 8 GPUs for the minute that it ran
     assert charge.usd == sites.attempt(waiting).cost_usd == Decimal("0.92")
-
-
-def test_a_requeue_may_cost_once_more_and_a_long_run_does_not_hold_up_others(sites):
-    sites.policy = msgspec.structs.replace(WITHIN, max_moves_per_run=1)
-    saved = str(sites.project / "ckpt")
-    first = sites.submit(checkpoint=Checkpoint(dir=saved, max_restarts=2))
-    done = sites.tick()
-    # each of three starts may take four minutes longer to boot than expected, of eight GPUs
-    cost = done.plan.decisions[0].cost_usd
-    assert done.plan.decisions[0].worst_usd == 3 * (cost + Decimal("3.67"))
-    second = sites.submit()
-    sites.tick()
-    assert sites.partition(first) == sites.partition(second) == "cloud"
-
-
-def test_undo_puts_the_old_partition_and_the_old_price_back(sites):
-    sites.busy_cloud()
-    waiting = sites.submit()
-    sites.tick()
-    assert sites.partition(waiting) == "cloud"
-    move = sites.handover().undo(sites.move(waiting))
-    assert (move.step, move.message, move.target) == (Step.FAILED, "taken back by its user", None)
-    assert sites.partition(waiting) == "gpu"
-    assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
-    assert charges(sites.ledger) == []
-    sites.tick()
-    assert sites.partition(waiting) == "gpu", "it rests"
-    with pytest.raises(BurstRefusedError, match="nothing to undo"):
-        sites.handover().undo(move)
 
 
 def test_undo_of_a_job_that_runs_there_is_too_late(sites):
@@ -535,60 +422,6 @@ def test_its_user_may_put_it_back_and_it_rests(sites, monkeypatch):
     assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
 
 
-def test_a_controller_that_forgets_that_it_was_put_back_is_paid(sites):
-    """It waits in the cloud partition again, though its move has failed, and may start there."""
-    sites.busy_cloud()
-    waiting = sites.submit()
-    sites.tick()
-    sites.both(10)
-    sites.handover().undo(sites.move(waiting))
-    assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
-    sites.onprem.crash()
-    assert sites.partition(waiting) == "cloud"
-    sites.tick()
-    assert sites.attempt(waiting).gpu_hour_usd == Decimal("6.88")
-    sites.connections["lab-onprem"].client.update(waiting.ref.job_id, {"Partition": "gpu"})
-    sites.tick()
-    assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
-
-
-def test_one_that_ran_and_ended_where_its_user_put_it_back_is_not_counted_at_the_clouds_price(
-    sites,
-):
-    sites.busy_cloud()
-    waiting = sites.submit()
-    sites.tick()
-    client = sites.connections["lab-onprem"].client
-    client.update(waiting.ref.job_id, {"Partition": "gpu"})
-    sites.onprem.run(["scancel", "1"])
-    sites.both(80)
-    assert client.show(waiting.ref.job_id).state is JobState.COMPLETED
-    sites.tick()
-    assert sites.move(waiting).step is Step.WITHDRAWN
-    # 8 GPUs for its minute
-    assert sites.attempt(waiting).cost_usd == Decimal("0.28")
-
-
-def test_one_that_ran_there_and_is_put_back_pays_each_start_at_its_own_price(sites, monkeypatch):
-    waiting = sites.submit()
-    sites.tick()
-    sites.both(36)
-    sites.tick()
-    monkeypatch.setattr("hpcscale.burst.shift.KEPT_S", 0.0)
-    client = sites.connections["lab-onprem"].client
-    assert client.requeue(waiting.ref.job_id)
-    client.update(waiting.ref.job_id, {"Partition": "gpu"})
-    sites.tick()
-    assert sites.move(waiting).step is Step.FAILED
-    attempt = sites.attempt(waiting)
-    assert attempt.gpu_hour_usd == Decimal("2.10")
-    there_s = attempt.earlier_s
-    assert there_s >= 30
-    there = spent_usd(8, there_s, Decimal("6.88"))
-    here = spent_usd(8, 60, Decimal("2.10"))
-    assert sites.ledger.cost_of(attempt, there_s + 60) == there + here
-
-
 @pytest.mark.parametrize("when", ["before", "there"])
 def test_cancelling_the_run_ends_the_move(sites, when):
     sites.busy_cloud()
@@ -608,23 +441,6 @@ def test_cancelling_the_run_ends_the_move(sites, when):
     if when == "there":
         assert sites.attempt(waiting).state is JobState.CANCELLED
         assert sum(c.usd for c in charges(sites.ledger)) == 0
-
-
-def test_what_another_ledger_moved_is_counted_at_its_price_when_its_run_is_cancelled(sites):
-    waiting = sites.submit()
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ledger, "set_terms", killed)
-        with pytest.raises(KeyboardInterrupt):
-            sites.tick()
-    assert sites.move(waiting).old_partition == "gpu"
-    sites.connections["lab-onprem"].client.update(waiting.ref.job_id, {"Partition": "cloud"})
-    sites.both(20)
-    assert sites.handover().cancel(sites.move(waiting)).step is Step.DONE
-    assert sites.attempt(waiting).gpu_hour_usd == Decimal("6.88")
 
 
 def test_jobs_that_wait_for_it_are_no_obstacle_and_nothing_stands_in(sites):

@@ -18,8 +18,8 @@ from hpcscale.burst.policy import (
     Policy,
     PolicyKind,
     default_margin_s,
-    load_policy,
 )
+from hpcscale.burst.policy_file import load_policy
 from hpcscale.errors import InvalidFileError
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode
@@ -158,15 +158,55 @@ def test_waiting_alone_does_not_spend_what_a_deadline_may_need():
     plan = decided([*waits, later], patient, NOW)
     assert [d.run_id for d in plan.moves] == ["r0"]
     held = next(d for d in plan.decisions if d.run_id == "r1")
-    assert held.reason.endswith("reserved, and $20.00 is kept for a deadline that may need it")
-    # not for one that starts in time where it is, has another account, or needs it now
+    assert "$20.00 is kept for a job that was promised it" in held.reason
+    # a forecast that it starts in time frees nothing; that it runs does, or that it is too late
     in_time = job(**fresh, deadline=NOW + h(9), start_p90=NOW + h(8))
-    assert len(decided([*waits, in_time], patient, NOW).moves) == 2
-    other = job(**fresh, deadline=NOW + h(9), account="fluid")
-    assert len(decided([*waits, other], patient, NOW).moves) == 2
-    now_or_never = job(**fresh, deadline=NOW + h(1.05))
-    plan = decided([waits[0], now_or_never, later], patient, NOW)
-    assert [d.run_id for d in plan.moves] == ["d"]
+    assert len(decided([*waits, in_time], patient, NOW).moves) == 1
+    for freed in (
+        job(**fresh, deadline=NOW + h(9), state=JobState.RUNNING),
+        job(**fresh, deadline=NOW + h(0.01)),
+        job(**fresh, deadline=NOW + h(9), account="fluid"),
+    ):
+        assert len(decided([*waits, freed], patient, NOW).moves) == 2
+
+
+def test_a_deadline_does_not_spend_what_an_earlier_one_was_promised():
+    patient = policy(PolicyKind.DEADLINE, budgets=(BUDGET,))
+    first = job(run_id="a", ref="onprem:99", deadline=NOW + h(9))
+    second = job(run_id="b", ref="onprem:100", deadline=NOW + h(8))
+    third = job(run_id="c", ref="onprem:101", deadline=NOW + h(1.05))  # it has to go now
+    plan = decided([third, first, second], patient, NOW)
+    assert plan.moves == ()
+    held = next(d for d in plan.decisions if d.run_id == "c")
+    assert "$40.00 is kept for 2 jobs that were promised it" in held.reason
+    # it spends what is kept for those who came later
+    plan = decided([msgspec.structs.replace(third, ref="onprem:98"), first, second], patient, NOW)
+    assert [d.run_id for d in plan.moves] == ["c"]
+
+
+def test_only_elsewhere_has_its_turn_too():
+    patient = policy(PolicyKind.DEADLINE, budgets=(BUDGET,))
+    only = job(run_id="o", ref="onprem:5", mode=BurstMode.ONLY)
+    before = [job(run_id=f"d{n}", ref=f"onprem:{n}", deadline=NOW + h(9)) for n in (3, 4)]
+    assert decided([*before, only], patient, NOW).moves == ()
+    assert [d.run_id for d in decided([*before[:1], only], patient, NOW).moves] == ["o"]
+
+
+def test_a_part_of_a_budget_is_all_that_waiting_may_spend():
+    part = msgspec.structs.replace(BUDGET, waiting_usd=Decimal(25))
+    patient = policy(PolicyKind.CONSTANT_WAIT, wait_s=60, budgets=(part,))
+    waits = [job(run_id=f"r{n}", ref=f"onprem:{n}") for n in range(2)]
+    plan = decided(waits, patient, NOW)
+    assert [d.run_id for d in plan.moves] == ["r0"]
+    held = next(d for d in plan.decisions if d.run_id == "r1")
+    assert "of $25.00 a month for account bio $0.00 is spent and $20.00 reserved by" in held.reason
+    # a deadline has the rest, and what it spends is no waiting's
+    due = job(run_id="d", ref="onprem:9", deadline=NOW + h(1.05))
+    assert len(decided([due, *waits], patient, NOW).moves) == 2
+    paid = {"payer": Payer(user="ada", account="bio"), "at": NOW, "usd": Decimal(10)}
+    paid["settled"] = True
+    assert decided(waits, patient, NOW, [Charge(**paid)]).moves
+    assert not decided(waits, patient, NOW, [Charge(**paid, waits=True)]).moves
 
 
 def test_last_months_bills_do_not_count_and_running_jobs_do():
@@ -295,6 +335,11 @@ def test_with_the_margin_left_out_no_cron_line_and_no_gate_loses_a_deadline(
         ('policy = "never"\nwait = "5m"', "P.toml:4", "does not read"),
         ('policy = "threshold"\nwait = "5m"', "P.toml:3", "depth"),
         ('[[budget]]\nof = "all"\nname = "x"\nusd_per_month = 5', "P.toml", "takes no name"),
+        (
+            '[[budget]]\nof = "all"\nusd_per_month = 5\nwaiting_usd_per_month = 6',
+            "P.toml",
+            "6 is more than usd_per_month = 5",
+        ),
         ('[[budget]]\nof = "team"\nusd_per_month = 5', "P.toml", "team"),
     ],
 )

@@ -1,6 +1,6 @@
 import pytest
 
-from hpcscale.burst.policy import load_policy
+from hpcscale.burst.policy_file import load_policy
 from hpcscale.errors import InvalidFileError, NotFoundError
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hpcscale.burst.capacity import short
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.plan import Action, Candidate, Option, Rule
-from hpcscale.burst.policy import Policy, PolicyKind, Window, policy_from
+from hpcscale.burst.policy import Policy, PolicyKind, Window
+from hpcscale.burst.policy_file import policy_from
 from hpcscale.errors import InvalidFileError
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode

@@ -49,9 +49,10 @@ ROWS = {r.name: r for r in (
 ZONES = site(demand="a", spot_a="a", spot_b="b", spot_c="c", spot_d="d")
 
 
-def job(policy=ALWAYS, where=ZONES, checkpoint=True, rows=ROWS, **kw):
+def job(policy=ALWAYS, where=ZONES, checkpoint=True, rows=ROWS, array=None, **kw):
     spec = JobSpec(
         command=("true",),
+        array=array,
         resources=Resources(nodes=1, gpus_per_node=4, time_limit_s=2 * HOUR),
         checkpoint=Checkpoint(dir="ck", max_restarts=2) if checkpoint else None,
     )
@@ -84,7 +85,17 @@ def test_a_rate_that_is_unknown_or_too_high_is_no_gain():
     assert one(where=site(spot_a="a", spot_b="b")).action is Action.REFUSE
 
 
-def test_arrays_and_jobs_whose_money_is_bounded_too_tightly_stay_on_demand():
+@pytest.mark.parametrize("array", ["0-7", "4"])  # an element moves as an array of itself
+def test_arrays_and_elements_stay_on_demand_and_say_why(array):
+    decision = one(array=array)
+    assert (decision.action, decision.partition, decision.net) == (Action.MOVE, "demand", None)
+    assert "not on spot nodes: those of an array are taken back" in decision.cost_why
+    # where there is none, or the policy wants none, nothing is said of it
+    assert "spot" not in one(array=array, where=site(demand="a")).cost_why
+    assert "spot" not in one(msgspec.structs.replace(ALWAYS, spot=False), array=array).cost_why
+
+
+def test_jobs_whose_money_is_bounded_too_tightly_stay_on_demand():
     worst = one(msgspec.structs.replace(ALWAYS, spot=False)).worst_usd
     assert one(max_cost_usd=worst).net is None
     assert one(max_cost_usd=3 * worst).net == "demand"

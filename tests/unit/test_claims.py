@@ -9,7 +9,7 @@ import pytest
 from claim_script import OTHER, SID, TARGET, Job, Place
 
 from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, put_outcome, revoke, take
-from hpcscale.errors import HpcscaleError
+from hpcscale.errors import NotOursError
 from hpcscale.render import Gate
 from hpcscale.reports import cut_short, read_reports
 from hpcscale.testing import FakeSlurm
@@ -290,7 +290,7 @@ def test_claims_where_others_may_write_are_not_used(script):
     claims = script.state / "claims"
     claims.mkdir()
     claims.chmod(0o770)
-    with pytest.raises(HpcscaleError, match="not yours alone") as caught:
+    with pytest.raises(NotOursError, match="not yours alone") as caught:
         script.take()
     assert "chmod go-w" in caught.value.hint
 

@@ -11,7 +11,7 @@ import pytest
 from hpcscale.code import tree as code_tree
 from hpcscale.code.store import Packed, pack, place
 from hpcscale.code.tree import read_identity, read_tree
-from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError
+from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError, NotOursError
 from hpcscale.slurm.local import LocalTransport
 
 IDENTITY = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
@@ -309,7 +309,7 @@ def test_a_store_that_others_may_write_is_refused(site, program):
     packed = site.packed(program)
     site.place(packed, "r1")
     Path(site.store).chmod(0o777)
-    with pytest.raises(HpcscaleError, match="not yours alone") as caught:
+    with pytest.raises(NotOursError, match="not yours alone") as caught:
         site.place(packed, "r2")
     assert "chmod" in caught.value.hint
 

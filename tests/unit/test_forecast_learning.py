@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcscale.forecast.bounds import AdaptiveBound, Qbets
+from hpcscale.forecast.bounds import AdaptiveBound, Case, Qbets
 from hpcscale.forecast.queue import Queue
 from hpcscale.forecast.runtimes import LeakError, RuntimeModel
 from hpcscale.history.workload import make_workload
@@ -118,25 +118,79 @@ def test_a_model_does_not_look_back():
         model.at(999)
 
 
+def told(bound, cases, *, every_s=60.0):
+    """Ask about each of (planned, waited) in turn, and tell of starts as they come; what was said."""
+    open_, said = [], []
+    for step, (planned, waited) in enumerate(cases):
+        now = step * every_s
+        for start, key in sorted(row for row in open_ if row[0] <= now):
+            bound.started(key, start)
+        open_ = [row for row in open_ if row[0] > now]
+        bound.at(now)
+        case = Case(planned)
+        said.append(bound.say(case))
+        open_.append((now + waited, bound.asked(case, said[-1].upper_s)))
+    return said
+
+
 def test_a_bound_keeps_its_promise_through_a_change_of_regime():
     rng = np.random.default_rng(0)
+    planned = rng.uniform(0, 20 * HOUR, 4000)
+    factor = np.where(np.arange(4000) < 2000, 1.0, 3.0)
+    waited = planned * factor * rng.lognormal(0, 0.5, 4000)
     bound = AdaptiveBound(0.9)
-    for step in range(4000):
-        planned = float(rng.uniform(0, 20 * HOUR))
-        factor = 1.0 if step < 2000 else 3.0
-        upper = bound.upper_s(planned)
-        bound.started(planned, planned * factor * float(rng.lognormal(0, 0.5)), upper)
-    assert bound.told > 3900
-    assert 0.89 <= bound.coverage <= 0.93
+    said = told(bound, zip(planned.tolist(), waited.tolist(), strict=True), every_s=600)
+    assert bound.told > 3500
+    assert 0.89 <= bound.coverage <= 0.94
+    upper = np.array([row.upper_s for row in said])
+    p50 = np.array([row.p50_s for row in said])
+    late = slice(3000, None)
+    assert 0.88 <= (waited[late] <= upper[late]).mean() <= 0.95
+    before = slice(1000, 2000)
+    assert 0.4 <= (waited[before] <= p50[before]).mean() <= 0.6
+
+
+def test_jobs_that_still_wait_count_as_such():
+    """Every second job waits for ever: of those that started alone nine in ten were short."""
+    waits = [(100.0, 100.0 if step % 2 else 1e9) for step in range(400)]
+    said = told(AdaptiveBound(0.9), waits)[-1]
+    assert said.upper_s > 10_000
+    # half of them are short, so the median is about to be
+    assert said.p50_s < said.upper_s
+
+
+def test_like_jobs_say_more_than_others():
+    """Wide jobs wait long and narrow ones do not: each gets its own bound."""
+    bound = AdaptiveBound(0.9)
+    for step in range(400):
+        wide = step % 2
+        bound.at(step * 60.0)
+        key = bound.asked(Case(HOUR, 64 if wide else 1, HOUR))
+        bound.started(key, step * 60.0 + (9 * HOUR if wide else HOUR))
+    bound.at(1e9)
+    narrow, wide = bound.say(Case(HOUR, 1, HOUR)), bound.say(Case(HOUR, 64, HOUR))
+    assert narrow.p50_s == pytest.approx(HOUR)
+    assert wide.p50_s == pytest.approx(9 * HOUR)
+
+
+def test_a_miss_is_known_before_the_start():
+    bound = AdaptiveBound(0.9)
+    bound.at(0)
+    key = bound.asked(Case(100.0), 500.0)
+    bound.at(400)
+    assert bound.told == 0
+    bound.at(501)
+    assert (bound.told, bound.kept) == (1, 0)
+    bound.started(key, 900)
+    assert (bound.told, bound.kept) == (1, 0)
 
 
 def test_no_bound_is_stated_on_too_little():
     bound, qbets = AdaptiveBound(0.9), Qbets(0.9)
-    for _ in range(19):
-        bound.started(10, 10)
-    assert math.isnan(bound.upper_s(10))
-    bound.started(10, 10)
-    assert bound.upper_s(10) == pytest.approx(10)
+    said = told(bound, [(10.0, 10.0)] * 21)
+    assert math.isnan(said[19].upper_s)
+    assert math.isnan(said[19].p50_s)
+    assert said[20] == pytest.approx((10, 10))
     assert math.isnan(qbets.upper_s())
 
 

@@ -92,8 +92,9 @@ ALLOWED: dict[str, set[str]] = {
     "burst.catalog_load": {"errors", "assets", "settings", "tomlfile", "site", "burst.catalog"},
     "burst.shapes": _DECIDING | {"burst.catalog"},
     "burst.words": set(),
-    "burst.policy": _DECIDING | {"tomlfile"},
-    "burst.policies": {"errors", "assets", "settings", "site", "burst.policy"},
+    "burst.policy": _DECIDING,
+    "burst.policy_file": _DECIDING | {"tomlfile", "burst.policy"},
+    "burst.policies": {"errors", "assets", "settings", "site", "burst.policy", "burst.policy_file"},
     "burst.budget": _DECIDING | {"burst.policy"},
     "burst.line": {"cost", "burst.spot"},
     "burst.plan": _DECIDING | {"burst.catalog", "forecast", "burst.policy", "burst.line"},
@@ -105,24 +106,32 @@ ALLOWED: dict[str, set[str]] = {
     "burst.triggers": _DECIDING | {"burst.words", "burst.policy", "burst.plan", "burst.worth"},
     "burst.verdict": _DECIDING
     | {"burst.line", "burst.policy", "burst.plan", "burst.words", "burst.budget", "burst.triggers"},
+    "burst.promise": _DECIDING
+    | {"burst.budget", "burst.plan", "burst.policy"}
+    | {"burst.verdict", "burst.worth"},
     "burst.ahead": _DECIDING | {"burst.plan", "burst.policy", "burst.words"},
     "burst.rests": _DECIDING | {"burst.plan", "burst.seen"},
     "burst.decide": _DECIDING
     | {"burst.catalog", "forecast", "burst.policy", "burst.plan", "burst.words", "burst.seen"}
     | {"burst.budget", "burst.triggers", "burst.worth", "burst.offer", "burst.verdict"}
-    | {"burst.ahead", "burst.rests"},
+    | {"burst.ahead", "burst.rests", "burst.promise"},
     "burst": _OWNING
     | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
     | {"outlook"}
     | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"}
     | {"burst.catalog_load", "burst.shapes", "burst.worth", "burst.line", "burst.seen"}
     | {"burst.offer"},
+    # what is said of a job when it is submitted
+    "burst.prospect": _OWNING
+    | {"burst", "burst.budget", "burst.catalog_load", "burst.feasible", "burst.offer", "burst.plan"}
+    | {"burst.policies", "burst.policy", "burst.promise", "burst.seen", "burst.shapes"}
+    | {"burst.verdict", "burst.words"},
     # a Slurm of its own; it serves the product and the tests, the product never needs it
     "lab": {"hpcscale", "errors", "units", "assets", "settings", "tomlfile"},
     # policies on a model of a site; and that model against a lab
     "rehearsal": _DECIDING
     | {"simulate", "burst.budget", "burst.decide", "burst.plan", "burst.policy", "burst.seen"},
-    "twin": {"errors", "history", "simulate", "lab"},
+    "twin": {"errors", "units", "history", "simulate", "lab"},
     "testing": _OWNING | {"lab"},
     "report": _DECIDING | {"ledger", "observe"},
     "cli": {"*"},
@@ -135,7 +144,7 @@ PURE = ("units", "spec", "cost", "render", "lint", "burst.catalog", "forecast", 
         "burst.plan", "burst.decide", "burst.value", "burst.words", "burst.budget",
         "burst.triggers", "burst.worth", "burst.shapes", "burst.feasible", "burst.spot",
         "burst.line", "burst.seen", "burst.offer", "burst.verdict", "burst.ahead",
-        "burst.rests")  # fmt: skip
+        "burst.rests", "burst.promise")  # fmt: skip
 IMPURE_IMPORTS = {"random", "secrets", "socket", "subprocess", "time", "uuid", "shutil"}
 
 

@@ -204,7 +204,8 @@ def test_forecasts_are_compared_with_what_came(monkeypatch, tmp_path):
         second = Track(later, None)
         second.remember({})
         assert second.residuals == at + 1
-    assert second.bound.upper_s(600.0) == pytest.approx(1200.0)
+    job = pending(99)
+    assert second.say(job, 600.0) == pytest.approx((1200.0, 1200.0))
     assert math.isnan(second.waits.upper_s())
     (tmp_path / "forecast" / "onprem.json").write_text("{ broken")
     assert Track(later, None).residuals == 0

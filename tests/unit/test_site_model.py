@@ -17,7 +17,10 @@ from hpcscale.rehearsal import limits_of, outcome_of, policy_named, rehearse
 from hpcscale.simulate import site_kernel
 from hpcscale.simulate.overflow import Cluster, instance_of
 from hpcscale.simulate.site import CloudSide, Jobs, NodeClass, SiteModel, run_site
-from hpcscale.twin import cut, rank_correlation, simulate_slice
+from hpcscale.simulate.site_floor import Floor
+from hpcscale.twin.lab import completed, freed
+from hpcscale.twin.result import rank_correlation
+from hpcscale.twin.slices import cut, simulate_slice
 
 FOREVER = 2**40
 
@@ -40,7 +43,8 @@ def jobs_of(submit, run, limit, need, *, count=None, mask=None):
 
 
 def site(*classes, cloud=None, **settings):
-    given = {"bf_interval_s": 0, "bf_resolution_s": 1, "bf_window_s": FOREVER} | settings
+    exact = {"bf_interval_s": 0, "bf_resolution_s": 1, "bf_window_s": FOREVER}
+    given = exact | {"bf_first_window_s": 0} | settings
     return SiteModel(classes, cloud or CloudSide(2.5), **given)
 
 
@@ -124,9 +128,81 @@ def test_backfill_keeps_whole_nodes_for_a_job_that_waits():
 
 
 def test_backfill_comes_at_its_interval_and_the_main_pass_at_once():
-    jobs = jobs_of([0, 1, 2], [100, 50, 20], [100, 50, 20], [3, 4, 1])
-    started = run_site(jobs, site(NodeClass("a", 1, 4), bf_interval_s=30)).start_s
-    assert started.tolist() == [0, 100, 30]
+    # backfill has looked at 1, a second after the first change, and then at 31, 61 ...
+    jobs = jobs_of([0, 3, 5, 40], [100, 50, 20, 5], [100, 50, 20, 5], [2, 4, 1, 1])
+    model = site(NodeClass("a", 1, 4), bf_interval_s=30)
+    assert run_site(jobs, model).start_s.tolist() == [0, 100, 31, 61]
+    # it comes later each time if it lasts
+    late = run_site(jobs, replace(model, bf_late_s=3), seed=1).start_s
+    assert 31 <= late[2] <= 34
+    assert late[2] + 30 <= late[3] <= late[2] + 33
+
+
+def as_slurm(*classes, **settings):
+    return site(*classes, bf_first_window_s=30, bf_window_s=10**6, **settings)
+
+
+def test_ends_far_ahead_are_taken_together_as_slurm_does():
+    """slurm.conf(5) bf_window_linear: the window doubles, so a plan comes late.
+
+    What waits fits when the job that may last until 1200 has ended, but the one until 1500 is in the
+    same window: so its place begins there, and what lasts until 1450 does not delay it.
+    """
+    run = [100, 300, 1200, 1500, 50, 1400]
+    jobs = jobs_of([0, 0, 0, 0, 1, 2], run, run, [1, 1, 1, 1, 1, 1], count=[1, 1, 1, 1, 4, 1])
+    node = NodeClass("a", 5, 1)
+    assert run_site(jobs, site(node)).start_s.tolist()[4:] == [1200, 1250]
+    assert run_site(jobs, as_slurm(node)).start_s.tolist()[4:] == [1402, 2]
+
+
+def test_nodes_are_the_shortest_row_that_holds_a_job():
+    # 0 to 1 and 3 are free when the third comes: it takes 3, and leaves the row of two to the next
+    run = [50, 100, 500, 500, 500]
+    jobs = jobs_of([0, 0, 0, 60, 61], run, run, [1] * 5, count=[2, 1, 1, 1, 2])
+    model = as_slurm(NodeClass("a", 5, 1))
+    floor = Floor(jobs, model)
+    assert floor.start(0, [0, 1, 2], backfill=True) == [0, 1, 2]
+    assert [floor.pieces[j] for j in (0, 1, 2)] == [[0, 1], [2], [3]]
+    floor.release(0)
+    assert floor.start(60, [3, 4], backfill=True) == [3, 4]
+    assert [floor.pieces[j] for j in (3, 4)] == [[4], [0, 1]]
+    # and what no row holds takes the longest one first
+    floor.release(1)
+    floor.release(3)
+    floor.release(4)
+    wide = jobs_of([0], [10], [10], [1], count=[4])
+    other = Floor(wide, model)
+    other.free[3] = 0
+    other.start(0, [0], backfill=False)
+    assert other.pieces[0] == [0, 1, 2, 4]
+
+
+def test_a_node_in_repair_is_in_no_plan():
+    jobs = jobs_of([0, 0], [10, 10], [10, 10], [1, 1], count=[2, 1])
+    floor = Floor(jobs, as_slurm(NodeClass("a", 2, 1)))
+    floor.repair(0, 1000)
+    # the first cannot be planned, so it holds no place against the second
+    assert floor.start(5, [0, 1], backfill=True) == [1]
+    assert floor.pieces[1] == [1]
+
+
+@pytest.mark.parametrize("units", [1, 4])
+def test_slurms_passes_take_no_unit_twice(units):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        size = 60
+        run = rng.integers(1, 900, size)
+        limit = run + rng.integers(0, 600, size)
+        submit = np.sort(rng.integers(0, 3000, size))
+        need = rng.integers(1, units + 1, size)
+        count = rng.integers(1, 5, size)
+        jobs = jobs_of(submit, run, limit, need, count=count.tolist())
+        settings = {"bf_interval_s": 30, "bf_resolution_s": 60, "failures_per_node_h": 0.2}
+        lived = run_site(jobs, as_slurm(NodeClass("a", 6, units), **settings), seed=seed)
+        assert (lived.end_s >= lived.start_s + run * (lived.requeues == 0)).all()
+        for now in lived.start_s:
+            at = (lived.start_s <= now) & (now < lived.end_s)
+            assert (need * count)[at].sum() <= 6 * units
 
 
 def test_jobs_wait_for_nodes_of_their_class():
@@ -330,8 +406,12 @@ def test_a_slice_keeps_order_limits_and_its_length():
     assert (part.limit_s % 60 == 0).all()
     assert (part.run_s <= part.limit_s).all()
     assert part.run_s.min() >= 60
-    start = simulate_slice(part, part.submit_s)
+    start = simulate_slice(part, part.submit_s, draws=3)
+    assert start.shape == (3, 50)
     assert (start >= part.submit_s).all()
+    other = cut(work, 1000, 1, jobs=50, span_s=3600, least_run_s=60, first=120)
+    assert other.first_row == 120
+    assert cut(work, 1000, 1, jobs=50, span_s=3600, least_run_s=60, first=999).first_row == 350
     with pytest.raises(UsageError):
         cut(work, 1000, 1, jobs=500, span_s=3600, least_run_s=60)
 
@@ -341,3 +421,22 @@ def test_rank_correlation():
     assert rank_correlation(np.array([1.0, 2, 3, 4]), np.array([4.0, 3, 2, 1])) == -1
     tied = rank_correlation(np.array([1.0, 1, 2, 3]), np.array([1.0, 2, 3, 3]))
     assert tied == pytest.approx(8 / 9)
+
+
+def test_a_job_has_left_when_its_last_node_has_said_so():
+    line = (
+        "JobId=7 Name=twin0 JobState=COMPLETED StartTime=2026-01-02T03:04:05 "
+        "EndTime=2026-01-02T03:05:05 NodeList=n[1-2] SubmitTime=2026-01-02T03:04:00 \n"
+    )
+    rows = completed(line + line.replace("=7", "=8").replace("[1-2]", "3"))
+    log = """\
+[2026-01-02T03:04:06.000] debug2: node_did_resp n1
+[2026-01-02T03:05:05.100] _job_complete: JobId=7 done
+[2026-01-02T03:05:05.100] _job_complete: JobId=8 done
+[2026-01-02T03:05:06.000] debug2: node_did_resp n2
+[2026-01-02T03:05:09.500] debug2: node_did_resp n1
+[2026-01-02T03:05:19.500] debug2: node_did_resp n1
+"""
+    free = freed(log, rows)
+    assert free["7"] - rows["7"].end_s == 4.5
+    assert free["8"] == rows["8"].end_s

@@ -50,9 +50,10 @@ def test_a_default_site_is_named_with_who_said_it(nowhere):
 
 
 def test_it_says_where_the_job_may_burst_to_and_where_not(nowhere):
-    out = dry(*JOB, "--burst", "auto", "--max-cost", "60", "--", "true").stdout
-    assert "# burst: may burst to lab-cloud, expected cost at most $" in out
-    assert "over --max-cost $60" in out  # aws-p5
+    out = dry(*JOB, "--burst", "auto", "--max-cost", "70", "--", "true").stdout
+    assert "# burst: may burst to lab-cloud, expected cost $64.75 (" in out
+    assert "at most $66.13 with slow boots" in out
+    assert "over its --max-cost $70.00; --max-cost 185.31 would do" in out  # aws-p5
     assert "; not yet: no lab is running" in out
     out = dry(*JOB, "--burst", "auto", "--", "true").stdout
     assert "; not yet: site aws-p5 has no login node yet: key 'host' is missing" in out

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from hpcscale import fetching, inputs, transfer
-from hpcscale.errors import HpcscaleError, InvalidFileError, RefusedError, UnreachableError
+from hpcscale.errors import (
+    HpcscaleError,
+    InvalidFileError,
+    NotOursError,
+    RefusedError,
+    UnreachableError,
+)
 from hpcscale.slurm.local import LocalTransport
 from hpcscale.slurm.transport import Completed
 
@@ -491,7 +497,7 @@ def test_a_large_file_is_an_input_too(site, data):
 def test_a_store_of_inputs_that_others_may_write_is_refused(site, data):
     site.put(data, "r1")
     site.store.chmod(0o777)
-    with pytest.raises(HpcscaleError, match="not yours alone"):
+    with pytest.raises(NotOursError, match="not yours alone"):
         site.put(data, "r2")
 
 

@@ -1,0 +1,198 @@
+#!/bin/bash
+# Made by hpcscale 0.1.0 from spec b1d0d4eaf45f3785 for site apptainer
+# (profile of 2026-11-22, fabric loopback).
+# Runs without hpcscale: `sbatch FILE` starts it with the paths of the machine it was made on.
+# Exit code: the command's own; 97 set-up failed; 98 claimed elsewhere; 99 stopped before the command was done.
+#SBATCH --array=0-1
+#SBATCH --export=NONE
+#SBATCH --gpus-per-node=4
+#SBATCH --job-name=golden
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output=hpcscale-%A_%a.log
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=00:10:00
+
+# shellcheck disable=SC2016,SC2317,SC2329  # values are literal; some functions run in traps alone
+unset SLURM_EXPORT_ENV  # else srun would give its tasks no more environment than --export says
+set -u -o pipefail
+
+say() { printf 'hpcscale: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 97; }
+
+# --- where things are
+case "${1-}" in
+  hs-*)  # submitted by hpcscale: <submission id> <run directory>
+    HPCSCALE_SUBMISSION_ID=$1
+    HPCSCALE_RUN_DIR=$2
+    shift 2
+    HPCSCALE_CODE_DIR=$HPCSCALE_RUN_DIR/code
+    HPCSCALE_INPUT_SUBMITIT=$HPCSCALE_RUN_DIR/inputs/submitit
+    HPCSCALE_OUTPUT_SUBMITIT=$HPCSCALE_RUN_DIR/outputs/submitit
+    ;;
+  *)  # plain sbatch
+    HPCSCALE_SUBMISSION_ID=plain-$SLURM_JOB_ID
+    HPCSCALE_RUN_DIR=$SLURM_SUBMIT_DIR/hpcscale-$SLURM_ARRAY_JOB_ID
+    HPCSCALE_CODE_DIR=/home/ada/project
+    HPCSCALE_INPUT_SUBMITIT=/home/ada/jobs/.hpcscale/0
+    HPCSCALE_OUTPUT_SUBMITIT=/home/ada/jobs
+    ;;
+esac
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+task=.task$SLURM_ARRAY_TASK_ID
+HPCSCALE_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}
+HPCSCALE_SITE=apptainer
+export HPCSCALE_SITE HPCSCALE_SUBMISSION_ID HPCSCALE_RUN_DIR HPCSCALE_RESTART_COUNT \
+  HPCSCALE_CODE_DIR HPCSCALE_INPUT_SUBMITIT HPCSCALE_OUTPUT_SUBMITIT
+
+# --- reports: one small file an event, complete or absent; `hpcscale status` reads them
+report() {
+  local to=$HPCSCALE_RUN_DIR/events/$HPCSCALE_SUBMISSION_ID$task.$HPCSCALE_RESTART_COUNT.$1
+  (umask 077; mkdir -p "${to%/*}" \
+    && printf '{"event":"%s","job":"%s","restart":%d,"nodes":"%s","time":%d%s}\n' "$1" "$job" \
+      "$HPCSCALE_RESTART_COUNT" "$SLURM_JOB_NODELIST" "$(date +%s)" "${2-}" > "$to.tmp" \
+    && mv -- "$to.tmp" "$to") || say "event '$1' could not be written: $to"
+}
+requeued=false
+finish() {
+  local rc=$?
+  trap '' TERM
+  report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
+}
+trap finish EXIT
+trap 'exit 143' TERM  # else an end from outside, before the command begins, would tell a good end
+
+# --- what the command needs
+[ -e "$HPCSCALE_INPUT_SUBMITIT" ] || fail "input submitit is not at $HPCSCALE_INPUT_SUBMITIT"
+mkdir -p -- "$HPCSCALE_RUN_DIR" "$HPCSCALE_OUTPUT_SUBMITIT" || fail "a directory cannot be made"
+cd -- "$HPCSCALE_CODE_DIR" || fail "the code's directory cannot be entered"
+
+# --- environment
+# fabric loopback, as the profile of apptainer has it
+export GLOO_SOCKET_IFNAME='lo'  # documented, not run
+# software torch
+export HPCSCALE_IMAGE="$HOME"/images/torch.sif
+export APPTAINER_BIND="$HPCSCALE_RUN_DIR:$HPCSCALE_RUN_DIR,$HPCSCALE_CODE_DIR:$HPCSCALE_CODE_DIR"
+
+# --- the function: its pickle under the name that submitit looks for
+export SUBMITIT_EXECUTOR=hpcscale
+export PYTHONPATH="$HPCSCALE_INPUT_SUBMITIT/lib:$HPCSCALE_CODE_DIR${PYTHONPATH:+:$PYTHONPATH}"
+pickle=$HPCSCALE_OUTPUT_SUBMITIT/${job}_submitted.pkl
+# a restart goes on from what the function saved; ids are given out again, so a first start does not
+if [ "$HPCSCALE_RESTART_COUNT" -eq 0 ] || [ ! -e "$pickle" ]; then
+  { rm -f -- "$HPCSCALE_OUTPUT_SUBMITIT/${job}"_*_result.pkl \
+    && cp -- "$HPCSCALE_INPUT_SUBMITIT/${SLURM_ARRAY_TASK_ID:-0}.pkl" "$pickle.new" \
+    && mv -f -- "$pickle.new" "$pickle"; } || fail "the function's pickle cannot be put in place"
+fi
+# a container has no scontrol: the function asks this script, by a file, to requeue the job
+export HPCSCALE_REQUEUE_FILE=$HPCSCALE_RUN_DIR/requeue.$HPCSCALE_SUBMISSION_ID$task
+rm -f -- "$HPCSCALE_REQUEUE_FILE"
+
+# --- the claim: a log of who has this attempt, each entry made once; requeued jobs add their own
+hpcscale_claims=${HPCSCALE_RUN_DIR%/runs/*}/claims
+hpcscale_claim() {  # <log> <restart, or - for an array's own log: any element may have begun it>
+  hpcscale_log=$hpcscale_claims/$1
+  hpcscale_mine=$hpcscale_log.$SLURM_JOB_ID.$HPCSCALE_RESTART_COUNT.$$.tmp
+  (umask 077; mkdir -p -- "$hpcscale_claims" && echo "$HPCSCALE_SUBMISSION_ID $2" > "$hpcscale_mine") \
+    || return 97
+  hpcscale_entry=0
+  while :; do
+    ln -T -- "$hpcscale_mine" "$hpcscale_log.$hpcscale_entry" 2> /dev/null
+    [ "$hpcscale_mine" -ef "$hpcscale_log.$hpcscale_entry" ] && break
+    { read -r hpcscale_owner hpcscale_start < "$hpcscale_log.$hpcscale_entry"; } 2> /dev/null \
+      || return 97
+    if [ "$hpcscale_owner" = "$HPCSCALE_SUBMISSION_ID" ]; then
+      [ "$2" != - ] || break
+      # an earlier start; not earlier when Slurm has forgotten one
+      [ "$hpcscale_start" -lt "$2" ] || return 1
+    elif [ ! -e "$hpcscale_claims/$hpcscale_owner.revoked" ]; then
+      return 2
+    fi
+    hpcscale_entry=$((hpcscale_entry + 1))
+  done
+  rm -f -- "$hpcscale_mine"
+}
+hpcscale_take() {  # as hpcscale_claim; a full disk, or a mount that is away, is waited for
+  hpcscale_tries=36
+  until hpcscale_claim "$@"; do
+    hpcscale_no=$?
+    [ "$hpcscale_no" = 97 ] && [ "$hpcscale_tries" -gt 0 ] || return "$hpcscale_no"
+    [ "$hpcscale_tries" -lt 36 ] \
+      || echo "hpcscale: no claim can be made in $hpcscale_claims: tried again for three minutes" >&2
+    hpcscale_tries=$((hpcscale_tries - 1))
+    sleep 5
+  done
+}
+hpcscale_lost() {
+  rm -f -- "$hpcscale_mine"
+  case $1 in
+    1) echo "hpcscale: start $HPCSCALE_RESTART_COUNT of this job was begun before" >&2 ;;
+    2)
+      if { read -r hpcscale_code < "$hpcscale_claims/$hpcscale_name$task.outcome"; } 2> /dev/null; then
+        echo "hpcscale: it ran as $hpcscale_owner, and this job ends as that did: $hpcscale_code" >&2
+        exit "$hpcscale_code"
+      fi
+      echo "hpcscale: $hpcscale_owner has the claim: nothing is started here" >&2
+      ;;
+    *) echo "hpcscale: no claim can be made in $hpcscale_claims" >&2; exit 97 ;;
+  esac
+  # back into the queue, so that nothing is lost while the owner may still give the claim back
+  # (asked again for some minutes while the controller gives no answer)
+  hpcscale_tries=60 hpcscale_no=0
+  while [ "$HPCSCALE_RESTART_COUNT" -lt 20 ] && command -v scontrol > /dev/null; do
+    if timeout 60 scontrol requeue "$job"; then requeued=true; break; fi
+    if timeout 60 scontrol ping > /dev/null 2>&1; then hpcscale_no=$((hpcscale_no + 1)); fi
+    hpcscale_tries=$((hpcscale_tries - 1))
+    if [ "$hpcscale_no" -ge 2 ] || [ "$hpcscale_tries" -le 0 ]; then break; fi
+    sleep 5
+  done
+  exit 98
+}
+hpcscale_name=${HPCSCALE_RUN_DIR##*/}.$HPCSCALE_SUBMISSION_ID
+case $HPCSCALE_SUBMISSION_ID in
+  hs-*)
+    hpcscale_take "$hpcscale_name" - || hpcscale_lost "$?"
+    hpcscale_take "$hpcscale_name$task" "$HPCSCALE_RESTART_COUNT" || hpcscale_lost "$?"
+    export HPCSCALE_CLAIM="$hpcscale_log.$hpcscale_entry"
+    ;;
+esac
+
+# --- signals: only flags are set here; what follows from them stands at the end
+signal=
+trap 'signal=TERM' TERM
+
+report started
+srun --nodes=2 --ntasks=8 --ntasks-per-node=4 \
+  --kill-on-bad-exit=1 --wait=60 \
+  --wait=0 --unbuffered --open-mode=append --output="$HPCSCALE_OUTPUT_SUBMITIT/${job}_%t_log.out" --error="$HPCSCALE_OUTPUT_SUBMITIT/${job}_%t_log.err" \
+  apptainer exec --nv --pwd "$PWD" "$HPCSCALE_IMAGE" python -u -m submitit.core._submit "$HPCSCALE_OUTPUT_SUBMITIT" &
+step=$!
+
+# --- wait for the command; a signal cuts bash's wait short
+wait "$step"
+rc=$?
+if [ -n "$signal" ]; then
+  kill -TERM "$step" 2>/dev/null  # it had the signal from Slurm; Slurm's KILL follows
+  wait "$step"
+  rc=$?
+fi
+
+trap '' TERM USR1  # Slurm's TERM is for all processes of the job; what follows must not be cut short
+
+# --- will it run again? Only Slurm knows whether the job was preempted, requeued or cancelled
+facts=
+[ -z "$signal" ] && [ "$rc" = 0 ] \
+  || facts=$(scontrol --oneliner show job "$job")
+fact() { case $facts in *" $1="*) set -- "${facts#* "$1"=}"; printf '%s' "${1%% *}" ;; esac; }
+restarts=$(fact Restarts)
+if [ "${restarts:-0}" -gt "$HPCSCALE_RESTART_COUNT" ]; then
+  requeued=true  # by Slurm's preemption or by hand
+elif [ -e "$HPCSCALE_REQUEUE_FILE" ] && [[ $(fact JobState) =~ ^(RUNNING)?$ ]]; then
+  # it has saved itself, in a container
+  scontrol requeue "$job" || { say "saved, and Slurm does not requeue the job"; exit 99; }
+  requeued=true
+fi
+exit "$rc"

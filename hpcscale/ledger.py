@@ -58,6 +58,10 @@ __all__ = [
 ]
 
 
+# made once: json.dumps makes one at each call where it has options
+_to_json = json.JSONEncoder(default=str).encode
+
+
 def new_run_id() -> str:
     """``r`` and 10 random base32 characters."""
     return "r" + base64.b32encode(os.urandom(7)).decode("ascii").lower()[:10]
@@ -389,7 +393,7 @@ class Ledger(LedgerReads):
             run_id=run_id,
             kind=kind,
             reason=reason,
-            data=json.dumps(data, default=str),
+            data=_to_json(data),
         )
         return int(cursor.lastrowid or 0)
 
@@ -424,7 +428,7 @@ class Ledger(LedgerReads):
             run_id=run_id,
             submission_id=submission_id,
             kind=kind,
-            data=json.dumps(data, default=str),
+            data=_to_json(data),
         )
 
 

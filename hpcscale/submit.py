@@ -6,11 +6,12 @@ in between (a time-out, a kill, a power cut) the job is found again and never su
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcscale import staging
+from hpcscale.after import named, note_named, resolve_dependency
 from hpcscale.connect import Connection
 from hpcscale.cost import estimate, time_limit_s
 from hpcscale.errors import (
@@ -20,23 +21,18 @@ from hpcscale.errors import (
     NotSentError,
     RefusedError,
     SubmitUnknownError,
-    UsageError,
 )
 from hpcscale.ledger import Attempt, Ledger, Role, Run, new_run_id, new_submission_id
 from hpcscale.precheck import doubts, explain_refusal, require_fit
 from hpcscale.prepare import note_code, pack_code, secret_files
 from hpcscale.render import RenderedJob
 from hpcscale.site import Site
-from hpcscale.slurm.types import JobState
 from hpcscale.spec import JobSpec, SecretSource
 from hpcscale.transfer import SILENT, Meter
-from hpcscale.units import JobId, JobRef
+from hpcscale.units import JobRef
 from hpcscale.verify import comment_with
 
 MAX_SECRET_BYTES = 64 * 1024
-_DEPENDENCY_TYPES = frozenset(
-    {"after", "afterany", "afterok", "afternotok", "aftercorr", "afterburstbuffer"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +68,7 @@ def submit(
     role: Role = Role.ONPREM,
     cwd: str | None = None,
     submission_id: str | None = None,
+    after: tuple[str | None] | None = None,
     timeout_s: float = 60.0,
     meter: Meter = SILENT,
 ) -> Submission:
@@ -86,6 +83,7 @@ def submit(
         role: why this attempt exists.
         cwd: where the user stands; default the current directory.
         submission_id: one that was noted before; default a new one.
+        after: Slurm's ``--dependency``, where the caller knows better than the spec's terms.
         timeout_s: of sbatch.
         meter: told how copying goes on.
 
@@ -101,7 +99,11 @@ def submit(
     secrets = read_secrets(spec.secrets)
     staging.check_local(rendered.staged)
     code = pack_code(rendered)
-    dependency, notices = resolve_dependency(spec, site.name, ledger)
+    if after is None:
+        waits_for = list(named(spec, ledger))
+        dependency, notices = resolve_dependency(spec, site.name, ledger)
+    else:
+        waits_for, dependency, notices = [], after[0], ()
     notices = (*notices, *doubts(spec, site))
 
     run_id = run.run_id if run else new_run_id()
@@ -128,6 +130,7 @@ def submit(
         staged=rendered.staged,
     )
     note_code(ledger, attempt, rendered, code)
+    note_named(ledger, attempt, waits_for)
     options = sbatch_options(rendered, run_dir, comment, dependency)
     try:
         staging.make_run_dir(connection.transport, run_dir)
@@ -278,103 +281,3 @@ def read_secrets(sources: Mapping[str, SecretSource]) -> dict[str, bytes]:
             )
         values[name] = value
     return values
-
-
-def resolve_dependency(
-    spec: JobSpec, site: str, ledger: Ledger
-) -> tuple[str | None, tuple[str, ...]]:
-    """Slurm's ``--dependency`` of the ``--after`` terms, and notices.
-
-    A term is ``[TYPE:]JOB[:JOB…]`` with a JOB as in ``Ledger.resolve`` (or a job of the site that
-    the ledger does not know, as ``site:123`` or ``123``), or ``singleton``. TYPE is ``afterok``
-    unless given.
-
-    Raises:
-        UsageError: a term cannot be read, or names a job at another site.
-        RefusedError: it can never be satisfied.
-    """
-    terms: list[str] = []
-    notices: list[str] = []
-    for term in spec.after:
-        if term == "singleton":
-            terms.append(term)
-            continue
-        kind, rest = _split_term(term)
-        for job in _split_jobs(rest):
-            job_id = _dependency_job(kind, job, site, ledger, notices)
-            if job_id is not None:
-                terms.append(f"{kind}:{job_id}")
-    if spec.after and (own := _own_dependency(spec)):
-        terms.insert(0, own)  # ours on the command line would replace the script's
-    return ",".join(terms) or None, tuple(notices)
-
-
-def _own_dependency(spec: JobSpec) -> str | None:
-    if spec.directives.get("dependency"):
-        return spec.directives["dependency"]
-    for _, option, value in reversed(spec.script.directives if spec.script else ()):
-        if option in {"dependency", "d"}:
-            return value
-    return None
-
-
-def _split_term(term: str) -> tuple[str, str]:
-    kind, colon, rest = term.partition(":")
-    return (kind, rest) if colon and kind in _DEPENDENCY_TYPES else ("afterok", term)
-
-
-def _split_jobs(text: str) -> Sequence[str]:
-    """``onprem:1:r2:3`` -> ``onprem:1``, ``r2``, ``3``: a number belongs to the word before it."""
-    jobs: list[str] = []
-    for word in text.split(":"):
-        if jobs and word[:1].isdigit() and not jobs[-1][:1].isdigit() and ":" not in jobs[-1]:
-            jobs[-1] += f":{word}"
-        else:
-            jobs.append(word)
-    return jobs
-
-
-def _dependency_job(
-    kind: str, text: str, site: str, ledger: Ledger, notices: list[str]
-) -> JobId | None:
-    where = f"--after {kind}:{text}"
-    try:
-        found = ledger.resolve(text)
-    except NotFoundError:
-        other, _, number = text.rpartition(":")
-        try:
-            foreign = JobId.parse(number)
-        except ValueError:
-            raise UsageError(
-                f"no job {text!r} in the ledger", where=where, hint="--after afterok:RUN_ID"
-            ) from None
-        if other and other != site:
-            raise _elsewhere(where, text, other, site) from None
-        return foreign
-    attempt = found.attempt
-    if attempt.site != site:
-        raise _elsewhere(where, text, attempt.site, site)
-    if attempt.ended:
-        # Slurm forgets ended jobs and refuses to depend on them: the ledger remembers
-        good = attempt.state is JobState.COMPLETED
-        if (kind == "afterok" and not good) or (kind == "afternotok" and good):
-            raise RefusedError(
-                f"it ended {attempt.state.value}: the dependency can never be satisfied",
-                where=where,
-                hint=f"hpcscale logs {attempt.run_id}",
-            )
-        notices.append(f"{where}: it has ended {attempt.state.value} already")
-        return None
-    if attempt.job_id is None:
-        raise RefusedError(
-            "Slurm has given it no id yet", where=where, hint=f"hpcscale status {attempt.run_id}"
-        )
-    return JobId(attempt.job_id.base, found.task)
-
-
-def _elsewhere(where: str, text: str, there: str, site: str) -> UsageError:
-    return UsageError(
-        f"{text!r} runs at {there}, and Slurm at {site} cannot wait for it",
-        where=where,
-        hint=f"hpcscale wait {text} && hpcscale submit …, or --site {there}",
-    )

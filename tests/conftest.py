@@ -5,6 +5,7 @@ import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
+from order import at_the_heads, minutes
 
 # what is true is no matter of how quick a busy machine is: no example is timed
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,9 +23,13 @@ PREFIXES = ("HPCSCALE_", "SLURM_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SI
 KEPT = {"HPCSCALE_STRICT_SLURM"}
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(trylast=True)  # of those that are left after -m and -k
+def pytest_collection_modifyitems(config, items):
     """What takes long is begun first: no worker is left alone with it when the others are done."""
     items.sort(key=lambda item: item.get_closest_marker("begins_first") is None)
+    long = sorted(filter(minutes, items), key=minutes, reverse=True)
+    rest = [item for item in items if not minutes(item)]
+    items[:] = at_the_heads(long, rest, getattr(config, "workerinput", {}).get("workercount", 1))
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from hpcscale.burst.reap import burst_sites, reap
 from hpcscale.burst.run import Connections, tick
 from hpcscale.connect import connect
 from hpcscale.errors import HpcscaleError, LabError
-from hpcscale.lab import faults
+from hpcscale.lab import _nsinit, faults
 from hpcscale.lab.model import LabOptions
 from hpcscale.lab.process import patience
 from hpcscale.ledger import Ledger
@@ -35,6 +35,7 @@ ONPREM, CLOUD = "lab-onprem", "lab-cloud"
 POLICY = f'from = "{ONPREM}"\nto = ["{CLOUD}"]\ncron_interval = "5s"\nretry_after = "1h"\n'
 OPTIONS = LabOptions(boot_delay_s=0.3, suspend_time_s=3600, resume_timeout_s=12)
 SETTLE_S = 200.0
+PR_SET_PDEATHSIG = 1
 # a client that was killed is certainly dead here: no need to wait until its credential expires
 NEVER_REACHED_S = 10.0
 BEHIND = ("afterok", "afternotok")
@@ -183,11 +184,13 @@ class Site:
 
     def burst(self, state, kill=""):
         """``hpcscale burst run --wait`` in a child of its own; its pid."""
+        mine = os.getpid()
         pid = os.fork()
         if pid:
             self.children.append(pid)
             return pid
         try:
+            die_with_parent(mine, signal.SIGKILL)
             os.setsid()
             log = os.open(state / "burst.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(log, 1)
@@ -493,6 +496,13 @@ class Site:
 
     def heal(self):
         faults.clear(self.lab)
+
+
+def die_with_parent(parent, number):
+    """This process gets a signal when its parent ends, however that ends (prctl(2))."""
+    _nsinit._check(_nsinit._libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl")
+    if os.getppid() != parent:  # it ended before we asked
+        os.kill(os.getpid(), number)
 
 
 def arm(kill):

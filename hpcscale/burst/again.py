@@ -17,7 +17,7 @@ from hpcscale.burst.audit import AuditLog, data_hash
 from hpcscale.burst.elements import element_run_id, make_run
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.policy import Order
-from hpcscale.burst.resubmit import keeps_ended_s
+from hpcscale.burst.resubmit import ids_went_back, keeps_ended_s
 from hpcscale.burst.sight import reports_of
 from hpcscale.connect import Connection
 from hpcscale.ledger import Attempt
@@ -68,7 +68,8 @@ class Again(Acts):
     def _surely_forgotten(self, move: Move, target: Attempt, connection: Connection) -> bool:
         """Whether its controller knows it no more, and has not purged it as one that has ended.
 
-        What has ended is shown for MinJobAge; so what is younger has been forgotten, for good.
+        What has ended is shown for MinJobAge; so what is younger has been forgotten, for good. So
+        has what is older, where its controller has given ids out again since.
         """
         if records_of(connection, target) or not unknown_there(connection, target):
             return False
@@ -77,7 +78,9 @@ class Again(Acts):
         if newest is None:
             return False
         age_s = (connection.clock.now() - newest).total_seconds()
-        return age_s < keeps_ended_s(connection)
+        if age_s < keeps_ended_s(connection):
+            return True
+        return ids_went_back(self.ledger, connection, target)
 
     def _under_way(self, move: Move, target: Attempt, task: int) -> bool:
         """Whether an element's own move is not over yet; begins one where there is none."""

@@ -4,16 +4,21 @@ slurmctld that dies within some five seconds of a start has forgotten it, starts
 meets what is left of it on its node ("Duplicate jobid"), ends that, and holds the job for ever.
 What has told its own end is over and must not begin again. What has told no start of its command
 may begin, as another restart, also where it was ended from outside at its gate: Slurm ends what is
-left of a job when it takes back its nodes (slurm.conf(5), KillWait). What has begun and told no end
-is left to its user.
+left of a job when it takes back its nodes (slurm.conf(5), KillWait). What has begun, and was ended
+on its nodes in the midst of its work, begins again as after a node's failure, where its user and
+its site let Slurm requeue it; where they do not, it has failed.
 """
+
+import re
+
+import msgspec
 
 from hpcscale.burst.acts import age_s
 from hpcscale.burst.arrays import records_of
 from hpcscale.burst.sight import end, reports_of
 from hpcscale.connect import Connection
 from hpcscale.judge import by_report, element_of
-from hpcscale.ledger import Attempt, Ledger
+from hpcscale.ledger import Attempt, Ledger, utc_now
 from hpcscale.reports import Report
 from hpcscale.slurm.types import JobState, JobStatus
 
@@ -47,8 +52,12 @@ def settle(ledger: Ledger, connection: Connection, target: Attempt) -> Attempt:
         if (ended := by_report(part, told)) is not None:
             _over(ledger, target, task, ended)
             end(connection, part)
-        elif _held(status) and not any(r.begun for r in told):
-            _release(ledger, connection, part, told)
+        elif _held(status) and _long_enough(ledger, part, told):
+            if any(r.begun for r in told) and not may_restart(connection, target):
+                _over(ledger, target, task, _failed(status, told))
+                end(connection, part)
+            else:
+                _release(ledger, connection, part, told)
     return ledger.attempt(target.submission_id)
 
 
@@ -73,8 +82,32 @@ def _over(ledger: Ledger, target: Attempt, task: int | None, ended: JobStatus) -
     )
 
 
-def _release(ledger: Ledger, connection: Connection, part: Attempt, told: list[Report]) -> None:
-    key = {"job": str(part.job_id), "reports": len(told)}
+def _failed(status: JobStatus, told: list[Report]) -> JobStatus:
+    """The end of a job that was cut short, and that Slurm may not begin again."""
+    return msgspec.structs.replace(
+        status,
+        state=JobState.NODE_FAIL,
+        reason="its controller forgot its start and ended it, and it is not to be requeued",
+        start_time=next((r.at for r in told if r.begun), None),
+        end_time=max(filter(None, (r.at for r in told)), default=utc_now()),
+    )
+
+
+def may_restart(connection: Connection, target: Attempt) -> bool:
+    """Whether Slurm may begin it again: by its script, else by slurm.conf(5), JobRequeue."""
+    said = re.findall(r"(?m)^#SBATCH\s+--(no-)?requeue\b", target.script)
+    if said:
+        return not said[-1]
+    return connection.client.facts().config.get("JobRequeue", "1") != "0"
+
+
+def _key(part: Attempt, told: list[Report]) -> dict[str, object]:
+    return {"job": str(part.job_id), "reports": len(told)}
+
+
+def _long_enough(ledger: Ledger, part: Attempt, told: list[Report]) -> bool:
+    """Whether it has been held for so long that what was left of its start has ended; noted."""
+    key = _key(part, told)
     seen = [
         e
         for e in ledger.events(part.run_id, EVENT)
@@ -82,6 +115,12 @@ def _release(ledger: Ledger, connection: Connection, part: Attempt, told: list[R
     ]
     if not seen:
         ledger.event(part.run_id, EVENT, key, submission_id=part.submission_id)
-    elif age_s(seen[-1].at) >= RELEASE_AFTER_S and part.job_id is not None:
+        return False
+    return age_s(seen[-1].at) >= RELEASE_AFTER_S
+
+
+def _release(ledger: Ledger, connection: Connection, part: Attempt, told: list[Report]) -> None:
+    if part.job_id is not None:
         connection.client.release(part.job_id)
+        key = _key(part, told)
         ledger.event(part.run_id, "attempt.released", key, submission_id=part.submission_id)

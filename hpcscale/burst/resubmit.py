@@ -10,14 +10,23 @@ import datetime as dt
 import re
 from collections.abc import Callable, Iterator
 
+from hpcscale.after import own_dependency
+from hpcscale.burst.behind import dependency_now, submitted_after
 from hpcscale.burst.claims import revoke, take
 from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.sight import end, look
 from hpcscale.connect import Connection
-from hpcscale.errors import HpcscaleError, NotFoundError, SubmitUnknownError, UnreachableError
+from hpcscale.errors import (
+    HpcscaleError,
+    NotFoundError,
+    RefusedError,
+    SubmitUnknownError,
+    UnreachableError,
+)
 from hpcscale.ledger import Attempt, Ledger, Role, new_submission_id, utc_now
 from hpcscale.observe import observe
 from hpcscale.slurm.types import JobState
+from hpcscale.units import JobId
 from hpcscale.verify import submission_of
 
 NOTED = "attempt.forgotten_by_slurm"
@@ -26,6 +35,8 @@ REFUSED = "attempt.again_refused"
 OLD_S = 24 * 3600.0  # no move takes as long
 WATCH_S = 900.0  # a controller that knew it after all shows it again soon
 MIN_JOB_AGE_S = 300.0  # slurm.conf(5)
+AT_ONCE_S = 120.0  # submissions that are nearer to each other may have their ids in any order
+MANY_IDS = 1_000_000
 
 
 def resubmit(
@@ -99,7 +110,61 @@ def forgotten(connection: Connection, attempt: Attempt, ledger: Ledger | None = 
     age_s = max((now - attempt.created_at).total_seconds() for now in (
         utc_now(), connection.clock.now()
     ))  # fmt: skip
-    return age_s < keeps_ended_s(connection)  # later it may have ended, and have been purged
+    if age_s < keeps_ended_s(connection):
+        return True
+    # by now it may also have ended, and have been purged
+    if ledger is None:
+        return False
+    return ids_went_back(ledger, connection, attempt) or _accounting_lacks(connection, attempt)
+
+
+def ids_went_back(ledger: Ledger, connection: Connection, attempt: Attempt) -> bool:
+    """Whether its controller has given ids out again since: then it was restored as it was before.
+
+    Jobs and the next id are saved together, so of a submission whose id came again nothing is left.
+    """
+    if attempt.job_id is None:
+        return False
+    mine = attempt.job_id.base
+    margin = dt.timedelta(seconds=AT_ONCE_S)
+
+    def again(base: int) -> bool:
+        return mine - MANY_IDS < base <= mine  # not where ids have begun anew (MaxJobId)
+
+    for other in ledger.all_attempts(attempt.site):
+        later = other.created_at > attempt.created_at + margin
+        if later and other.job_id is not None and again(other.job_id.base):
+            return True
+    seen = list(connection.client.jobs().jobs.values())
+    if (status := connection.client.show(JobId(mine))) is not None:
+        seen.append(status)
+    at = attempt.created_at + (connection.clock.now() - utc_now()) + margin
+    return any(
+        again(status.job_id.base)
+        and not status.restarts  # a requeue sets the time anew
+        and status.submit_time is not None
+        and status.submit_time > at
+        for status in seen
+    )
+
+
+def _accounting_lacks(connection: Connection, attempt: Attempt) -> bool:
+    """Whether slurmdbd, which keeps all ends, has none of it, and its controller began anew since.
+
+    What has a record there without an end, which its controller does not know, has been forgotten.
+    """
+    boot = connection.client.facts().config.get("BOOT_TIME", "")
+    begun = attempt.submit_time or attempt.created_at
+    if not boot.isdigit() or int(boot) < begun.timestamp() or attempt.job_id is None:
+        return False
+    since = attempt.created_at - dt.timedelta(days=1)
+    answer = connection.client.history([attempt.job_id], since=since)
+    if not answer.complete:
+        return False
+    return not any(
+        status.state.terminal and not submitted_after(status, connection, attempt)
+        for status in answer.jobs.values()
+    )
 
 
 def _may(ledger: Ledger, attempt: Attempt) -> bool:
@@ -122,6 +187,20 @@ def _again(
     from hpcscale.prepare import code_of, prepare
     from hpcscale.submit import submit
 
+    after: str | None = ""
+    if ledger.run(attempt.run_id).spec.after or own_dependency(ledger.run(attempt.run_id).spec):
+        try:
+            after = dependency_now(ledger, connection, attempt)
+        except RefusedError as exc:
+            ledger.event(
+                attempt.run_id, REFUSED, {"why": str(exc)}, submission_id=attempt.submission_id
+            )
+            why = f"its controller forgot it before it began, and it is not submitted again: {exc}"
+            ledger.set_forgotten(attempt, why)
+            say(f"{attempt.run_id}: {attempt.ref}: {why}")
+            return
+        if after is None:
+            return  # what it waits for is elsewhere, or forgotten itself
     mine = _id_for(ledger, connection, attempt)
     if mine is None:
         return
@@ -132,7 +211,14 @@ def _again(
     rendered = prepare(run.spec, connection.site, code=code_of(ledger, attempt.run_id))
     try:
         new = submit(
-            rendered, connection.site, connection, ledger, run=run, cwd=run.cwd, submission_id=mine
+            rendered,
+            connection.site,
+            connection,
+            ledger,
+            run=run,
+            cwd=run.cwd,
+            submission_id=mine,
+            after=(after or None,),
         )
     except (SubmitUnknownError, UnreachableError):
         raise  # the next call sees whether it exists

@@ -6,6 +6,7 @@ arrays; as plain Python they take lists, which Python indexes some five times fa
 
 import os
 from functools import cache
+from importlib import import_module
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -50,7 +51,12 @@ def compiled(module: ModuleType) -> SimpleNamespace | None:
     if "shift" in names:
         names["shift"] = njit(cache=True)(_shift_array)
     for name, function in vars(module).items():
-        if isinstance(function, FunctionType) and function.__module__ == module.__name__:
+        if not isinstance(function, FunctionType):
+            continue
+        if function.__module__ != module.__name__ and function.__module__.endswith("kernel"):
+            other = compiled(import_module(function.__module__))
+            names[name] = getattr(other, name)
+        if function.__module__ == module.__name__:
             # numba looks a callee up in its caller's globals: there it must be compiled already
             twin = FunctionType(function.__code__, names, name, function.__defaults__)
             names[name] = njit(cache=True)(twin)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcscale.forecast import kernel
+from hpcscale.forecast import classes_kernel, kernel
 from hpcscale.forecast.jit import Kernels
 from hpcscale.forecast.naive import planning_order
 from hpcscale.forecast.problem import NEVER, Ints, Problem
@@ -86,8 +86,48 @@ def plan(problem: Problem, *, fast: bool | None = None) -> Plan:
     return Plan(problem, np.asarray(start, dtype=np.int64), np.asarray(chosen, dtype=np.int64))
 
 
-def _steps(problem: Problem) -> tuple[Ints, Ints, Ints, Ints]:
+def easy_plan(problem: Problem, run_s: Ints | None = None, *, fast: bool | None = None) -> Plan:
+    """When each job starts under EASY backfill (Lifka, JSSPP 1995), over any resources.
+
+    Only the first job that must wait has a place kept for it; whatever fits beside that starts. The
+    same as ``naive_easy_plan``.
+
+    Args:
+        problem: what there is and who waits; durations are what the scheduler believes.
+        run_s: how long each job does run, at most what is believed; default as believed.
+        fast: as in ``plan``.
+    """
+    if fast is None:
+        fast = len(problem) >= _LONG
+    kernels = Kernels(classes_kernel, fast=fast)
+    native = kernels.native
+    size = len(problem)
+    run = problem.duration_s if run_s is None else np.clip(run_s, 1, problem.duration_s)
+    low, high, times, free = _steps(problem, 4)
+    moments = np.concatenate([[problem.now_s], problem.held[:, 2], problem.release_s])
+    fixed = np.unique(moments[(moments >= problem.now_s) & (moments < NEVER)])
+    start: Any = native(np.full(size, NEVER, dtype=np.int64))
+    chosen: Any = native(np.full(size, -1, dtype=np.int64))
+    kernels.call.run_easy_classes(
+        *(
+            native(a.astype(np.int64))
+            for a in (
+                low, high, times, free, fixed, problem.duration_s, run, problem.release_s,
+                problem.alt_ptr, problem.dem_ptr, problem.dem_resource, problem.dem_units,
+                problem.dem_taken, problem.dep_ptr, problem.dep_job,
+            )
+        ),
+        start, chosen, *(native(np.zeros(size + 1, dtype=np.int64)) for _ in range(3)),
+    )  # fmt: skip
+    return Plan(problem, np.asarray(start, dtype=np.int64), np.asarray(chosen, dtype=np.int64))
+
+
+def _steps(problem: Problem, grows: int = 2) -> tuple[Ints, Ints, Ints, Ints]:
     """Each resource's free units over time before any pending job, in segments with room to grow.
+
+    Args:
+        problem: what there is.
+        grows: steps that a demand may add.
 
     Returns:
         low, high: the used part of each segment; times, free: the flat arrays.
@@ -96,7 +136,7 @@ def _steps(problem: Problem) -> tuple[Ints, Ints, Ints, Ints]:
     held = problem.held
     demands = np.bincount(problem.dem_resource, minlength=kinds)
     rows = np.bincount(held[:, 0], minlength=kinds)
-    room = 2 * (demands + rows) + 1
+    room = grows * (demands + rows) + 2 * rows + 1
     low = np.concatenate([[0], np.cumsum(room)[:-1]]).astype(np.int64)
     high = low.copy()
     times = np.zeros(int(room.sum()), dtype=np.int64)

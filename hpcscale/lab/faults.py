@@ -81,13 +81,21 @@ def node_crash(lab: Lab, node: str, *, keep_stepd: bool = False) -> None:
     if slurmd is None:
         raise LabError(f"node {node} is not up", where=site.name, hint="hpcscale lab status")
     doomed = [slurmd] if keep_stepd else _frozen(site, node, slurmd)
-    for pid in doomed:
+    # those below first: who loses its parent while it is stopped gets a hang-up and goes on
+    # (setpgid(2)), and would tell of an end
+    for pid in sorted(doomed, key=_depth, reverse=True):
         kill(pid, signal.SIGKILL)
     if not wait_until(lambda: all(start_time(pid) is None for pid in doomed), 10):
         raise LabError(f"processes of {node} do not end", where=site.name)
     (site.paths.run / f"slurmd.{node}.pid").unlink(missing_ok=True)
     if not keep_stepd:
         _lost_power(site, node).touch()
+
+
+def _depth(pid: int) -> int:
+    """How many ancestors a process has."""
+    above = parent(pid)
+    return 0 if above is None or above <= 1 else 1 + _depth(above)
 
 
 def _frozen(site: Site, node: str, slurmd: int) -> list[int]:
@@ -442,6 +450,16 @@ def clear(lab: Lab) -> None:
 
 def _power_off(site: Site, node: str) -> None:
     """A cloud node that never booted, or died: switch it off, so that it can be resumed again."""
-    act = "RESUME" if site.node_states().get(node, "").endswith("~") else "POWER_DOWN_FORCE"
-    site.exec(["scontrol", "update", f"NodeName={node}", f"State={act}"], check=True)
+
+    def off() -> bool:
+        state = site.node_states().get(node, "")
+        if not state.startswith("down"):
+            return True  # meanwhile its controller has switched it off, or it has come after all
+        act = "RESUME" if state.endswith("~") else "POWER_DOWN_FORCE"
+        update = ["scontrol", "update", f"NodeName={node}", f"State={act}"]
+        return site.exec(update).returncode == 0
+
+    if not wait_until(off, 20, poll_s=0.2):
+        state = site.node_states().get(node, "unknown")
+        raise LabError(f"node {node} cannot be switched off: {state}", where=site.name)
     _revive(site, node)

@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,8 +58,26 @@ def commit():
     return done.stdout.strip()
 
 
-def work(number, todo, done):
-    """One lab, one injection after the other, until there are none."""
+def labs_here():
+    """As many as this machine bears: a handover waits more than it computes."""
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(2, min(3 * (os.cpu_count() or 1) + 1, int(memory_gb), 24))
+
+
+def _end(*_):
+    """Take the lab down; no second signal interrupts that (one comes of each thread of a parent)."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    sys.exit(1)
+
+
+def work(number, todo, done, parent):
+    """One lab, one injection after the other, until there are none.
+
+    It ends with its parent, however that ends: an interrupted run leaves nothing behind.
+    """
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is the parent's; not ignored by children
+    injections.die_with_parent(parent, signal.SIGTERM)
     judge.NEVER_REACHED_S = (
         injections.NEVER_REACHED_S
     )  # of the burst processes too: they are forked
@@ -86,9 +105,26 @@ def run(chosen, labs, minutes, keep):
         todo.put(injection)
     for _ in range(labs):
         todo.put(None)
-    workers = [context.Process(target=work, args=(n, todo, done)) for n in range(labs)]
+    workers = [
+        context.Process(target=work, args=(n, todo, done, os.getpid()), daemon=True)
+        for n in range(labs)
+    ]
     for worker in workers:
         worker.start()
+    try:
+        return _gather(labs, todo, done, minutes, keep)
+    except BaseException:
+        for worker in workers:
+            worker.terminate()
+        raise
+    finally:
+        for worker in workers:
+            worker.join(60)  # it takes its lab down
+            worker.kill()
+            worker.join()
+
+
+def _gather(labs, todo, done, minutes, keep):
     outcomes, broken, left = [], [], labs
     stop_at = time.monotonic() + minutes * 60
     while left:
@@ -110,8 +146,6 @@ def run(chosen, labs, minutes, keep):
         else:
             broken.append(got)
         keep(outcomes, broken)
-    for worker in workers:
-        worker.join()
     return outcomes, broken
 
 
@@ -136,7 +170,7 @@ def main():
         action="store_true",
         help="count what was clean with other code too, and repeat what was not; both are told",
     )
-    parser.add_argument("--labs", type=int, default=2 * (os.cpu_count() or 1))
+    parser.add_argument("--labs", type=int, default=labs_here())
     parser.add_argument("--minutes", type=float, default=30)
     today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
     parser.add_argument("--out", type=Path, default=RESULTS / f"handover-{today}.json")

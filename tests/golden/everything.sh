@@ -65,12 +65,12 @@ report() {
 requeued=false
 finish() {
   local rc=$?
-  trap '' TERM
+  trap '' HUP INT TERM
   report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
   [ "$requeued" = true ] || rm -rf -- "$HPCSCALE_RUN_DIR/secrets/$HPCSCALE_SUBMISSION_ID"
 }
 trap finish EXIT
-trap 'exit 143' TERM  # else an end from outside, before the command begins, would tell a good end
+trap 'exit 129' HUP; trap 'exit 130' INT; trap 'exit 143' TERM  # an end from outside is no good end
 
 # --- what the command needs
 [ -e "$HPCSCALE_INPUT_NOTE" ] || fail "input note is not at $HPCSCALE_INPUT_NOTE"

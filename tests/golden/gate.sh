@@ -52,11 +52,11 @@ report() {
 requeued=false
 finish() {
   local rc=$?
-  trap '' TERM
+  trap '' HUP INT TERM
   report ended ",\"exit_code\":$rc,\"requeued\":$requeued"
 }
 trap finish EXIT
-trap 'exit 143' TERM  # else an end from outside, before the command begins, would tell a good end
+trap 'exit 129' HUP; trap 'exit 130' INT; trap 'exit 143' TERM  # an end from outside is no good end
 
 # --- what the command needs
 mkdir -p -- "$HPCSCALE_RUN_DIR" || fail "a directory cannot be made"

@@ -108,6 +108,7 @@ def test_elements_are_judged_one_by_one(starts, double, lost):
 
 
 @pytest.mark.slow
+@pytest.mark.begins_first(minutes=25)
 @pytest.mark.timeout(4000)
 def test_each_kill_with_each_fault(monkeypatch):
     """On labs of its own; an interrupted run is gone on with. Kept in tests/benchmarks/results."""

@@ -86,6 +86,7 @@ def test_scontrol_requeue(lab_env, project):
 
 
 @pytest.mark.slow  # Slurm looks at time limits every 30 s
+@pytest.mark.begins_first(minutes=3)
 @pytest.mark.timeout(1000)
 def test_the_time_limit(lab_env, project):
     # asked for 60 s before the end, the signal comes up to 30 s earlier: 90 s after the start, when

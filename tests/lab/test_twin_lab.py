@@ -18,6 +18,7 @@ from hpcscale.twin import lab as twin
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
+@pytest.mark.begins_first(minutes=3)
 def test_the_model_starts_jobs_as_slurm_does(tmp_path):
     rng = np.random.default_rng(13)
     size = 40

@@ -211,8 +211,8 @@ def test_an_array_as_one_job():
 # --- jobs that others wait for
 
 
-def waited_for(sites, dependency="afterok:{}(unfulfilled)"):
-    job = sites.submit()
+def waited_for(sites, dependency="afterok:{}(unfulfilled)", **kw):
+    job = sites.submit(**kw)
     other = sites.batch("--job-name=urgent")
     connection = sites.connections["lab-onprem"]
     connection.client = Waited(connection.client, other, dependency.format(job.ref.job_id))
@@ -292,8 +292,8 @@ def outcome(sites, job, task=""):
     return sites.onprem.read_bytes(path).decode()
 
 
-def standing_in(sites):
-    job, other = waited_for(sites)
+def standing_in(sites, **kw):
+    job, other = waited_for(sites, **kw)
     sites.tick()
     sites.both(40)
     sites.report(sites.target(job).submission_id, "gated", time=100.0)
@@ -362,15 +362,45 @@ def test_a_cloud_job_that_waits_again_after_its_end_is_over(sites):
     assert outcome(sites, job) == "0\n"
 
 
-def test_a_cloud_job_that_has_begun_is_not_released(sites, monkeypatch):
-    monkeypatch.setattr(held, "RELEASE_AFTER_S", 0)
+@pytest.mark.parametrize("told_its_end", [True, False])
+def test_a_cloud_job_that_was_cut_short_begins_again(sites, monkeypatch, told_its_end):
+    """Its controller forgot the start, and ended what was left of it in the midst of its work."""
     job, _ = standing_in(sites)
-    fake = sites.cloud.jobs[sites.target(job).job_id.base]
+    target = sites.target(job)
+    fake = sites.cloud.jobs[target.job_id.base]
     forget(fake)
+    if told_its_end:  # TERM came through, and Slurm said that it runs again
+        sites.report(target.submission_id, "ended", exit_code=143, requeued=True, time=106.0)
     for _ in range(3):
         sites.tick()
-    assert fake.held
+    assert fake.held, "what is left of it may still be on its node"
+    monkeypatch.setattr(held, "RELEASE_AFTER_S", 0)
+    sites.tick()
+    assert not fake.held
     assert sites.move(job).step is Step.MOVED
+    sites.both(100)
+    sites.tick()
+    assert sites.move(job).step is Step.RELEASING
+    assert outcome(sites, job) == "0\n"
+
+
+@pytest.mark.parametrize("who", ["its user", "its site"])
+def test_a_cloud_job_that_was_cut_short_has_failed_where_nobody_requeues(sites, monkeypatch, who):
+    monkeypatch.setattr(held, "RELEASE_AFTER_S", 0)
+    directives = {"no-requeue": None} if who == "its user" else {}
+    job, _ = standing_in(sites, directives=directives)
+    target = sites.target(job)
+    if who == "its site":
+        facts = client(sites, "lab-cloud").facts()
+        facts = msgspec.structs.replace(facts, config={**facts.config, "JobRequeue": "0"})
+        monkeypatch.setattr(client(sites, "lab-cloud"), "facts", lambda: facts)
+    forget(sites.cloud.jobs[target.job_id.base])
+    for _ in range(3):
+        sites.tick()
+    assert sites.move(job).step is Step.RELEASING
+    assert sites.target(job).state is JobState.NODE_FAIL
+    assert client(sites, "lab-cloud").show(target.job_id).state is JobState.CANCELLED
+    assert outcome(sites, job) == "1\n"
 
 
 def test_elements_that_are_held_end_or_begin_as_they_reported(sites, monkeypatch):

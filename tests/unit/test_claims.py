@@ -243,17 +243,30 @@ def test_plain_sbatch_knows_no_gate(gated):
     assert gated.ran == 1
 
 
-def test_ended_at_the_gate_from_outside_it_tells_no_good_end(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_ended_at_the_gate_from_outside_it_tells_no_good_end(tmp_path, number):
     script = Job(tmp_path, gate=Gate(lease_s=60))
     process = script.start()
     at_the_gate(script)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     process.communicate(timeout=60)
     ended = json.loads((script.run_dir / "events" / f"{SID}.0.ended").read_text())
-    assert ended["exit_code"] == 143
+    assert ended["exit_code"] == 128 + number
     reports = read_reports(FakeSlurm(), [str(script.run_dir)])[SID]
     assert cut_short(reports[-1], reports)
     assert script.ran == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_ended_from_outside_in_its_command_it_tells_no_good_end(tmp_path, number):
+    script = Job(tmp_path, command="sleep 5; echo ran >>")
+    process = script.start()
+    events = script.run_dir / "events"
+    wait_for((events / f"{SID}.0.started").exists)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    ended = json.loads((events / f"{SID}.0.ended").read_text())
+    assert ended["exit_code"] == 128 + number
 
 
 def test_expiry_and_opening_at_once_have_one_winner(tmp_path):

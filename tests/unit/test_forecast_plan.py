@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcscale.forecast.naive import naive_plan, planning_order
-from hpcscale.forecast.plan import plan
+from hpcscale.forecast.naive import naive_easy_plan, naive_plan, planning_order
+from hpcscale.forecast.plan import easy_plan, plan
 from hpcscale.forecast.problem import NEVER, PlanError, ProblemBuilder, simple_problem
 
 NOW = 1000
@@ -91,10 +91,50 @@ def test_compiled_and_plain_are_the_same(problem):
     assert one.chosen.tolist() == two.chosen.tolist()
 
 
-@settings(max_examples=80, deadline=None)
-@given(problems() | crowds())
-def test_capacity_is_never_exceeded_by_a_planned_job(problem):
-    made = plan(problem)
+def runs_of(problem, seed):
+    """How long jobs really run: as believed, or any shorter time."""
+    rng = np.random.default_rng(seed)
+    if seed % 3 == 0:
+        return problem.duration_s
+    return np.maximum(1, np.ceil(problem.duration_s * rng.uniform(0, 1, len(problem)))).astype(int)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.integers(0, 99))
+def test_easy_over_classes_equals_its_definition(problem, seed):
+    run = runs_of(problem, seed)
+    start, chosen, promised = naive_easy_plan(problem, run.tolist())
+    fast = easy_plan(problem, run)
+    assert fast.start_s.tolist() == start
+    assert fast.chosen.tolist() == chosen
+    free = (problem.release_s <= problem.now_s).all() and not len(problem.dep_job)
+    if free:  # else one above the head may be released later, and go first
+        assert all(start[job] <= place for job, place in promised.items())
+
+
+@settings(max_examples=20, deadline=None)
+@given(crowds(), st.integers(0, 99))
+def test_easy_of_a_crowd_equals_its_definition(problem, seed):
+    run = runs_of(problem, seed)
+    start, _, promised = naive_easy_plan(problem, run.tolist())
+    assert easy_plan(problem, run).start_s.tolist() == start
+    assert all(start[job] <= place for job, place in promised.items())
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems() | crowds(), st.integers(0, 99))
+def test_easy_compiled_and_plain_are_the_same(problem, seed):
+    run = runs_of(problem, seed)
+    one, two = easy_plan(problem, run, fast=True), easy_plan(problem, run, fast=False)
+    assert one.start_s.tolist() == two.start_s.tolist()
+    assert one.chosen.tolist() == two.chosen.tolist()
+
+
+@pytest.mark.parametrize("rule", [plan, easy_plan])
+@settings(max_examples=50, deadline=None)
+@given(problem=problems() | crowds())
+def test_capacity_is_never_exceeded_by_a_planned_job(rule, problem):
+    made = rule(problem)
     uses = {r: [] for r in range(len(problem.capacity))}
     for job in np.flatnonzero(made.start_s < NEVER):
         first, last = made.start_s[job], made.start_s[job] + problem.duration_s[job]
@@ -138,6 +178,23 @@ def test_a_short_job_goes_before_a_wide_one_it_does_not_delay():
     long = made.job([[(nodes, 1)]], 101)
     starts = plan(made.build()).start_s
     assert (starts[wide], starts[short], starts[long]) == (100, 0, 150)
+
+
+def test_easy_keeps_a_place_for_the_head_alone():
+    made = ProblemBuilder(0)
+    gpus, nodes = made.resource(8), made.resource(4)
+    made.hold(gpus, 6, until_s=100)
+    made.job([[(gpus, 8), (nodes, 2)]], 50)  # the head: at 100
+    made.job([[(gpus, 8), (nodes, 2)]], 50)
+    long = made.job([[(nodes, 2)]], 500)  # beside the head: two nodes are left
+    wide = made.job([[(gpus, 1), (nodes, 1)]], 500)  # would take a GPU of the head
+    short = made.job([[(gpus, 2), (nodes, 2)]], 100)
+    problem = made.build()
+    assert easy_plan(problem).start_s.tolist() == [100, 150, 0, 200, 0]
+    assert (long, wide, short) == (2, 3, 4)
+    # the head's believed end was late: all move up
+    early = easy_plan(problem, np.array([10, 10, 500, 500, 100]))
+    assert early.start_s.tolist() == [100, 110, 0, 120, 0]
 
 
 def test_an_allowance_of_running_jobs_holds_a_user_back():

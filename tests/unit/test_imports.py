@@ -76,7 +76,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"ledger_reads"},
     "verify": _DECIDING | {"slurm", "ledger"},
     "prepare": _OWNING,
-    "submit": _OWNING | {"prepare"},
+    "after": _DECIDING | {"ledger"},
+    "submit": _OWNING | {"prepare", "after"},
     "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify"},
     "observe": _OWNING | {"ledger_rows", "judge"},
     "results": _OWNING,
@@ -116,7 +117,17 @@ ALLOWED: dict[str, set[str]] = {
     | {"burst.budget", "burst.triggers", "burst.worth", "burst.offer", "burst.verdict"}
     | {"burst.ahead", "burst.rests", "burst.promise"},
     "burst": _OWNING
-    | {"prepare", "submit", "judge", "observe", "results", "executor", "burst.catalog", "forecast"}
+    | {
+        "prepare",
+        "after",
+        "submit",
+        "judge",
+        "observe",
+        "results",
+        "executor",
+        "burst.catalog",
+        "forecast",
+    }
     | {"outlook"}
     | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"}
     | {"burst.catalog_load", "burst.shapes", "burst.worth", "burst.line", "burst.seen"}

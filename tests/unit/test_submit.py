@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fake_site import FakeSite
 
+from hpcscale.after import resolve_dependency
 from hpcscale.errors import (
     InvalidFileError,
     NotFoundError,
@@ -18,7 +19,7 @@ from hpcscale.errors import (
 from hpcscale.ledger import Role
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.spec import JobSpec, Resources, Script, SecretSource
-from hpcscale.submit import resolve_dependency, submit
+from hpcscale.submit import submit
 from hpcscale.units import JobId
 from hpcscale.verify import comment_with, submission_of
 

@@ -133,7 +133,7 @@ def test_jobs_that_can_never_run_are_counted_not_simulated():
     one = jobs((0, 1, 1), (0, 1, 64))
     assert len(one) == 1
     assert one.left_out == {"larger than the cluster": 1}
-    with pytest.raises(InvalidFileError, match="1 with larger than the cluster"):
+    with pytest.raises(InvalidFileError, match="1 larger than the cluster"):
         jobs((0, 1, 64))
 
 

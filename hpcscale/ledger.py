@@ -20,6 +20,7 @@ from typing import Any
 from hpcscale.ledger_file import FILE_NAME, ledger_path
 from hpcscale.ledger_reads import LedgerReads
 from hpcscale.ledger_rows import (
+    MOVED_TO,
     Attempt,
     Decision,
     Element,
@@ -40,6 +41,7 @@ from hpcscale.units import JobId
 
 __all__ = [
     "FILE_NAME",
+    "MOVED_TO",
     "Attempt",
     "Decision",
     "Element",
@@ -54,6 +56,10 @@ __all__ = [
     "new_submission_id",
     "utc_now",
 ]
+
+
+# made once: json.dumps makes one at each call where it has options
+_to_json = json.JSONEncoder(default=str).encode
 
 
 def new_run_id() -> str:
@@ -387,7 +393,7 @@ class Ledger(LedgerReads):
             run_id=run_id,
             kind=kind,
             reason=reason,
-            data=json.dumps(data, default=str),
+            data=_to_json(data),
         )
         return int(cursor.lastrowid or 0)
 
@@ -422,7 +428,7 @@ class Ledger(LedgerReads):
             run_id=run_id,
             submission_id=submission_id,
             kind=kind,
-            data=json.dumps(data, default=str),
+            data=_to_json(data),
         )
 
 

@@ -164,8 +164,11 @@ class LedgerFile:
             self._db.execute("COMMIT")
 
     def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        with self._errors():
-            rows: list[sqlite3.Row] = self._db.execute(sql, values).fetchall()
+        with self._lock:  # as ``_errors``, which costs as much as a small query
+            try:
+                rows: list[sqlite3.Row] = self._db.execute(sql, values).fetchall()
+            except sqlite3.Error as exc:
+                _refuse(self.path, exc)
             return rows
 
     def _one(self, sql: str, *values: Any) -> sqlite3.Row:

@@ -4,6 +4,8 @@ After a crash the controller forgets its last seconds and gives the ids of those
 anybody. A job is ours when its comment holds our submission id; user and submit time agree then.
 """
 
+import functools
+
 from hpcscale.errors import NotThisJobError
 from hpcscale.ledger import Attempt
 from hpcscale.slurm.client import SlurmClient
@@ -19,6 +21,7 @@ def comment_with(old: str | None, submission_id: str) -> str:
     return f"{old};{ours}" if old else ours
 
 
+@functools.lru_cache(maxsize=50_000)  # a queue is read again and again
 def submission_of(comment: str) -> str | None:
     """The submission id in a comment; None when there is none."""
     _, key, rest = comment.rpartition(COMMENT_KEY)

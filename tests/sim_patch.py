@@ -27,6 +27,10 @@ from hpcscale.ledger_file import LedgerFile
 from hpcscale.site import load_site
 from hpcscale.slurm.types import JobState, JobStatus
 
+# of a ledger, each after those that it refers to
+TABLES = (
+    "runs", "scripts", "attempts", "elements", "sites", "decisions", "events", "moves",
+)  # fmt: skip
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
@@ -66,7 +70,10 @@ def _fast_folder():
 def memory_ledger(path):
     """A new ledger in memory."""
     ledger = Ledger(
-        path, sqlite3.connect(":memory:", isolation_level=None, factory=sim_speed.Counting)
+        path,
+        sqlite3.connect(
+            ":memory:", isolation_level=None, factory=sim_speed.Counting, cached_statements=500
+        ),
     )
     ledger._prepare()
     triggers = (
@@ -80,21 +87,21 @@ def memory_ledger(path):
 def _copy_rows(ledger, source):
     """Of a ledger used before: rows go, and those of another come; its statements stay compiled."""
     db = ledger._db
-    tables = [
-        row[0]
-        for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        if row[0] == "sqlite_sequence" or not row[0].startswith("sqlite_")
-    ]
-    db.execute("PRAGMA foreign_keys = OFF")
+    rows = {} if source is None else source._db.all_rows()
+    # what refers to another goes before it and comes after it: to switch foreign keys off and on
+    # would have each statement compiled again
     db.execute("BEGIN")
-    for table in tables:
-        db.execute(f"DELETE FROM {table}")
-    for table in tables if source is not None else []:
-        if rows := [tuple(row) for row in source._db.execute(f"SELECT * FROM {table}")]:
-            db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+    for table in reversed(TABLES):
+        if table in db.used:
+            db.execute(f"DELETE FROM {table}")
+    for table in TABLES:
+        if those := rows.get(table):
+            marks = ", ".join("?" * len(those[0]))
+            db.executemany(f"INSERT INTO {table} VALUES ({marks})", those)
     db.execute("COMMIT")
     db.known.clear()
-    db.execute("PRAGMA foreign_keys = ON")
+    assert db.used <= set(TABLES), db.used
+    db.used = set(rows)
 
 
 _REAL_WRITE = LedgerFile._write

@@ -6,11 +6,13 @@ real commands. Nothing here starts a process, so a site answers in microseconds.
 """
 
 import fnmatch
+import math
 import operator
 
 from hpcscale.errors import HpcscaleError, NotFoundError
 from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S, Completed
 from hpcscale.testing import FakeSlurm
+from hpcscale.testing.controller import SAVE_PERIOD_S
 
 ALIVE = {"PENDING", "CONFIGURING", "RUNNING"}
 FULL = "No space left on device"
@@ -202,7 +204,11 @@ class MemorySlurm(FakeSlurm):
     _said = {}  # noqa: RUF012 # shared by all sites
 
     def __init__(self, **options):
-        self._still = self._as_it_is = None
+        self._as_it_is = self._at = None
+        self._until = None  # with nodes that register or not: nothing is due until ``_due``
+        self._due = 0
+        self._kept = False  # what was saved last is what it has
+        self._answers = {}  # of squeue, as long as nothing happens
         self.frozen = False  # nodes have not registered with a controller that came up
         super().__init__(**options)
         self.files = MemoryFiles()
@@ -234,9 +240,17 @@ class MemorySlurm(FakeSlurm):
         self.files = files.copy()
         self.touched()
 
+    def now(self):
+        at = self.clock._now
+        if at is not self._at:
+            self._at, self._seconds = at, int(at.timestamp())
+        return self._seconds
+
     def touched(self):
         """Jobs are no longer what they were: also to be called by who changes one himself."""
-        self._as_it_is = self._still = None
+        self._as_it_is = self._until = None
+        self._kept = False
+        self._answers.clear()
 
     def as_it_is(self):
         """All that its jobs are."""
@@ -245,17 +259,43 @@ class MemorySlurm(FakeSlurm):
             self._as_it_is = tuple([(*_OF_A_JOB(j), *j.nodes, *j.tasks) for j in jobs])
         return self._as_it_is
 
+    def run(self, argv, *, stdin=None, env=None, cwd=None, timeout_s=DEFAULT_TIMEOUT_S):
+        asks = self.remembers and argv[0].endswith("squeue") and not self.silent
+        if asks and self._at_rest():
+            self.tick()
+            if done := self._answers.get(tuple(argv)):
+                return done
+        done = super().run(argv, stdin=stdin)
+        if asks and self._until is not None:  # nothing has happened since
+            self._answers[tuple(argv)] = done
+        return done
+
+    def _at_rest(self):
+        """Whether nothing is due: nothing was a moment ago, and the next thing is later."""
+        return self._until == self.frozen and self.now() < self._due
+
     def tick(self):
         if not self.remembers:
             super().tick()
             return
-        moment = self.now(), self.frozen
-        if moment != self._still:
-            before = self.as_it_is()
-            super().tick()
-            self._as_it_is = None
-            # where something has happened perhaps more is due
-            self._still = moment if self.as_it_is() == before else None
+        now = self.now()
+        if self._at_rest():
+            if now - self._saved[0] >= SAVE_PERIOD_S:
+                jobs = self._saved[2] if self._kept else self._copied()
+                self._saved, self._kept = (now, self._next, jobs), True
+            return
+        before = self.as_it_is()
+        super().tick()
+        self._as_it_is = None
+        if self.as_it_is() != before:
+            self.touched()  # and perhaps more is due
+            return
+        self._until, self._due = self.frozen, math.inf
+        for job in self.jobs.values():
+            due = {"CONFIGURING": job.started, "RUNNING": job.ends, "PENDING": job.eligible}
+            at = due.get(job.state)
+            if at is not None and now < at < self._due:
+                self._due = at
 
     def crash(self):
         super().crash()

@@ -11,6 +11,7 @@ import sys
 
 import msgspec
 
+import hpcscale.burst.candidates
 import hpcscale.burst.decide
 import hpcscale.burst.run
 import hpcscale.ledger_rows
@@ -20,6 +21,7 @@ from hpcscale import units
 from hpcscale.burst.moves import Moves
 from hpcscale.executor import HpcscaleExecutor
 from hpcscale.ledger import Attempt
+from hpcscale.ledger_file import LedgerFile
 from hpcscale.ledger_reads import LedgerReads
 from hpcscale.ledger_rows import attempt_from_row
 from hpcscale.render import render
@@ -80,29 +82,56 @@ def of_what_stays(function):
     return call
 
 
+@functools.cache
+def _written(sql):
+    """The table that a statement writes to; ``*``: it takes back what was written."""
+    words = sql.split(None, 5)
+    if words[0] in {"INSERT", "UPDATE", "DELETE"}:  # INSERT INTO t, INSERT OR … INTO t
+        at = words.index("INTO") if "INTO" in words else words[0] == "DELETE"
+        return words[at + 1].partition("(")[0]
+    return "*" if words[0] == "ROLLBACK" else None
+
+
 class Counting(sqlite3.Connection):
-    """Counts the writes to each table."""
+    """Heeds the writes to each table."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self.known = {}  # table -> question -> answer, until the next write
+        self.used = set()  # tables with rows
+        self._rows = None
 
     def execute(self, sql, *values):
-        self._heed(sql)
+        if table := _written(sql):
+            self._heed(table, *values)
         return super().execute(sql, *values)
 
     def executemany(self, sql, *values):
-        self._heed(sql)
+        if table := _written(sql):
+            self._heed(table)
         return super().executemany(sql, *values)
 
-    def _heed(self, sql):
-        kind = sql.lstrip()[:1]
-        if kind in "IUD":  # INSERT INTO t, INSERT OR … INTO t, UPDATE t SET, DELETE FROM t
-            words = sql.split(None, 5)
-            at = words.index("INTO") if "INTO" in words else 0 if kind == "U" else 1
-            self.known[words[at + 1].partition("(")[0]] = {}
-        elif kind == "R":  # ROLLBACK
+    def _heed(self, table, values=()):
+        self._rows = None
+        if table == "*":
             self.known.clear()
+            return
+        self.used.add(table)
+        if table == "events" and len(values) != 5:
+            self.known.clear()
+        self.known.pop(table, None)
+        if table == "events" and values:  # of its kind alone something else is known now
+            self.known.pop(("events", values[3]), None)
+
+    def all_rows(self):
+        """Table -> its rows."""
+        if self._rows is None:
+            found = {}
+            for table in sorted(self.used):
+                rows = super().execute(f"SELECT * FROM {table}").fetchall()
+                found[table] = [tuple(row) for row in rows]
+            self._rows = {table: rows for table, rows in found.items() if rows}
+        return self._rows
 
 
 def of_a_ledger(function, table, ledger_of=lambda it: it):
@@ -115,7 +144,8 @@ def of_a_ledger(function, table, ledger_of=lambda it: it):
         if not isinstance(db, Counting):
             return function(self, *args)
         key = (name, *[a if isinstance(a, str) or a is None else _frozen(a) for a in args])
-        known = db.known.setdefault(table, {})
+        of_a_kind = table == "events" and len(args) == 2 and args[1] is not None
+        known = db.known.setdefault(("events", args[1]) if of_a_kind else table, {})
         if key not in known:
             known[key] = function(self, *args)
         return _copied(known[key])
@@ -130,16 +160,15 @@ def _frozen(arg):
 
 
 def _parse():
-    """squeue's text is read once; when it was asked is told each time."""
+    """squeue's text is read once; when it was asked is left out: an end without a time is now."""
     known = Known()
 
-    def parse(text, separators, *, observed_at, wanted=None):
+    def parse(text, separators, *, observed_at, wanted=None):  # the real one's
         key = (text, wanted and frozenset(wanted.ids))
         jobs = known.get(key)
         if jobs is None:
             jobs = known.put(key, _REAL_PARSE(text, separators, observed_at=None, wanted=wanted))
-        replace = msgspec.structs.replace
-        return {name: replace(status, observed_at=observed_at) for name, status in jobs.items()}
+        return dict(jobs)
 
     return parse
 
@@ -179,9 +208,11 @@ def remember(put, folder):
         put(LedgerReads, name, of_a_ledger(getattr(LedgerReads, name), table))
     put(Moves, "_read", of_a_ledger(Moves._read, "moves", lambda moves: moves.ledger))
     put(LedgerReads, "_with_scripts", _with_scripts)
+    put(LedgerFile, "rows", _rows)
     # one text, one spec: what follows is then remembered by identity
     put(hpcscale.ledger_rows, "from_json", of_a_bytes(hpcscale.ledger_rows.from_json))
     put(hpcscale.burst.decide, "offers", _offers(hpcscale.burst.decide.offers))
+    put(hpcscale.burst.candidates, "place", _place(hpcscale.burst.candidates.place))
     put(hpcscale.render, "render", _render)
     put(hpcscale.prepare, "render", _render)
     words = _squeue.Separators.new()
@@ -193,6 +224,17 @@ def remember(put, folder):
     put(HpcscaleExecutor, "_keep_script", lambda *_: None)
 
 
+_REAL_ROWS = LedgerFile.rows
+_AGAIN = "SELECT DISTINCT submission_id FROM events WHERE kind = ? AND at >= ?"
+
+
+def _rows(self, sql, *values):
+    """Of a kind of events that there is none of, none is young."""
+    if sql == _AGAIN and isinstance(self._db, Counting) and not self.events(None, values[0]):
+        return []
+    return _REAL_ROWS(self, sql, *values)
+
+
 def _with_scripts(self, rows):
     """Scripts stand in the ledger for good."""
     texts = self.__dict__.setdefault("_texts", {})
@@ -201,7 +243,18 @@ def _with_scripts(self, rows):
         if not texts.get(sha256):
             found = self._all("SELECT text FROM scripts WHERE sha256 = ?", sha256)
             texts[sha256] = found[0]["text"] if found else ""
-    return [attempt_from_row(row, texts[row["script_sha256"]]) for row in rows]
+    return [_attempt(row, texts[row["script_sha256"]]) for row in rows]
+
+
+_ATTEMPTS = Known()
+
+
+def _attempt(row, script):
+    """The same columns are the same attempt; nobody changes one."""
+    key = (*row, script)
+    if key not in _ATTEMPTS:
+        _ATTEMPTS.put(key, attempt_from_row(row, script))
+    return _ATTEMPTS[key]
 
 
 def of_a_bytes(function):
@@ -222,6 +275,20 @@ def _offers(function):
         if key not in known:
             found = function(place, catalog, policy, now)
             known.put(key, (found, policy))  # kept, so that no other has its id
+        return known[key][0]
+
+    return call
+
+
+def _place(function):
+    """How a target would be asked to take a job: of profiles, policies and specs, which stay."""
+    known = Known()
+
+    def call(spec, limit_s, name, policy, site, *, send_gb=None):
+        key = (id(spec), limit_s, name, id(policy), id(site), send_gb)
+        if key not in known:
+            found = function(spec, limit_s, name, policy, site, send_gb=send_gb)
+            known.put(key, (found, spec, policy, site))  # kept, so that no other has their ids
         return known[key][0]
 
     return call

@@ -8,35 +8,29 @@ controllers are ``FakeSlurm``; jobs' scripts are ``sim_script``. One seed is one
 The world keeps what no code under test can touch: who began user code, when, and in which attempt.
 """
 
+import bisect
 import contextlib
-import datetime as dt
 import itertools
 import random
 import types
 from collections import Counter
 
 import greenlet
+from sim_calls import Calls
 from sim_faults import CLOUD, FAULTS, ONPREM, Faults
 from sim_judge import Judge, ViolationError
-from sim_kinds import KINDS, POLICY, WEIGHTS, Kinds, policies_of
+from sim_kinds import KINDS, WEIGHTS, Kinds
+from sim_life import Life
 from sim_patch import START, left_out, patched, simulated
-from sim_process import Killed, Process, SimSite
-from sim_script import Job
+from sim_process import Killed, SimSite
 from sim_site import ALIVE
 
-from hpcscale.burst.handover import Handover
-from hpcscale.burst.moves import Moves, Step
-from hpcscale.burst.reap import burst_sites, reap
-from hpcscale.burst.run import tick
+from hpcscale.burst.moves import Moves
 from hpcscale.connect import Connection
-from hpcscale.errors import HpcscaleError, NotSentError, StateError, UnreachableError
 from hpcscale.slurm.cli import CliClient
-from hpcscale.verify import submission_of
-
-KILL_WAIT_S = 2.0
 
 
-class World(Kinds, Faults, Judge):
+class World(Kinds, Calls, Life, Faults, Judge):
     """One interleaving.
 
     Args:
@@ -53,6 +47,7 @@ class World(Kinds, Faults, Judge):
         self.left_out = frozenset(left_out)
         self.steps = steps
         self.now_s = 0.0
+        self.settled_s = 0.0  # when the faults ended
         self.login_offset_s = 0.0
         self.trouble = True
         self.counts = Counter()
@@ -102,314 +97,6 @@ class World(Kinds, Faults, Judge):
         self._submit_job()
         self._make_processes()
 
-    # ---- what burst processes ask for ----
-
-    def site(self, name):
-        name, _, partition = name.partition("/")
-        found = self.sites[name]
-        return found.in_partition(partition) if partition else found
-
-    def __call__(self, name):
-        return self.connections[name.partition("/")[0]]
-
-    def current(self):
-        task = greenlet.getcurrent()
-        return getattr(task, "process", None)
-
-    def utc_now(self):
-        return START + dt.timedelta(seconds=self.now_s + self.login_offset_s)
-
-    def monotonic(self):
-        return self.now_s
-
-    def sleep(self, seconds):
-        process = self.current()
-        if process is None:
-            self.pass_time(seconds)
-            return
-        self._check_alive(process)
-        process.wake = self.now_s + seconds
-        while self.now_s < process.wake:
-            self.main.switch()
-            self._check_alive(process)
-
-    # ---- hooks around each act of a process ----
-
-    def _check_alive(self, process):
-        if process.dead:
-            raise Killed
-        if process.kill_in is not None:
-            process.kill_in -= 1
-            if process.kill_in < 0:
-                process.kill_in = None
-                process.dead = True
-                raise Killed
-
-    def _maybe_switch(self, process):
-        if self.random.random() < self.switching:
-            self.main.switch()
-            if process.dead:
-                raise Killed
-
-    def before(self, process, site):
-        process.acts += 1
-        self._check_alive(process)
-        self._maybe_switch(process)
-        if self.silent_until.get(site.site_name, 0) > self.now_s:
-            raise UnreachableError("no route", where=site.site_name)
-        if self.take("lost_request"):
-            raise NotSentError("the connection broke", where=site.site_name)
-
-    def after(self, process, site):
-        self._check_alive(process)
-        self._maybe_switch(process)
-        if self.take("lost_reply"):
-            raise UnreachableError("the connection broke", where=site.site_name)
-
-    def saw(self, process, site, command, argv, done):
-        """Remembers what a process has really looked at."""
-        if site.site_name == ONPREM:
-            if command == "scontrol" and any(w.startswith("ExcNodeList=") for w in argv):
-                process.fenced_at = process.acts
-            if command == "squeue" and any(w.startswith("--jobs=") for w in argv):
-                process.read_at = process.acts
-
-    def around_save(self, process):
-        process.acts += 1
-        self._check_alive(process)
-        self._maybe_switch(process)
-        if self.take("ledger_full"):
-            raise StateError("no room to write the ledger", where="ledger")
-
-    def after_save(self, process):
-        self._check_alive(process)
-        self._maybe_switch(process)
-
-    def moved(self, process, before, after):
-        """A move has gone on: has its process looked before?"""
-        step = after.step
-        if step is before.step:
-            return
-        self.counts[f"step.{step.value}"] += 1
-        if step in {Step.CLAIMING, Step.OPENING}:
-            if not process.read_at > process.fenced_at:
-                raise ViolationError("it goes on without a look at the fence that it set")
-            if step is Step.OPENING and not process.read_at > process.step_at:
-                raise ViolationError("a claim is taken without a look at the fence")
-        process.step_at = process.acts
-
-    def take(self, fault):
-        """Whether this fault happens now."""
-        if not self.trouble or not self.left[fault] or self.random.random() >= self.chance:
-            return False
-        self._count(fault)
-        return True
-
-    def _count(self, fault):
-        self.left[fault] -= 1
-        self.counts[f"fault.{fault}"] += 1
-        self.trace.append(f"{self.now_s:7.1f} {fault}")
-
-    # ---- the job, and who moves it ----
-
-    def _make_processes(self):
-        ledger, other = self.ledgers
-        owners = [ledger, other, ledger][: self.random.choice([1, 1, 2, 2, 3])]
-        self.processes = [Process(f"burst{i}", owner) for i, owner in enumerate(owners)]
-        self.policies = {
-            id(ledger): self.random.choice(policies_of(self.kind)) for ledger in self.ledgers
-        }
-        for process in self.processes:
-            self.counts[f"order: {self.policies[id(process.ledger)].order.value}"] += 1
-
-    def start(self, process, act):
-        """Begin a call of a process."""
-        process.dead = False
-        process.kill_in = None
-        if self.trouble and self.left["kill"] and self.random.random() < 0.5:
-            self._count("kill")
-            process.kill_in = self.random.randrange(60)
-        process.step_at = process.acts
-
-        def call():
-            try:
-                act(process)
-            except Killed:
-                return
-            except HpcscaleError:
-                self.counts["told"] += 1
-
-        process.task = greenlet.greenlet(call)
-        process.task.process = process
-        process.wake = 0.0
-        process.task.switch()
-
-    def tick(self, process):
-        tick(process.ledger, self.policies[id(process.ledger)], self)
-
-    def undo(self, process):
-        mine = Moves(process.ledger).of_run(self.job.run_id)
-        if mine:
-            Handover(process.ledger, self, self.base.folder / "jobs").undo(mine[-1])
-
-    def reap(self, process):
-        reap(process.ledger, self, burst_sites(process.ledger))
-
-    def cancel_run(self, process):
-        """``hpcscale cancel RUN``: note it, and cancel at each site."""
-        from hpcscale.verify import require_same
-
-        for attempt in process.ledger.attempts(self.job.run_id):
-            process.ledger.event(
-                attempt.run_id, "attempt.cancel", {}, submission_id=attempt.submission_id
-            )
-            if attempt.job_id is not None and not attempt.ended:
-                client = self.connections[attempt.site].client
-                status = require_same(attempt, client, attempt.job_id)
-                if status is not None and not status.state.terminal:
-                    client.cancel(attempt.job_id)
-
-    # ---- time, controllers and scripts ----
-
-    def pass_time(self, seconds):
-        self.now_s += seconds
-        for sim in self.sim.values():
-            sim.clock.advance(seconds)
-            if not sim.silent:
-                sim.tick()
-        self._sync()
-
-    def _sync(self):
-        """Start scripts of jobs that run, end those that Slurm does not have any more."""
-        wanted = {}
-        for name, sim in self.sim.items():
-            for job in sim.jobs.values():
-                submission = submission_of(job.comment)
-                if submission is None:
-                    continue
-                if name == CLOUD and submission not in self.accepted:
-                    self.accepted[submission] = job.number
-                if job.state == "RUNNING":
-                    wanted[name, submission, job.task, job.restarts, job.started] = job
-        here = {script.key for script in self.scripts}
-        for key, job in wanted.items():
-            if key not in self.known:
-                self.known.add(key)
-                self._start_script(key, job)
-            elif key not in here:
-                # its controller has forgotten its end, and hears that no node has it: run again
-                sim = self.sim[key[0]]
-                sim.plain(["scontrol", "requeue", sim.of(job)])
-        strays = {ONPREM: False, CLOUD: False}
-        for script in list(self.scripts):
-            if script.key in wanted:
-                continue
-            if script.killed_at is None:
-                script.killed_at = self.now_s + self.random.random() * KILL_WAIT_S
-            elif self.now_s >= script.killed_at:
-                self.scripts.remove(script)
-                if script.running:
-                    self.counts["killed while running"] += 1
-                continue
-            strays[script.site] = True
-        for name, sim in self.sim.items():
-            sim.frozen = strays[name] and sim.frozen
-        if self.behind:
-            self._look_behind()
-
-    def _start_script(self, key, job):
-        name, submission, task, restart, _ = key
-        # an on-prem job has no gate; what the cloud script holds was rendered with one
-        lease_s = POLICY.lease_s if name == CLOUD else None
-        script = Job(
-            self.sim[name].files,
-            submission=submission,
-            run_dir=f"/site/{name}/runs/{self.job.run_id}",
-            number=self.sim[name].of(job),
-            task=task,
-            restart=restart,
-            lease_s=lease_s,
-            work_s=self.work_s,
-            code=self.code,
-            requeue=self._requeue,
-            left_out=self.left_out,
-        )
-        script.key, script.site = key, name
-        next(script.steps)
-        self.scripts.append(script)
-
-    def _requeue(self, script):
-        sim = self.sim[script.site]
-        if sim.silent:
-            return None
-        return sim.plain(["scontrol", "requeue", str(script.number)]).returncode == 0
-
-    def step_script(self, script):
-        was = script.running
-        try:
-            wait = script.steps.send(self.sim[script.site].now())
-        except StopIteration:
-            self.scripts.remove(script)
-            if was and script.exit_code == 0:
-                self.good.add((script.site, script.task))
-            if script.killed_at is not None:
-                return  # too late for Slurm, which has ended it
-            if was and script.exit_code == 0:
-                self.done.append((script.site, script.submission, script.task, script.restart))
-            elif was:
-                self.failed.add(script.task)
-            elif script.exit_code == 0:
-                self._stood_in(script)
-            self.exits.add(script.exit_code)
-            self._finish(script)
-            return
-        script.wake = self.now_s + wait
-        if script.running and not was:
-            self._began(script)
-
-    def _stood_in(self, script):
-        """It has told those behind it of a good end, as the cloud attempt's."""
-        self.counts["stood in"] += 1
-        if (CLOUD, script.task) not in self.good:
-            raise ViolationError("too soon: a stand-in tells of a good end that was none")
-
-    def _began(self, script):
-        for site, submission, task, restart, other in self.begun:
-            if task != script.task:
-                continue
-            if (submission, restart) == (script.submission, script.restart):
-                raise ViolationError(f"double start: {site} {submission} restart {restart}")
-            if other.running and other in self.scripts:
-                raise ViolationError(f"double start: alive at {site} and {script.site}")
-            if submission == script.submission:
-                continue
-            if site == CLOUD:
-                raise ViolationError(f"double start: at {script.site} after {site}")
-            # on-prem began before: over only when Slurm counts a later restart
-            origin = self._origin_job(task)
-            if origin is None or origin.restarts <= restart:
-                raise ViolationError("double start: in the cloud after on-prem")
-        entry = (script.site, script.submission, script.task, script.restart)
-        self.begun.append((*entry, script))
-        if self.within and script.site == ONPREM:
-            self.began_in = self._origin_job().partition
-        self.trace.append(f"{self.now_s:7.1f} user code begins: {entry}")
-
-    def _finish(self, script):
-        """The node tells the controller that the script has ended."""
-        name, submission, task, restart, started = script.key
-        for job in self.sim[name].jobs.values():
-            if (
-                submission_of(job.comment) == submission
-                and job.state == "RUNNING"
-                and (job.task, job.restarts, job.started) == (task, restart, started)
-            ):
-                job.state = "COMPLETED" if script.exit_code == 0 else "FAILED"
-                job.status = script.exit_code << 8
-                job.reason = "None" if script.exit_code == 0 else "NonZeroExitCode"
-                job.ends = self.sim[name].now()
-                self.sim[name].touched()
-
     # ---- the scheduler ----
 
     def run(self):
@@ -441,7 +128,9 @@ class World(Kinds, Faults, Judge):
         idle = [p for p in self.processes if not p.busy]
         # what is under way goes on; a call like cron's comes now and then
         weights = [4 * bool(ready), 4 * bool(busy), bool(idle), 2]
-        match self.random.choices("srtp", weights)[0]:
+        at = self.random.random() * sum(weights)
+        turn = "srtp"[bisect.bisect(list(itertools.accumulate(weights)), at)]
+        match turn:
             case "s":
                 self.step_script(self.random.choice(ready))
             case "r":
@@ -453,6 +142,7 @@ class World(Kinds, Faults, Judge):
 
     def _settle(self):
         """No more faults: everybody comes back, and time passes."""
+        self.settled_s = self.now_s
         self.trouble = False
         self.silent_until.clear()
         self.full_until.clear()
@@ -464,26 +154,33 @@ class World(Kinds, Faults, Judge):
         for process in self.processes:
             process.kill_in = None
         for turn in range(400):
-            while busy := [p for p in self.processes if p.busy]:
-                if all(p.wake > self.now_s for p in busy):
-                    self.pass_time(1)
-                for process in busy:
-                    if process.busy and process.wake <= self.now_s:
-                        process.task.switch()
-                self._step_scripts()
-            for _ in range(8):
-                self._step_scripts()
-            if turn > 1 and self._quiet():
+            self._until_at_rest()
+            if turn and self._quiet():
                 return
             for process in {id(p.ledger): p for p in self.processes}.values():
                 self.start(process, self.tick)
-            self.pass_time(3 if turn < 40 else 30 if turn < 100 else 600)
+                self._until_at_rest()
+            # as cron would, then in longer and longer rounds
+            for seconds in [4] * 5 if turn < 12 else [60] if turn < 40 else [600]:
+                self.pass_time(seconds)
+                self._step_scripts()
         # what is wrong is said by the judge
 
+    def _until_at_rest(self):
+        """Calls under way come to their end."""
+        while busy := [p for p in self.processes if p.busy]:
+            if all(p.wake > self.now_s for p in busy):
+                self.pass_time(1)
+                self._step_scripts()
+            for process in busy:
+                if process.busy and process.wake <= self.now_s:
+                    process.task.switch()
+
     def _step_scripts(self):
-        for script in [s for s in self.scripts if s.wake <= self.now_s]:
-            if script in self.scripts:
-                self.step_script(script)
+        """All that scripts do until now, each in its own time."""
+        for script in list(self.scripts):
+            while script.wake <= self.now_s and script in self.scripts:
+                self.step_script(script, late=True)
 
     def _quiet(self):
         if any(Moves(ledger).unsettled() for ledger in self._led()):

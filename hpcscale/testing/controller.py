@@ -1,8 +1,5 @@
 """The controller: which faked job runs when and where, and what a test may do to it."""
 
-import copy
-import dataclasses
-
 from hpcscale.clock import ManualClock
 from hpcscale.testing.jobs import FakeJob
 from hpcscale.units import expand_hostlist
@@ -85,10 +82,8 @@ class FakeController:
         self.jobs = self._copied(jobs)
 
     def _copied(self, jobs: dict[int, FakeJob] | None = None) -> dict[int, FakeJob]:
-        return {
-            number: dataclasses.replace(job, tasks=list(job.tasks), nodes=list(job.nodes))
-            for number, job in (self.jobs if jobs is None else jobs).items()
-        }
+        those = self.jobs if jobs is None else jobs
+        return {number: job.copied() for number, job in those.items()}
 
     # ---- time and scheduling ----
 
@@ -204,7 +199,7 @@ class FakeController:
             if job.tasks:  # the last element keeps the record, as in Slurm
                 number = self._next
                 self._next += 1
-            element = copy.deepcopy(job)
+            element = job.copied()
             element.number, element.task, element.tasks = number, task, []
             if number == job.number:
                 job.state = "STARTED"  # leaves the loop: its record is the element's now

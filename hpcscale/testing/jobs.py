@@ -1,5 +1,6 @@
 """A faked job, and the grammar of the commands' options."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -41,6 +42,12 @@ class FakeJob:
     restarts: int = 0
     held: bool = False
     dependency: str = ""  # as sbatch was given it; "?" is not faked
+
+    def copied(self) -> "FakeJob":
+        """One more of it, that shares nothing with it."""
+        other = copy.copy(self)
+        other.tasks, other.nodes = list(self.tasks), list(self.nodes)
+        return other
 
     @property
     def shown_id(self) -> str:

@@ -9,6 +9,7 @@ commit's interleavings of the same seeds are others, and count too.
 
 import argparse
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ def part_of(first, count):
     """One part; a process makes its own world."""
     from sim_world import simulate
 
+    gc.set_threshold(20_000, 20, 20)  # most of what is made is gone soon
     begin = time.process_time()
     counts, wrong = simulate(first, count)
     return first, count, counts, wrong, time.process_time() - begin
@@ -116,7 +118,7 @@ def write(path, result):
     new.replace(path)
 
 
-def run(path, first, count, *, size=200, processes=2, say=print):
+def run(path, first, count, *, size=400, processes=2, say=print):
     """Run what is missing of these seeds and keep it in ``path``; the summary."""
     code = commit()
     result = read(path)

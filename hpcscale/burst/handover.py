@@ -416,7 +416,13 @@ class Handover(Shift):
             return self._origin_changed(kept, seen)
         if kept.order is Order.FENCE_FIRST:
             return self._never_came(kept, to_connection, there) or kept
-        if age_s(kept.updated_at) > kept.boot_timeout_s:
+        waited_s = age_s(kept.updated_at)
+        status = there.status
+        if status is not None and status.state is JobState.RUNNING and status.start_time:
+            # it began before its gate opened: our own clock may have jumped, or that site's
+            here_s = (to_connection.clock.now() - status.start_time).total_seconds()
+            waited_s = min(waited_s, here_s)
+        if waited_s > kept.boot_timeout_s:
             return self._end(
                 kept,
                 f"its command on {kept.to_site} did not begin within boot_timeout = "

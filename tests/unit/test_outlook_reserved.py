@@ -163,7 +163,7 @@ def by_definition(jobs, reservations):
     return starts
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sites())
 def test_a_plan_with_reservations_equals_its_definition(made):
     jobs, reservations = made

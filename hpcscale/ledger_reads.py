@@ -260,7 +260,7 @@ class LedgerReads(LedgerFile):
             whole_run=False,
         )
 
-    def _begun(self, rows: Sequence[sqlite3.Row]) -> Sequence[sqlite3.Row]:
+    def _begun(self, rows: list[sqlite3.Row]) -> list[sqlite3.Row]:
         """Of runs those with an attempt: a batch of functions has none, and a name of its parts."""
         begun: set[str] = set()
         for part in _chunks([str(row["run_id"]) for row in rows]):

@@ -38,9 +38,12 @@ from hpcscale.ledger import Ledger, Role
 from hpcscale.render import burst_blockers, render
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
+from hpcscale.slurm.states import job_state
+from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.spec import JobSpec, Resources
 from hpcscale.submit import submit
 from hpcscale.testing import FakeSlurm
+from hpcscale.units import JobId
 
 SOFTWARE = f'software.lab-python.venv="{sys.prefix}"'
 
@@ -409,6 +412,65 @@ def test_a_script_for_another_site_is_refused(executor, tmp_path):
     spec = JobSpec(command=("true",), workdir=str(tmp_path / "project"))
     with pytest.raises(UsageError, match="rendered for lab-cloud"):
         executor.submit_rendered(render(spec, load_site("lab-cloud").site))
+
+
+NOT_OVER = [
+    "PENDING",
+    "RUNNING",
+    "CONFIGURING",
+    "COMPLETING",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "RESIZING",
+    "STAGE_OUT",
+    "PREEMPTED",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "RESV_DEL_HOLD",
+    "SPECIAL_EXIT",
+    "UNKNOWN",
+    "SOMETHING_NEW",
+]
+OVER = [
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "OUT_OF_MEMORY",
+    "NODE_FAIL",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "REVOKED",
+]
+
+
+@pytest.mark.parametrize("word", ["", *NOT_OVER, *OVER])
+def test_a_job_is_over_in_the_states_of_a_list_and_in_no_other(executor, monkeypatch, word):
+    """submitit's own watcher takes what it does not know for an end."""
+    job = submitted(executor)
+    said = JobStatus(job_id=JobId.parse(job.job_id), state=job_state(word), raw_state=word)
+    monkeypatch.setattr(job.watcher, "_info_dict", {job.job_id: watch._info([said])})
+    assert job.watcher.is_done(job.job_id, mode="cache") is (word in OVER)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["slurmdbd", "no slurmdbd"])
+def test_a_preempted_job_is_over_once_squeue_lists_it_no_more(executor, slurm, monkeypatch, kept):
+    """PreemptMode=CANCEL; one that is requeued is listed again."""
+    slurm.advance(1)
+    job = submitted(executor)
+    number = JobId.parse(job.job_id)
+    slurm.jobs[number.base].state = "PREEMPTED"
+    assert not job.done(force_check=True)
+    assert job.watcher.get_state(job.job_id, mode="cache") == "PREEMPTED"
+    said = JobStatus(job_id=number, state=JobState.PREEMPTED, raw_state="PREEMPTED")
+    older = Answer({str(number): said} if kept else {}, complete=True)
+    monkeypatch.setattr(job.watcher.connection.client, "history", lambda *_, **__: older)
+    del slurm.jobs[number.base]
+    job.watcher._last_status_check = 0  # two questions within a millisecond are one
+    assert job.done(force_check=True)
+    assert job.state == "PREEMPTED"
 
 
 def test_one_question_for_all_jobs_of_a_site(executor, slurm):

@@ -79,6 +79,7 @@ def load_job(
     flags: Mapping[str, Any] | None = None,
     flag_names: Mapping[str, str] | None = None,
     command: Sequence[str] = (),
+    runs: bool = True,
     now: dt.datetime | None = None,
     cwd: Path | None = None,
 ) -> JobSpec:
@@ -89,6 +90,7 @@ def load_job(
         flags: in a job file's shape, ``{"resources": {"nodes": 2}}``; the strongest layer.
         flag_names: dotted key -> the flag as typed, for messages; default ``--key``.
         command: what follows ``--``: the command, or a script's own arguments.
+        runs: False: it is asked about and never run, so that it needs no command.
         now: aware; default the current time (deadlines are read against it).
         cwd: where the user stands; default the current directory.
 
@@ -111,12 +113,13 @@ def load_job(
     if source is not None:
         path = cwd / Path(source).expanduser()
         if path.suffix == ".toml":
-            _require_file(path, source)
+            _require_file(path, source, runs=runs)
             data = read_toml(path)
             _check_keys(data, JobKeys, str(path))
             layers.add(_paths_from(data, path.parent, cwd), str(path))
         else:
-            text, script_path = _read_text(path, source), str(path)
+            _require_file(path, source, runs=runs)
+            text, script_path = read_text(path, source), str(path)
             script = read_script(text, source)
             layers.add(fields(script), source)
     _add_flags(layers, flags or {}, flag_names or {})
@@ -125,7 +128,9 @@ def load_job(
     foreign: Script | None = None
     if text is not None:
         foreign = read_script(text, source or "", site)
-    elif command:
+    elif not command and not runs and not keys.command:
+        command = ("true",)
+    if text is None and command:
         layers.merged["command"] = list(command)
         layers.origins["command"] = "--"
         keys = _typed(layers)
@@ -141,23 +146,20 @@ class JobTable(msgspec.Struct, frozen=True):
     job: JobKeys
 
 
-def _require_file(path: Path, source: str) -> None:
+def _require_file(path: Path, source: str, *, runs: bool = True) -> None:
     try:
         path.stat()
     except FileNotFoundError:
         raise NotFoundError(
             f"no file {source!r}",
-            hint="a command stands behind `--`: hpcscale submit … -- COMMAND",
+            hint="a command stands behind `--`: hpcscale submit … -- COMMAND"
+            if runs
+            else f"ls {path.parent}",
         ) from None
     except (OSError, ValueError):
         return  # reading it says why
     if path.is_dir():
         raise InvalidFileError("it is a directory", where=source)
-
-
-def _read_text(path: Path, source: str) -> str:
-    _require_file(path, source)
-    return read_text(path, source)
 
 
 def _check_keys(data: Mapping[str, Any], type_: Any, path: str) -> None:

@@ -18,7 +18,7 @@ from hpcscale.burst.acts import age_s, left
 from hpcscale.burst.arrays import cancelled_elements, element_id
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import stands
-from hpcscale.burst.moves import Move, Step, target_attempt
+from hpcscale.burst.moves import FOLLOWED, TAKEN_BACK, Move, Step, target_attempt
 from hpcscale.burst.policy import Order
 from hpcscale.burst.results import note_gate_idle
 from hpcscale.burst.shift import Shift
@@ -32,14 +32,13 @@ from hpcscale.errors import (
     SubmitUnknownError,
     UnreachableError,
 )
-from hpcscale.ledger import Attempt, Ledger
+from hpcscale.ledger import MOVED_TO, Attempt, Ledger
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.units import parse_array
 
 FORWARD = frozenset(
     {Step.SUBMITTING, Step.SUBMITTED, Step.FENCING, Step.CLAIMING, Step.OPENING, Step.CANCELLING}
 )
-FOLLOWED = frozenset({Step.MOVED, Step.RELEASING})
 _BY_USER = "its user cancelled it"
 
 
@@ -106,7 +105,7 @@ class Handover(Shift):
         """
         if move.same_job:
             return self.undo_shift(move)
-        message = "taken back by its user"
+        message = TAKEN_BACK
         if move.step in FOLLOWED or (move.step is Step.CANCELLING and move.cancel_asked):
             raise _too_late(move)
         if move.step in FORWARD:
@@ -385,7 +384,7 @@ class Handover(Shift):
             # Slurm keeps no record of an element that is cancelled while it waits
             known = JobStatus(job_id=origin.job_id, state=JobState.CANCELLED, raw_state="CANCELLED")
         if known is not None:
-            told = msgspec.structs.replace(known, reason=f"moved to {target.ref}")
+            told = msgspec.structs.replace(known, reason=f"{MOVED_TO}{target.ref}")
             record(self.ledger, connection, origin, told)
         return self.moves.save(move, step=Step.MOVED, message=message, gate_idle_s=idle_s)
 
@@ -416,7 +415,13 @@ class Handover(Shift):
             return self._origin_changed(kept, seen)
         if kept.order is Order.FENCE_FIRST:
             return self._never_came(kept, to_connection, there) or kept
-        if age_s(kept.updated_at) > kept.boot_timeout_s:
+        waited_s = age_s(kept.updated_at)
+        status = there.status
+        if status is not None and status.state is JobState.RUNNING and status.start_time:
+            # it began before its gate opened: our own clock may have jumped, or that site's
+            here_s = (to_connection.clock.now() - status.start_time).total_seconds()
+            waited_s = min(waited_s, here_s)
+        if waited_s > kept.boot_timeout_s:
             return self._end(
                 kept,
                 f"its command on {kept.to_site} did not begin within boot_timeout = "

@@ -32,7 +32,7 @@ from hpcscale.burst.waiting import to_foresee, waiting_runs
 from hpcscale.burst.within import as_it_waits
 from hpcscale.connect import Connection, connect
 from hpcscale.cost import estimate
-from hpcscale.errors import HpcscaleError
+from hpcscale.errors import HpcscaleError, StateError
 from hpcscale.ledger import Ledger
 from hpcscale.observe import observe
 from hpcscale.precheck import cached_facts, fetch_facts
@@ -83,12 +83,14 @@ class Tick:
         begun: moves that it began.
         advanced: moves that it worked on, begun ones included, as they stand now.
         problems: what kept it from something, one sentence each.
+        unwritten: whether a move stood still as the ledger or a state directory cannot be used.
     """
 
     plan: BurstPlan | None = None
     begun: list[Move] = field(default_factory=list)
     advanced: list[Move] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unwritten: bool = False
 
 
 def lock_path() -> Path:
@@ -351,5 +353,6 @@ def _advance(handover: Handover, move: Move, done: Tick) -> None:
         done.advanced.append(handover.advance(move))
     except HpcscaleError as exc:
         # one move's trouble must not stop the others; it is tried again by the next tick
+        done.unwritten |= isinstance(exc, StateError)
         done.problems.append(f"{move.run_id}: {move.step.value}: {exc}")
         done.advanced.append(handover.moves.get(move.move_id))

@@ -128,7 +128,10 @@ def reap(sites: tuple[str, ...], as_json: bool) -> None:
     from hpcscale.burst.run import Connections
     from hpcscale.errors import HpcscaleError
     from hpcscale.ledger import Ledger
+    from hpcscale.site import load_site
 
+    for site in sites:
+        load_site(site)  # a name that is none is an error of its own, not a site that is away
     connections = Connections()
     fences = []
     try:
@@ -141,6 +144,7 @@ def reap(sites: tuple[str, ...], as_json: bool) -> None:
                     problems.append(str(exc))
     finally:
         connections.close()
+    problems = list(dict.fromkeys(problems))  # a site is asked twice: for jobs and for fences
     if as_json:
         emit_json(
             {
@@ -153,7 +157,7 @@ def reap(sites: tuple[str, ...], as_json: bool) -> None:
         rows = [[r.ref, "ended" if r.ended else "left", r.why] for r in found]
         rows += [[f.ref, f"fence {f.done}" if f.done != "ended" else f.done, f.why] for f in fences]
         emit_table(("JOB", "DONE", "WHY"), rows)
-    else:
+    elif not problems:
         click.echo("nothing to reap")
     for problem in problems:
         notice(problem)

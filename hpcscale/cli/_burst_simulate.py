@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcscale.cli._burst_history import history_options, read
 from hpcscale.cli._burst_model import model_options, more_figures, rehearse_all, site_model
 from hpcscale.cli._burst_twin import check, twin_options
 from hpcscale.cli._output import emit_json, emit_table, json_option, notice
@@ -17,14 +18,7 @@ DEFAULT_POLICIES = ("no-wait", "constant-wait", "compute-wait", "value")
 
 
 @click.command()
-@click.option(
-    "--history",
-    required=True,
-    metavar="FILE",
-    type=click.Path(),
-    help="SWF, sacct -P, Philly's CSV or Starburst's CSV; packed by gzip or not. live:90d asks "
-    "the accounting of --site.",
-)
+@history_options
 @click.option(
     "--policy",
     "policies",
@@ -35,8 +29,8 @@ DEFAULT_POLICIES = ("no-wait", "constant-wait", "compute-wait", "value")
 )
 @click.option("--site", metavar="SITE", help="Take nodes and GPUs from this site's profile.")
 @click.option("--cloud", metavar="SITE", help="Take price and boot from this site's profile.")
-@click.option("--nodes", type=click.IntRange(1), help="Nodes of the cluster.")
-@click.option("--gpus-per-node", type=click.IntRange(1), help="GPUs of each node.")
+@click.option("--nodes", type=click.IntRange(1, 1_000_000), help="Nodes of the cluster.")
+@click.option("--gpus-per-node", type=click.IntRange(1, 1024), help="GPUs of each node.")
 @click.option("--cloud-gpu-hour-usd", metavar="USD", help="Dollars of a GPU-hour in the cloud.")
 @click.option(
     "--equal-wait",
@@ -56,7 +50,8 @@ DEFAULT_POLICIES = ("no-wait", "constant-wait", "compute-wait", "value")
     type=click.Choice(["known", "learned"]),
     default="known",
     show_default=True,
-    help="What policies know: the true runtime, or what ended jobs taught.",
+    help="What policies know: the true runtime, or what ended jobs taught. --model slurm has it "
+    "learned always.",
 )
 @click.option(
     "--deadlines",
@@ -74,6 +69,7 @@ DEFAULT_POLICIES = ("no-wait", "constant-wait", "compute-wait", "value")
 @json_option
 def simulate(  # noqa: PLR0917 -- click passes them by keyword
     history: str,
+    processors_per_node: int | None,
     policies: tuple[str, ...],
     site: str | None,
     cloud: str | None,
@@ -107,16 +103,18 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
 
     if check_on_lab:
         size = _size(site, nodes, gpus_per_node)
-        reading = _history(history, site, size[1])
+        reading, _ = read(history, site, size[1], processors_per_node)
         check(
             reading.workload, *size, jobs=lab_jobs, first=lab_first, minutes=lab_minutes,
             fast=lab_fast, as_json=as_json,
         )  # fmt: skip
         return
     cluster, boot = _cluster(site, cloud, nodes, gpus_per_node, cloud_gpu_hour_usd)
-    reading = _history(history, site, cluster.gpus_per_node)
+    reading, notes = read(history, site, cluster.gpus_per_node, processors_per_node)
     instance = instance_of(reading.workload, cluster, deadlines=deadlines, seed=seed)
     wanted = list(dict.fromkeys(policies or DEFAULT_POLICIES))
+    if len(wanted) < len(policies):
+        notice("a policy that is named twice is replayed once")
     if equal_wait is not None and equal_wait not in wanted:
         wanted.insert(0, equal_wait)
     if model == "slurm":
@@ -124,6 +122,8 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
             raise UsageError(
                 "--tune-on is of --model plain", hint="leave it out: the knobs of files stand"
             )
+        if runtimes != "learned":
+            notice("--model slurm: runtimes are learned from ended jobs, not known")
         shape, masks = site_model(instance, reading.workload, asked, boot)
         with progress("reading the history") as advance:
             made, lived = rehearse_all(
@@ -132,7 +132,7 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
             )  # fmt: skip
         data = _data(
             made, history=history, runtimes="learned", seed=seed, equal_wait=equal_wait,
-            read=reading.summary(),
+            read=reading.summary(), notes=notes,
         )  # fmt: skip
         data["model"] = "slurm"
         for row in data["policies"]:
@@ -177,6 +177,7 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
         seed=seed,
         equal_wait=equal_wait,
         read=reading.summary(),
+        notes=notes,
     )
     data["model"] = "plain"
     _show(made, data, reading, html, as_json=as_json)
@@ -197,29 +198,6 @@ def _show(
     _print(made, data)
     if html is not None:
         notice(f"report: {html}")
-
-
-def _history(history: str, site: str | None, gpus_per_node: int) -> "Reading":
-    from pathlib import Path
-
-    from hpcscale.errors import UsageError
-    from hpcscale.history.read import read_history
-
-    if not history.startswith("live:"):
-        return read_history(Path(history), gpus_per_node=gpus_per_node)
-    from hpcscale.connect import connect
-    from hpcscale.outlook.past import past
-    from hpcscale.site import load_site
-    from hpcscale.units import parse_duration_s
-
-    if site is None:
-        raise UsageError(f"--history {history} asks a site's accounting", hint="--site SITE")
-    try:
-        since_s = parse_duration_s(history.removeprefix("live:")) or 0
-    except ValueError as exc:
-        raise UsageError(str(exc), where="--history", hint="live:90d") from exc
-    with connect(load_site(site).site) as connection:
-        return past(connection, since_s, gpus_per_node=gpus_per_node)
 
 
 def _cluster(
@@ -329,6 +307,7 @@ def _data(
     seed: int,
     equal_wait: str | None,
     read: str,
+    notes: list[str],
 ) -> dict[str, Any]:
     from hpcscale.simulate.compare import figures
 
@@ -336,6 +315,7 @@ def _data(
     return {
         "history": history,
         "read": read,
+        "notes": notes,
         "jobs": len(made.instance),
         "jobs_scored": len(made.scored),
         "left_out": made.instance.left_out,

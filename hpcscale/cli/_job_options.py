@@ -46,8 +46,11 @@ class JobArguments:
         self.values = values
         self.command = command
 
-    def load(self) -> "JobSpec":
+    def load(self, *, runs: bool = True) -> "JobSpec":
         """Join flags, file and defaults.
+
+        Args:
+            runs: False: no command is needed.
 
         Raises:
             HpcscaleError: see ``hpcscale.jobfile.load_job``.
@@ -55,7 +58,7 @@ class JobArguments:
         from hpcscale.jobfile import load_job
 
         flags, names = self._flags()
-        return load_job(self.source, flags=flags, flag_names=names, command=self.command)
+        return load_job(self.source, flags=flags, flag_names=names, command=self.command, runs=runs)
 
     def _flags(self) -> tuple[dict[str, Any], dict[str, str]]:
         flags: dict[str, Any] = {}

@@ -143,7 +143,8 @@ def run(
     """Move the jobs that the policy moves, and take moves under way further.
 
     Run it from cron; each call goes on where the last one stood, wherever it was stopped. When
-    another `hpcscale burst run` is at work, this one says so and exits with 0.
+    another `hpcscale burst run` is at work, this one says so and exits with 0. Exit code 9: a move
+    stands still, as the ledger or a state directory cannot be written; 5: a site gives no answer.
     """
     import time
 
@@ -153,7 +154,7 @@ def run(
     from hpcscale.burst.lock import LockHeldError, RunLock
     from hpcscale.burst.moves import Moves
     from hpcscale.burst.run import Connections, Tick, jobs_folder, lock_path, tick
-    from hpcscale.errors import UsageError
+    from hpcscale.errors import StateError, UnreachableError, UsageError
     from hpcscale.ledger import Ledger
     from hpcscale.units import parse_duration_s
 
@@ -213,8 +214,10 @@ def run(
         emit_json(data)
     else:
         print_run(done, rows)
+    if done.unwritten:
+        raise click.exceptions.Exit(StateError.exit_code)
     if done.plan is None:
-        raise click.exceptions.Exit(5)
+        raise click.exceptions.Exit(UnreachableError.exit_code)
 
 
 def _shadow(policy_name: str | None, *, as_json: bool) -> None:

@@ -221,10 +221,17 @@ def _place(text: str, asked: str | None) -> tuple[str, str]:
 def _of_spec(job: JobArguments) -> "tuple[list[Forecast], list[str]]":
     from hpcscale.cli._forecast_sites import elsewhere, sooner
     from hpcscale.connect import connect
+    from hpcscale.errors import UsageError
     from hpcscale.outlook.answer import forecast_spec
     from hpcscale.site import load_site
 
-    spec = job.load()
+    asked = [name for name, value in job.values.items() if value and name != "site"]
+    if job.source is None and not job.command and not asked:
+        raise UsageError(
+            "forecast of what: no job, no job file and no size is named",
+            hint="hpcscale forecast JOB, JOB.toml, or --nodes 2 --gpus-per-node 4 --time 4:00:00",
+        )
+    spec = job.load(runs=False)
     assert spec.site is not None  # load() chose one
     with connect(load_site(spec.site).site) as connection:
         own = forecast_spec(connection, spec)

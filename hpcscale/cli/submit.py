@@ -9,6 +9,11 @@ from hpcscale.cli._output import emit_json, json_option, notice, printable, sile
 from hpcscale.errors import HpcscaleError
 
 if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable
+
+    from hpcscale.connect import Connection
+    from hpcscale.ledger import Ledger
     from hpcscale.render import RenderedJob
     from hpcscale.site import Site
     from hpcscale.spec import JobSpec
@@ -31,7 +36,6 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
     win. When sbatch gives no answer (exit 5) do not submit again: `hpcscale status` finds the job
     by its submission id.
     """  # noqa: D301  # click's mark for text that is not rewrapped
-    from hpcscale.burst.prospect import burst_notes, money_left
     from hpcscale.prepare import prepare
     from hpcscale.site import load_site
 
@@ -42,7 +46,7 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         import datetime as dt
 
-        burst = burst_notes(spec, site, lambda: dt.datetime.now(dt.UTC))
+        burst = _burst_notes(spec, site, lambda: dt.datetime.now(dt.UTC))
         _dry_run(job, rendered, site, burst, as_json=as_json)
         return
     from hpcscale.cli._transfer_bar import Bar
@@ -52,7 +56,7 @@ def command(job: JobArguments, dry_run: bool, as_json: bool) -> None:
 
     with Ledger.open() as ledger, connect(site) as connection, Bar() as bar:
         now = connection.clock.now  # the clock that will judge it
-        burst = burst_notes(spec, site, now, money_left(ledger, connection))
+        burst = _burst_notes(spec, site, now, ledger, connection)
         for text in burst:
             notice(text)
         submission = submit(rendered, site, connection, ledger, meter=bar)
@@ -90,6 +94,24 @@ def _tell(submission: "Submission", burst: list[str], *, as_json: bool) -> None:
         f"{submission.ref}  run {submission.run_id}  "
         f"log {submission.site}:{submission.run_dir}/logs/{log}.log"
     )
+
+
+def _burst_notes(
+    spec: "JobSpec",
+    site: "Site",
+    now: "Callable[[], dt.datetime]",
+    ledger: "Ledger | None" = None,
+    connection: "Connection | None" = None,
+) -> list[str]:
+    """What a job that may burst is told; raises as ``prospect.burst_notes``."""
+    from hpcscale.spec import BurstMode
+
+    if spec.burst.mode is BurstMode.NEVER:
+        return []  # most jobs: they need not wait for these imports
+    from hpcscale.burst.prospect import burst_notes, money_left
+
+    money = None if ledger is None or connection is None else money_left(ledger, connection)
+    return burst_notes(spec, site, now, money)
 
 
 def _dry_run(

@@ -11,7 +11,7 @@ import typing as tp
 from pathlib import Path
 
 from submitit.auto import auto
-from submitit.core import core, logger, utils
+from submitit.core import core, utils
 from submitit.slurm import slurm
 
 from hpcscale import batches
@@ -20,6 +20,7 @@ from hpcscale.errors import HpcscaleError, UnreachableError, UsageError
 from hpcscale.executor.job import HpcscaleJob
 from hpcscale.executor.jobside import HpcscaleJobEnvironment
 from hpcscale.executor.known import site_file, there_of
+from hpcscale.executor.notice import warn
 from hpcscale.executor.params import (
     ParameterError,
     check,
@@ -35,6 +36,7 @@ from hpcscale.executor.watch import HpcscaleInfoWatcher, own_ledger, watcher_of
 from hpcscale.ledger import Attempt, Ledger, Role, Run
 from hpcscale.prepare import prepare
 from hpcscale.render import RenderedJob
+from hpcscale.render.places import is_below
 from hpcscale.settings import choose_site
 from hpcscale.spec import JobSpec
 from hpcscale.submit import Submission, submit
@@ -53,7 +55,7 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
     ``submitit.AutoExecutor(folder, cluster="hpcscale", hpcscale_site="lab-onprem")`` makes one too.
     Besides the parameters of submitit's Slurm executor it takes ``software`` (a ``[software.NAME]``
     of the site's profile), ``code`` (a directory that goes along, is imported from and started in),
-    ``env``, ``burst`` and ``max_cost_usd``.
+    ``env``, ``burst``, ``max_cost_usd`` and ``deadline``.
 
     Args:
         folder: submitit's folder, on this machine; the site need not see it.
@@ -160,7 +162,7 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
         if unknown:
             raise ParameterError(
                 f"no such parameters: {', '.join(unknown)}",
-                hint=f"there are: {', '.join(sorted(self._valid_parameters()))}",
+                hint=f"one of {', '.join(sorted(self._valid_parameters()))}",
             )
         check(kwargs)
         self.parameters.update(kwargs)
@@ -213,10 +215,10 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
                 batches.drop(ledger, run_id, exc.message)
             if not batch.parts:
                 raise  # nothing was sent: as if it had not been called
-            logger.get_logger().warning(f"{self.site} took a part only: {exc}")
+            warn(f"{self.site} took a part only: {exc}")
             batch = batches.read(ledger, run_id)
         if batch.unsent:
-            logger.get_logger().warning(
+            warn(
                 f"{self.site} took {size - batch.unsent} of {size} tasks"
                 + (f" ({batch.blocked})" if batch.blocked else "")
                 + "; the rest is sent when there is room, by a live result() or `hpcscale tend`"
@@ -306,23 +308,37 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
         """A function of a module that is installed nowhere is not found on another machine."""
         burst = may_burst(self.parameters)
         if burst and not self.parameters.get("software"):
-            logger.get_logger().warning(
+            warn(
                 "hpcscale_burst: it can move only where its Python has a name: "
                 "hpcscale_software=NAME of a [software.NAME] at both sites"
             )
-        if (self.connection.transport.is_local and not burst) or self.parameters.get("code"):
+        if self.parameters.get("code"):
             return
-        there = "another site" if self.connection.transport.is_local else self.site
-        if names := outside_modules(submissions):
-            logger.get_logger().warning(
-                f"{', '.join(names)}: installed nowhere, so {there} may not have it; "
-                "hpcscale_code=DIRECTORY makes it go along"
+        outside = outside_modules(submissions)
+        local = self.connection.transport.is_local
+        if local and not burst:  # what the nodes see is used in place
+            site = self.connection.site.profile_of(self.parameters.get("partition"))
+            outside = {
+                name: root
+                for name, root in outside.items()
+                if not is_below(root, site.shared_dirs)
+                and not is_below(os.path.realpath(root), site.shared_dirs)
+            }
+            why = f"below none of the shared_dirs of {self.site}, so its nodes"
+        else:
+            why = f"installed nowhere, so {'another site' if local else self.site}"
+        if outside:
+            roots = sorted(set(outside.values()))
+            code = roots[0] if len(roots) == 1 else "DIRECTORY"
+            warn(
+                f"{', '.join(outside)}: {why} may not have it; "
+                f"hpcscale_code={code!r} makes it go along"
             )
 
 
 def _tell(notices: tp.Sequence[str]) -> None:
     for notice in notices:
-        logger.get_logger().warning(notice)
+        warn(notice)
 
 
 def _honour_slurm_parameters() -> None:
@@ -342,9 +358,8 @@ def _honour_slurm_parameters() -> None:
                 kwargs.setdefault("hpcscale_" + name.removeprefix("slurm_"), kwargs[name])
                 del kwargs[name]
             if moved:
-                logger.get_logger().warning(
-                    f"{', '.join(sorted(moved))}: used for hpcscale, as hpcscale_…"
-                )
+                told = (f"{n} as hpcscale_{n.removeprefix('slurm_')}" for n in sorted(moved))
+                warn(f"hpcscale uses {', '.join(told)}: write it so")
         theirs(self, **kwargs)
 
     update.hpcscale = True  # type: ignore[attr-defined] # how a second call knows it

@@ -9,7 +9,8 @@ from submitit.core import logger, utils
 from submitit.slurm import slurm
 
 from hpcscale import batches
-from hpcscale.errors import HpcscaleError, NotFoundError, RefusedError, UnreachableError
+from hpcscale.errors import HpcscaleError, NotFoundError, UnreachableError
+from hpcscale.executor import waiting
 from hpcscale.executor.known import (
     attempt_of,
     is_moving,
@@ -18,19 +19,15 @@ from hpcscale.executor.known import (
     successor,
     there_of,
 )
+from hpcscale.executor.notice import warn
 from hpcscale.executor.watch import HpcscaleInfoWatcher, own_ledger, watcher_of
-from hpcscale.ledger import Attempt, Ledger
+from hpcscale.ledger import Attempt
 from hpcscale.reports import read_reports
 from hpcscale.slurm.types import JobState
 from hpcscale.units import JobId, JobRef
 from hpcscale.verify import require_same
 
 R_co = tp.TypeVar("R_co", covariant=True)
-
-RESEND_S = 10.0  # between two attempts of this process to send what a limit kept back
-_LAST_SENT: dict[str, float] = {}
-RECENT_S = 0.5  # thousands of waiting tasks ask one after the other
-_READ: dict[tuple[str, int], tuple[float, batches.Batch]] = {}
 
 
 class HpcscaleJob(slurm.SlurmJob[R_co]):
@@ -153,8 +150,7 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
             UnreachableError: no answer.
         """
         if self.batch is not None and not self._sent():
-            batches.skip(own_ledger(), *self.batch)
-            _READ.clear()
+            waiting.skip(*self.batch)
             if not self._sent():
                 return
         self._follow()
@@ -293,7 +289,7 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
             for path in (self.paths.result_pickle, self._outcome_path()):
                 self._fetch(path)
         except UnreachableError as exc:
-            logger.get_logger().warning(f"{self.ref} has ended, fetching its result: {exc}")
+            warn(f"{self.ref} has ended, fetching its result: {exc}")
             return False
         self._brought = True
         return True
@@ -390,31 +386,16 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
         """Whether Slurm has it; with ``send`` a waiting one is tried again now and then."""
         if self.batch is None:
             return True
-        run_id, task = self.batch
-        ledger = own_ledger()
-        batch = _recent(ledger, run_id)
-        if batch.part(task) is None and send:
-            now = time.monotonic()
-            if now - _LAST_SENT.get(run_id, -RESEND_S) >= RESEND_S:
-                _LAST_SENT[run_id] = now
-                _READ.clear()
-                try:
-                    batch = batches.send(ledger, self.watcher.connection, run_id)
-                except UnreachableError as exc:
-                    logger.get_logger().warning(f"{self.site}: {exc}")
-                except RefusedError as exc:
-                    batches.drop(ledger, run_id, exc.message)
-        part = batch.part(task)
-        number = part.number(task) if part is not None else None
-        if part is None or number is None or part.attempt is None or part.attempt.job_id is None:
+        found = waiting.find_sent(*self.batch, self.watcher, send=send)
+        if found is None:
             return False
-        self._settle(part.attempt, f"{part.attempt.job_id.base}_{number}")
+        self._settle(*found)
         return True
 
     def _settle(self, attempt: Attempt, job_id: str) -> None:
         """It is an ordinary job from now on."""
-        run_id, task = self.batch or ("", 0)
-        source = Path(own_ledger().run(run_id).spec.inputs["submitit"]) / f"{task}.pkl"
+        assert self.batch is not None
+        source = waiting.pickle_of(*self.batch)
         folder = self._paths._folder  # noqa: SLF001 # with submitit's ids still in it
         self._job_id = job_id
         self._paths = utils.JobPaths(folder, job_id=job_id, task_id=self.task_id)
@@ -427,15 +408,7 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
 
     def _dropped(self) -> str | None:
         """Why a task will never be sent; None: it was, or it will be."""
-        if self.batch is None:
-            return None
-        run_id, task = self.batch
-        batch = _recent(own_ledger(), run_id)
-        if task in batch.skip:
-            return "it was cancelled"
-        if batch.dropped and batch.part(task) is None:
-            return str(own_ledger().events(run_id, batches.DROPPED)[-1].data["why"])
-        return None
+        return None if self.batch is None else waiting.why_dropped(*self.batch)
 
     def __getstate__(self) -> dict[str, tp.Any]:
         return {k: v for k, v in self.__dict__.items() if k != "watcher"}
@@ -443,13 +416,3 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
     def __setstate__(self, state: dict[str, tp.Any]) -> None:
         self.watcher = watcher_of(state["site"])
         super().__setstate__(state)
-
-
-def _recent(ledger: Ledger, run_id: str) -> batches.Batch:
-    """A batch as the ledger has it, or had it a moment ago."""
-    key, now = (run_id, id(ledger)), time.monotonic()
-    at, batch = _READ.get(key, (0.0, None))
-    if batch is None or now - at > RECENT_S:
-        batch = batches.read(ledger, run_id)
-        _READ[key] = now, batch
-    return batch

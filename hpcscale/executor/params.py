@@ -1,7 +1,9 @@
 """submitit's parameters in a ``JobSpec``'s words."""
 
+import datetime as dt
 import math
 import os
+import re
 import shlex
 import sys
 import typing as tp
@@ -13,10 +15,10 @@ from submitit.slurm import slurm
 from hpcscale.errors import UsageError
 from hpcscale.site import Site
 from hpcscale.spec import BurstMode, BurstTerms, Function, JobSpec, Resources
-from hpcscale.units import parse_duration_s, parse_memory_mb
+from hpcscale.units import parse_deadline, parse_duration_s, parse_memory_mb, parse_money_usd
 
 # ours, besides those of submitit's own Slurm executor
-OWN = frozenset({"software", "code", "env", "burst", "max_cost_usd"})
+OWN = frozenset({"software", "code", "env", "burst", "max_cost_usd", "deadline"})
 SIGNAL = slurm.SlurmJobEnvironment.USR_SIG
 
 _TO_OPTION = (
@@ -28,6 +30,10 @@ _TO_OPTION = (
 class ParameterError(UsageError, ValueError):
     """A parameter that cannot be; a ``ValueError`` as well, as submitit raises."""
 
+    def __str__(self) -> str:
+        # a program's user sees this text alone
+        return super().__str__() + (f" (try: {self.hint})" if self.hint else "")
+
 
 def valid_parameters() -> set[str]:
     """Every name that ``update_parameters`` takes."""
@@ -35,20 +41,96 @@ def valid_parameters() -> set[str]:
 
 
 def time_limit_min(asked: tp.Mapping[str, tp.Any]) -> int:
-    """The time limit in minutes, as submitit counts it; 5 by default, as there."""
+    """The time limit in minutes, as submitit counts it; 5 by default, as there.
+
+    Raises:
+        ParameterError: no time, or none at all.
+    """
     value = asked.get("time", 5)
-    if isinstance(value, str) and not value.isdigit():
-        try:
+    try:
+        if isinstance(value, str) and not value.isdigit():
             seconds = parse_duration_s(value)
-        except ValueError as exc:
-            raise ParameterError(str(exc), where="time") from None
-        if seconds is None:
+            if seconds is None:
+                raise ValueError("a function needs a time limit")
+            minutes = seconds / 60
+        else:
+            minutes = float(value)
+        # Slurm takes 0 for no limit at all
+        if not 0 < minutes < math.inf:
+            raise ValueError(f"{value!r} is no time limit: it must be more than nothing")
+    except (TypeError, ValueError) as exc:
+        raise ParameterError(str(exc), where="time", hint="timeout_min=60") from None
+    return max(1, math.ceil(minutes))  # Slurm counts minutes
+
+
+def max_cost_of(asked: tp.Mapping[str, tp.Any]) -> Decimal | None:
+    """The most that a move may cost, in dollars.
+
+    Raises:
+        ParameterError: no amount.
+    """
+    value = asked.get("max_cost_usd")
+    if value is None:
+        return None
+    try:
+        if isinstance(value, bool):
+            raise ValueError(f"{value!r} is no amount in dollars")  # noqa: TRY004 # caught below
+        return parse_money_usd(f"{value:f}" if isinstance(value, Decimal) else str(value))
+    except ValueError as exc:
+        raise ParameterError(
+            str(exc), where="max_cost_usd", hint="hpcscale_max_cost_usd=39.50"
+        ) from None
+
+
+def deadline_of(asked: tp.Mapping[str, tp.Any]) -> dt.datetime | None:
+    """When results are wanted; a relative one counts from now, which is the submission.
+
+    Raises:
+        ParameterError: it cannot be read, or has passed.
+    """
+    value = asked.get("deadline")
+    if value is None:
+        return None
+    now = dt.datetime.now(dt.UTC)
+    hint = "hpcscale_deadline='+6h', '18:00', '2026-11-30T18:00' or a datetime"
+    try:
+        if isinstance(value, dt.datetime):
+            when = value.astimezone(dt.UTC)  # a naive time is the user's own local time
+        elif isinstance(value, (str, dt.date)):
+            when = parse_deadline(str(value), now)
+        else:
+            raise ValueError(f"{value!r} is no deadline")  # noqa: TRY004 # caught below
+        if when <= now:
+            local = when.astimezone().isoformat(timespec="minutes")
+            raise ValueError(f"the deadline {local} has passed")
+    except (OverflowError, ValueError) as exc:
+        raise ParameterError(str(exc), where="deadline", hint=hint) from None
+    return when
+
+
+def env_of(asked: tp.Mapping[str, tp.Any]) -> dict[str, str]:
+    """Variables of the job.
+
+    Raises:
+        ParameterError: no mapping, or a name or value that cannot be a variable's.
+    """
+    env, hint = asked.get("env"), "hpcscale_env={'NAME': 'VALUE'}"
+    if env is None:
+        return {}
+    if not isinstance(env, tp.Mapping):
+        raise ParameterError(f"{env!r} is no dict of variables", where="env", hint=hint)
+    for name, value in env.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name)):
             raise ParameterError(
-                "a function needs a time limit", where="time", hint="timeout_min=60"
+                f"{name!r} cannot be a variable's name: letters, digits and _",
+                where="env",
+                hint=hint,
             )
-        return max(1, -(-seconds // 60))
-    # Slurm counts minutes, and takes 0 for no limit at all
-    return max(1, math.ceil(float(value)))
+        if value is None or "\0" in str(value):
+            raise ParameterError(
+                f"{name}: {value!r} cannot be a variable's value", where="env", hint=hint
+            )
+    return {str(k): str(v) for k, v in env.items()}
 
 
 def may_burst(asked: tp.Mapping[str, tp.Any]) -> bool:
@@ -81,9 +163,8 @@ def to_spec(
     gpus = asked.get("gpus_per_node", asked.get("num_gpus"))
     tasks = asked.get("ntasks_per_node")
     mem = asked.get("mem")
-    cost = asked.get("max_cost_usd")
     exclusive = asked.get("exclusive")
-    env = {str(k): str(v) for k, v in dict(asked.get("env") or {}).items()}
+    env = env_of(asked)
     # what may go to another site brings its modules along (code), and finds no path of this machine
     if not may_burst(asked) and (here := _import_path(site)):
         env.setdefault("PYTHONPATH", os.pathsep.join(here))
@@ -122,7 +203,8 @@ def to_spec(
         ),
         burst=BurstTerms(
             mode=BurstMode(asked.get("burst") or "never"),
-            max_cost_usd=None if cost is None else Decimal(str(cost)),
+            deadline=deadline_of(asked),
+            max_cost_usd=max_cost_of(asked),
         ),
     )
 
@@ -165,12 +247,17 @@ def check(asked: tp.Mapping[str, tp.Any]) -> None:
         if "\0" in str(line):
             raise ParameterError("a shell line cannot hold a NUL byte")
     time_limit_min(asked)
+    max_cost_of(asked)
+    deadline_of(asked)
+    env_of(asked)
     if asked.get("burst") is not None:
         try:
             BurstMode(asked["burst"])
         except ValueError:
             raise ParameterError(
-                f"burst={asked['burst']!r}", hint="one of: " + ", ".join(BurstMode)
+                f"{asked['burst']!r} is none of {', '.join(BurstMode)}",
+                where="burst",
+                hint="hpcscale_burst='auto'",
             ) from None
 
 

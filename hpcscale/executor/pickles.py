@@ -88,16 +88,18 @@ def _write_job_side(lib: Path) -> None:
     )
 
 
-def outside_modules(submissions: Sequence[utils.DelayedSubmission]) -> list[str]:
-    """Modules of the functions that are installed nowhere: a remote site lacks them."""
-    found: set[str] = set()
+def outside_modules(submissions: Sequence[utils.DelayedSubmission]) -> dict[str, str]:
+    """Modules of the functions that are installed nowhere, and where each is imported from."""
+    found: dict[str, str] = {}
     for submission in submissions:
         function: tp.Any = submission.function
         name = getattr(function, "__module__", None) or type(function).__module__
         module = sys.modules.get(name)
         path = getattr(module, "__file__", None)
-        if name == "__main__" or path is None:
+        if name == "__main__" or path is None or name in found:
             continue
         if not path.startswith((sys.prefix, sys.base_prefix)) and "-packages" not in path:
-            found.add(name)
-    return sorted(found)
+            file = Path(path).absolute()
+            depth = name.count(".") + (file.stem == "__init__")
+            found[name] = str(file.parents[min(depth, len(file.parents) - 1)])
+    return dict(sorted(found.items()))

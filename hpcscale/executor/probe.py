@@ -5,10 +5,9 @@ import shlex
 import sys
 import typing as tp
 
-from submitit.core import logger
-
 from hpcscale.connect import Connection
 from hpcscale.errors import NotFoundError, UsageError
+from hpcscale.executor.notice import warn
 from hpcscale.render.job import software_words
 from hpcscale.render.launch import find_software
 from hpcscale.render.templating import fill
@@ -88,7 +87,7 @@ def require_same_python(
     if said is None:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         if image:  # no runtime on the login node, an image of a registry: not known before
-            logger.get_logger().warning(
+            warn(
                 f"{site.name}: the Python in {software}'s image must be {ours} and have submitit; "
                 f"it cannot be asked before the job starts ({lines[-1]}), which will look; "
                 f'or say it in the profile: python = "3.…" below [software.{software}]'

@@ -5,11 +5,11 @@ import threading
 import time
 import typing as tp
 
-from submitit.core import logger
 from submitit.slurm import slurm
 
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import NotFoundError, UnreachableError
+from hpcscale.executor.notice import warn
 from hpcscale.ledger import Ledger, ledger_path
 from hpcscale.reports import Report, read_reports
 from hpcscale.site import load_site
@@ -24,7 +24,8 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
     """Asks one site about all its jobs by one squeue; there is one watcher for each site.
 
     A job that Slurm no longer lists has ended only if it said so itself (its script's report);
-    otherwise it is UNKNOWN, never done. Done is an allow-list of final states.
+    otherwise it is UNKNOWN, never done. Done is an allow-list of final states; PREEMPTED is one
+    once squeue no longer lists the job, as then nothing brings it back.
 
     Args:
         site: the site's name.
@@ -37,6 +38,7 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
         self._connection: Connection | None = None
         self._origin: dict[str, tuple[str, str]] = {}
         self._cancelled: set[str] = set()
+        self._preempted: set[str] = set()
         self._lock = threading.RLock()
 
     @property
@@ -64,6 +66,7 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
             # a controller that lost its memory gave the id out again
             self._finished.discard(job_id)
             self._cancelled.discard(job_id)
+            self._preempted.discard(job_id)
             self._info_dict.pop(job_id, None)
         self._origin[job_id] = (submission_id, run_dir)
 
@@ -96,7 +99,7 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
                 self.connection.transport, [self._origin[str(i)][1] for i in lost]
             )
         except UnreachableError as exc:
-            logger.get_logger().warning(f"{self.site}: no answer, states are old: {exc}")
+            warn(f"{self.site}: no answer, states are old: {exc}")
             return
         for job_id in ids:
             if found[job_id]:
@@ -106,7 +109,13 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
             info = _reported(job_id, said)
             if info["State"] == JobState.UNKNOWN and str(job_id) in self._cancelled:
                 info["State"] = JobState.CANCELLED.value
+            before = self._said(str(job_id))
+            if info["State"] == JobState.UNKNOWN and before == JobState.PREEMPTED:
+                info["State"] = before
             self._info_dict[str(job_id)] = info
+        gone = {str(i) for i in missing if found[i] or answer.complete}
+        over = {job for job in gone if self._said(job) == JobState.PREEMPTED}
+        self._preempted = (self._preempted - set(open_jobs)) | over
         self._finished |= {j for j in open_jobs if self.is_done(j, mode="cache")}
 
     def _own(self, job_id: JobId, found: list[JobStatus]) -> list[JobStatus]:
@@ -114,12 +123,16 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
         ours = self._origin.get(str(job_id), ("", ""))[0]
         return [s for s in found if not ours or not s.comment or submission_of(s.comment) == ours]
 
+    def _said(self, job_id: str) -> str | None:
+        return self._info_dict.get(job_id, {}).get("State")
+
     def is_done(self, job_id: str, mode: str = "standard") -> bool:
         """Whether the job's state is final."""
         try:
-            return JobState(self.get_state(job_id, mode=mode)).terminal
+            state = JobState(self.get_state(job_id, mode=mode))
         except ValueError:
             return False
+        return state.terminal or (state is JobState.PREEMPTED and job_id in self._preempted)
 
 
 _WATCHERS: dict[str, HpcscaleInfoWatcher] = {}

@@ -87,6 +87,7 @@ class AdaptiveBound:
         self._passed: set[int] = set()
         self._due: list[tuple[float, int]] = []  # by when the bound is passed
         self._cells: dict[tuple[int, ...], tuple[float, float]] = {}
+        self._table: tuple[Floats, NDArray[np.bool_], Floats, Floats, float] | None = None
         self._now_s = -math.inf
         self.kept = 0
         self.told = 0
@@ -101,7 +102,7 @@ class AdaptiveBound:
         if now_s == self._now_s:
             return
         self._now_s = now_s
-        self._cells.clear()
+        self._forget()
         while self._due and self._due[0][0] < now_s:
             key = heappop(self._due)[1]
             if math.isinf(self._rows[key, 1]):
@@ -131,7 +132,7 @@ class AdaptiveBound:
         self._upper.append(upper_s)
         if not math.isnan(upper_s):
             heappush(self._due, (self._now_s + upper_s, key))
-        self._cells.clear()
+        self._forget()
         return key
 
     def started(self, key: int, start_s: float) -> None:
@@ -144,7 +145,11 @@ class AdaptiveBound:
         upper = self._upper[key]
         if not math.isnan(upper) and key not in self._passed:
             self._count(missed=start_s - self._rows[key, 0] > upper)
+        self._forget()
+
+    def _forget(self) -> None:
         self._cells.clear()
+        self._table = None
 
     def _aimed(self, known: int) -> float:
         more = self._margin + (_SLOW_START / math.sqrt(known) if known else 1.0)
@@ -158,21 +163,28 @@ class AdaptiveBound:
 
     def _scores(self, like: Floats) -> tuple[float, float]:
         """Median and upper quantile of the residuals, for a job like this."""
-        rows = self._rows[max(0, self._size - 4 * self._window) : self._size]
-        known = np.flatnonzero(np.isfinite(rows[:, 1]))
-        rows = rows[known[-self._window :][0] :] if len(known) else rows
-        waited = np.where(np.isinf(rows[:, 1]), self._now_s, rows[:, 1]) - rows[:, 0]
-        scores = (waited - rows[:, 2]) / rows[:, 3]
-        ended = np.isfinite(rows[:, 1])
-        apart = (rows[:, 4:] - like) / np.maximum(_LEAST_SPREAD, rows[:, 4:].std(axis=0))
-        alike = np.exp(-0.5 * (apart**2).sum(axis=1))
+        if self._table is None:
+            self._table = self._sorted()
+        scores, ended, likeness, spread, quick = self._table
+        alike = np.exp(-0.5 * (((likeness - like) / spread) ** 2).sum(axis=1))
         middle = _quantile(scores, ended, alike + _ALIKE_P50, 0.5)
         weights = alike + _ALIKE_UPPER
         high = _quantile(scores, ended, weights, self._miss_rate, own=_own(weights))
-        since = np.flatnonzero(ended)[-self._recent :][0]
-        equal = np.ones(len(scores) - since)
-        quick = _quantile(scores[since:], ended[since:], equal, self._miss_rate, own=1.0)
         return middle, max(high, quick)
+
+    def _sorted(self) -> tuple[Floats, NDArray[np.bool_], Floats, Floats, float]:
+        """What all jobs asked about now share: residuals in order, and the quantile of the last."""
+        rows = self._rows[max(0, self._size - 4 * self._window) : self._size]
+        rows = rows[np.flatnonzero(np.isfinite(rows[:, 1]))[-self._window :][0] :]
+        ended = np.isfinite(rows[:, 1])
+        waited = np.where(ended, rows[:, 1], self._now_s) - rows[:, 0]
+        scores = (waited - rows[:, 2]) / rows[:, 3]
+        order = np.argsort(scores, kind="stable")
+        recent = order[order >= np.flatnonzero(ended)[-self._recent :][0]]
+        equal = np.ones(len(recent))
+        quick = _quantile(scores[recent], ended[recent], equal, self._miss_rate, own=1.0)
+        spread = np.maximum(_LEAST_SPREAD, rows[:, 4:].std(axis=0))
+        return scores[order], ended[order], rows[order, 4:], spread, quick
 
 
 def _scale(case: Case) -> float:
@@ -195,13 +207,11 @@ def _own(weights: Floats) -> float:
 def _quantile(
     scores: Floats, ended: NDArray[np.bool_], weights: Floats, rate: float, *, own: float = 0.0
 ) -> float:
-    """The score that the given share exceeds; those not ended are at least so much.
+    """The score, of those in order, that the given share exceeds; not ended: at least so much.
 
     The product-limit estimate with weights. ``own`` is the weight of one more that exceeds them
     all, which is what conformal prediction takes the new job for.
     """
-    order = np.argsort(scores, kind="stable")
-    scores, ended, weights = scores[order], ended[order], weights[order]
     left = np.cumsum(weights[::-1])[::-1] + own
     stay = np.cumprod(np.where(ended, np.maximum(0.0, 1.0 - weights / left), 1.0))
     return float(scores[min(len(scores) - 1, int(np.searchsorted(-stay, -rate)))])

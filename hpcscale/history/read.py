@@ -15,7 +15,7 @@ def read_history(
     path: Path,
     *,
     zone: dt.tzinfo = dt.UTC,
-    cpus_per_node: int = 1,
+    cpus_per_node: int | None = None,
     gpus_per_node: int = 8,
     strict: bool = False,
 ) -> Reading:
@@ -24,7 +24,8 @@ def read_history(
     Args:
         path: the file, packed by gzip or not.
         zone: of times in a table that carry none.
-        cpus_per_node: SWF counts processors; nodes are processors over this.
+        cpus_per_node: SWF counts processors; nodes are processors over this. None: as its header
+            has it, else 1.
         gpus_per_node: for tables that count GPUs alone.
         strict: raise at the first row that is no job, rather than count it.
 

@@ -10,6 +10,7 @@ from hpcscale.errors import InvalidFileError, NotFoundError
 from hpcscale.history.workload import Workload
 
 _SHOWN = 3
+FORMATS = "what can be read: SWF, sacct -P, or a CSV with a line of names above its rows"
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Reading:
         rows: data rows in the file (no comments, no header).
         skipped: rows that could not be understood, in order.
         steps: rows that are steps of a job (``123.batch``): sacct without ``-X`` prints them.
+        notes: how the file was taken, where that was not certain.
     """
 
     workload: Workload
     rows: int
     skipped: tuple[Skipped, ...] = ()
     steps: int = 0
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One sentence: how many jobs, how many rows were left out, and the first of them."""
@@ -48,8 +51,13 @@ class Reading:
         return text
 
 
-def checked(reading: Reading, *, strict: bool) -> Reading:
+def checked(reading: Reading, *, strict: bool, hint: str = "") -> Reading:
     """The same reading, unless it is of no use.
+
+    Args:
+        reading: of a whole file.
+        strict: whether one bad row is too many.
+        hint: what to type where it is of no use.
 
     Raises:
         InvalidFileError: no row is a job; or, when ``strict``, one row is not.
@@ -60,9 +68,10 @@ def checked(reading: Reading, *, strict: bool) -> Reading:
         raise InvalidFileError(
             f"{first.what} ({len(reading.skipped)} of {reading.rows} rows cannot be used)",
             where=f"{where}:{first.line}",
+            hint=hint or f"look at line {first.line}; {FORMATS}",
         )
     if not len(reading.workload):
-        raise InvalidFileError("holds no job", where=where)
+        raise InvalidFileError("holds no job", where=where, hint=hint or FORMATS)
     return reading
 
 
@@ -85,7 +94,11 @@ def lines_of(path: Path) -> Iterator[str]:
                 text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
                 yield text.removeprefix("\ufeff") if number == 1 else text
     except FileNotFoundError as exc:
-        raise NotFoundError(f"no file {str(path)!r}") from exc
+        raise NotFoundError(f"no file {str(path)!r}", hint=f"ls {path.parent}") from exc
+    except IsADirectoryError as exc:
+        raise InvalidFileError(
+            "is a directory", where=str(path), hint=f"one file of it: ls {path}"
+        ) from exc
     except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
         raise InvalidFileError(
             f"the gzip data is damaged: {exc}",
@@ -93,4 +106,6 @@ def lines_of(path: Path) -> Iterator[str]:
             hint=f"gzip -t {path}  (and fetch the file again)",
         ) from exc
     except OSError as exc:
-        raise InvalidFileError(f"cannot be read: {exc.strerror}", where=str(path)) from exc
+        raise InvalidFileError(
+            f"cannot be read: {exc.strerror}", where=str(path), hint=f"ls -l {path}"
+        ) from exc

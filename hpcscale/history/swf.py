@@ -2,7 +2,8 @@
 
 One job a line, 18 fields: 1 id, 2 submit, 3 wait, 4 run, 5 processors allocated, 8 processors
 requested, 9 time requested, 11 status, 12 user, 13 group, 15 queue, 16 partition; -1 is "unknown";
-``;`` opens a comment, and in the header ``; UnixStartTime: N`` gives the origin of field 2.
+``;`` opens a comment, and in the header ``; UnixStartTime: N`` gives the origin of field 2, and
+``; MaxNodes: N`` with ``; MaxProcs: P`` how many processors a node has.
 """
 
 import math
@@ -17,16 +18,17 @@ from hpcscale.history.reading import Reading, Skipped, checked, lines_of
 from hpcscale.history.workload import Status, make_workload
 
 _STATUS = {0: Status.FAILED, 1: Status.COMPLETED, 5: Status.CANCELLED}
-_HEADER = re.compile(r";\s*UnixStartTime:\s*(\d+)")
+_HEADER = re.compile(r";\s*(UnixStartTime|MaxNodes|MaxProcs):\s*(\d+)")
 _FIELDS = 9  # what cannot be done without; archives add fields of their own behind the 18th
 
 
-def read_swf(path: Path, *, cpus_per_node: int = 1, strict: bool = False) -> Reading:
+def read_swf(path: Path, *, cpus_per_node: int | None = None, strict: bool = False) -> Reading:
     """Jobs of an SWF file, packed by gzip or not.
 
     Args:
         path: the file.
-        cpus_per_node: SWF counts processors; nodes are processors over this, rounded up.
+        cpus_per_node: SWF counts processors; nodes are processors over this, rounded up. None: as
+            the header has it, MaxProcs over MaxNodes, and 1 where it does not say.
         strict: raise at the first row that is no job, rather than count it.
 
     Raises:
@@ -37,10 +39,10 @@ def read_swf(path: Path, *, cpus_per_node: int = 1, strict: bool = False) -> Rea
 
 
 def parse_swf(
-    lines: Iterable[str], source: str, *, cpus_per_node: int = 1, strict: bool = False
+    lines: Iterable[str], source: str, *, cpus_per_node: int | None = None, strict: bool = False
 ) -> Reading:
     """As ``read_swf``, from lines."""
-    origin_s = 0.0
+    header: dict[str, int] = {}
     rows: list[tuple[float, ...]] = []
     ids: list[str] = []
     skipped: list[Skipped] = []
@@ -48,7 +50,7 @@ def parse_swf(
         text = line.strip()
         if text.startswith(";"):
             if match := _HEADER.match(text):
-                origin_s = float(match[1])
+                header[match[1]] = int(match[2])
             continue
         if not text:
             continue
@@ -58,6 +60,11 @@ def parse_swf(
         except ValueError as exc:
             skipped.append(Skipped(number, str(exc)))
     table = np.array(rows, dtype=np.float64).reshape(len(rows), 9)
+    origin_s = float(header.get("UnixStartTime", 0))
+    notes: tuple[str, ...] = ()
+    per_node = cpus_per_node or 1
+    if cpus_per_node is None:
+        per_node, notes = _per_node(header, source)
     submit, wait, run, procs, limit, status, user, group, queue = table.T
     people: dict[str, Any] = {
         c: _names(v) for c, v in (("user", user), ("account", group), ("partition", queue))
@@ -68,13 +75,30 @@ def parse_swf(
         start_s=submit + origin_s + wait,
         runtime_s=run,
         limit_s=limit,
-        nodes=-(-procs // cpus_per_node),
+        nodes=-(-procs // per_node),
         cpus=procs,
         status=status,
         source=source,
         **people,
     )
-    return checked(Reading(jobs, len(rows) + len(skipped), tuple(skipped)), strict=strict)
+    total = len(rows) + len(skipped)
+    return checked(
+        Reading(jobs, total, tuple(skipped), notes=notes), strict=strict,
+        hint="SWF has a line of 18 numbers for each job",
+    )  # fmt: skip
+
+
+def _per_node(header: dict[str, int], source: str) -> tuple[int, tuple[str, ...]]:
+    """Processors of a node by the header, and a note unless it says that they are one."""
+    nodes, procs = header.get("MaxNodes", 0), header.get("MaxProcs", 0)
+    if not nodes or not procs:
+        why = "its header has not both MaxNodes and MaxProcs"
+        return 1, (f"{source}: each processor is taken for a node: {why}",)
+    per_node = max(1, procs // nodes)  # nodes that differ: rather too many of them than too few
+    if per_node == 1:
+        return 1, ()
+    why = f"its header has MaxProcs {procs} and MaxNodes {nodes}"
+    return per_node, (f"{source}: {per_node} processors are taken for a node: {why}",)
 
 
 def _row(fields: list[str]) -> tuple[float, ...]:

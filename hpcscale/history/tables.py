@@ -150,7 +150,10 @@ def parse_table(
             table[name].append(value)
     jobs = make_workload(source=source, **table)
     total = len(jobs) + len(skipped) + steps
-    return checked(Reading(jobs, total, tuple(skipped), steps), strict=strict)
+    return checked(
+        Reading(jobs, total, tuple(skipped), steps), strict=strict,
+        hint=columns.hint(len(skipped) == total > 0, bar=bar),
+    )  # fmt: skip
 
 
 def _split(lines: Iterator[str], *, bar: bool) -> Iterator[tuple[int, list[str]]]:
@@ -193,11 +196,24 @@ class _Columns:
             for column, known in _TEXTS.items()
         }
         if not self._numbers["submit_s"]:
+            shown = ", ".join(names)[:200]
+            if not shown:
+                said = "is empty"
+            elif not shown.isprintable() or "\\x" in shown:
+                said = "is no text: neither SWF nor a table"
+            else:
+                said = f"no column of times of submission; it has: {shown}"
             raise InvalidFileError(
-                f"no column of times of submission; it has: {', '.join(names)[:200]}",
+                said,
                 where=f"{source}:1",
                 hint=f"sacct -aPX --format={NEEDED}",
             )
+
+    def hint(self, none_is_good: bool, *, bar: bool) -> str:
+        """What to type where no row is a job."""
+        if none_is_good and not bar:
+            return "texts with commas (AllocTRES has) want quotes; sacct -P parts columns by |"
+        return f"sacct -aPX --starttime now-90days --format={NEEDED}"
 
     def _number(self, fields: list[str], column: str) -> float:
         for at, parse, name in self._numbers[column]:

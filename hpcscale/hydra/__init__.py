@@ -43,7 +43,7 @@ class HpcscaleLauncherConf:
     Attributes:
         site: default as for `hpcscale submit`.
         submitit_folder: pickles, logs and scripts.
-        software, python, code, burst, max_cost_usd: as for the executor.
+        software, python, code, burst, max_cost_usd, deadline: as for the executor.
         additional_parameters: other sbatch options.
     """
 
@@ -55,6 +55,7 @@ class HpcscaleLauncherConf:
     code: str | None = None
     burst: str | None = None
     max_cost_usd: str | None = None
+    deadline: str | None = None
     name: str = "${hydra.job.name}"
     timeout_min: int = 60
     nodes: int = 1

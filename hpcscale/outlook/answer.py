@@ -122,7 +122,8 @@ def as_queued(spec: JobSpec, snapshot: Snapshot) -> QueuedJob:
     for name in names:
         if name not in parts:
             raise NotFoundError(
-                f"{snapshot.site} has no partition {name!r}; it has: {', '.join(parts)}"
+                f"{snapshot.site} has no partition {name!r}; it has: {', '.join(parts)}",
+                hint=f"--partition {next(iter(parts), 'NAME')}",
             )
     there = parts[names[0]]
     need = spec.resources

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcscale.errors import InvalidFileError
+from hpcscale.history.tables import NEEDED
 from hpcscale.history.workload import Workload
 from hpcscale.simulate import overflow_kernel as kernel
 
@@ -22,6 +23,7 @@ Bools = NDArray[np.bool_]
 CENT = Decimal("0.01")
 S_PER_H = 3600.0
 WIDE = 16  # longer queues are judged job by job
+LARGER = "larger than the cluster"
 ALWAYS = -1  # a rule that needs no replay
 OVERDUE = 1.0  # a job that ran longer than expected goes on for so much of what it has run
 
@@ -130,15 +132,19 @@ def instance_of(
     reasons = {
         "no runtime": int((~known).sum()),
         "no GPUs": int((known & ~some).sum()),
-        "larger than the cluster": int((known & some & ~fits).sum()),
+        LARGER: int((known & some & ~fits).sum()),
     }
     if not take.any():
-        said = ", ".join(f"{n} with {why}" for why, n in reasons.items() if n)
+        said = ", ".join(
+            f"{n:,} {why}" if why == LARGER else f"{n:,} with {why}"
+            for why, n in reasons.items()
+            if n
+        )
         raise InvalidFileError(
             f"no job can be simulated on {cluster.nodes} nodes x {cluster.gpus_per_node} GPUs"
             f" ({said})",
             where=work.source or None,
-            hint="give the size of the cluster with --nodes and --gpus-per-node",
+            hint=_remedy(reasons),
         )
     rows = np.flatnonzero(take)
     arrival = work.submit_s[rows] / S_PER_H
@@ -161,6 +167,19 @@ def instance_of(
         rows=rows,
         left_out={why: n for why, n in reasons.items() if n},
     )
+
+
+def _remedy(reasons: dict[str, int]) -> str:
+    """What to change, by the reason for which most jobs were left out."""
+    why = max(reasons, key=lambda name: reasons[name])
+    if why == LARGER:
+        return "give the size of the cluster with --nodes and --gpus-per-node"
+    if why == "no runtime":
+        return (
+            "add the column ElapsedRaw, or Start and End (SWF: field 4): "
+            f"sacct -aPX --format={NEEDED}"
+        )
+    return "GPUs of a job are gres/gpu in AllocTRES, or a column gpus"
 
 
 @dataclass(frozen=True, slots=True)

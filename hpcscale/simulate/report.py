@@ -261,6 +261,7 @@ def _method(data: dict[str, Any]) -> str:
         "hour after submission, drawn with the seed."
     )
     out = "; ".join(f"{n:,} jobs left out: {why}" for why, n in data["left_out"].items())
+    out = ". ".join([*data["notes"], *([out] if out else [])])
     queue = (
         "The queue is walked in order of arrival and whoever fits starts, best fit; the wait of a "
         "job that leaves is the time it waited before. "

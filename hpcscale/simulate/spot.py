@@ -34,7 +34,7 @@ class SpotResult:
         greedy: spot when it is up, else wait until on-demand is the last chance.
         ours: the progress line.
         floor: spot while it is up, on-demand for the rest, no delays: no policy is below.
-        best: the best in hindsight, delays included (rounded down); of every so manieth start.
+        best: the best in hindsight, delays included (rounded down): no policy is below.
         missed: deadlines missed by ours.
         starts: how many were replayed.
     """
@@ -42,7 +42,7 @@ class SpotResult:
     greedy: float
     ours: float
     floor: float
-    best: float | None
+    best: float
     missed: int
     starts: int
 
@@ -50,6 +50,11 @@ class SpotResult:
     def gap_closed(self) -> float:
         """Of the way from greedy to the floor."""
         return (self.greedy - self.ours) / (self.greedy - self.floor)
+
+    @property
+    def gap_closed_to_best(self) -> float:
+        """Of the way from greedy to the best in hindsight."""
+        return (self.greedy - self.ours) / (self.greedy - self.best)
 
 
 def read_availability(path: Path) -> Availability:
@@ -78,7 +83,7 @@ def replay_spot(
     delay_h: float = 0.2,
     price_ratio: float = 0.3,
     start_every_h: float = 6.0,
-    best_of_every: int = 0,
+    since: float = 0.0,
 ) -> SpotResult:
     """Jobs that start all over the records, each alone in its zone.
 
@@ -89,7 +94,7 @@ def replay_spot(
         delay_h: of each start.
         price_ratio: spot over on-demand.
         start_every_h: between two jobs.
-        best_of_every: for every so manieth start the best in hindsight is searched; 0: for none.
+        since: only jobs that start after so much of each record.
     """
     time = slack * work_h
     greedy, ours, floor, best = [], [], [], []
@@ -97,6 +102,8 @@ def replay_spot(
     for zone in zones:
         length = int(time / zone.look_h) + 3
         for first in range(0, len(zone.up) - length, int(start_every_h / zone.look_h)):
+            if first < since * len(zone.up):
+                continue
             up = zone.up[first : first + length]
             args = (up, zone.look_h, work_h, time, delay_h, price_ratio)
             greedy.append(kernel.replay(*args, True)[0])
@@ -105,13 +112,12 @@ def replay_spot(
             missed += end > time + 1e-6
             most = min(work_h, (float(up[: length - 3].sum()) + 1) * zone.look_h)
             floor.append(price_ratio * most + work_h - most)
-            if best_of_every and len(ours) % best_of_every == 0:
-                best.append(kernel.best(*args))
+            best.append(kernel.best(*args))
     return SpotResult(
         greedy=float(np.mean(greedy)) / work_h,
         ours=float(np.mean(ours)) / work_h,
         floor=float(np.mean(floor)) / work_h,
-        best=float(np.mean(best)) / work_h if best else None,
+        best=float(np.mean(best)) / work_h,
         missed=missed,
         starts=len(ours),
     )

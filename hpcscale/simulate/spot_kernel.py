@@ -20,15 +20,17 @@ def _replay(
     on = WAIT
     starting = 0.0
     tick = 0
+    up_h = 0.0
     while left > 1e-9:
         is_up = tick < len(up) and up[tick] == 1
+        up_h = up_h + look if is_up else 0.0
         if on == SPOT and not is_up:
             on = WAIT
         slack = time - t - left
         if on != WAIT:
             slack -= starting
         if not greedy:
-            want = _choose(is_up, on, slack, time - work, left / work, delay, look)
+            want = _choose(is_up, on, slack, time - work, left / work, delay, look, up_h)
         elif on == ON_DEMAND:
             want = ON_DEMAND
         elif on == SPOT:

@@ -18,6 +18,7 @@ from submitit.core import plugins, utils
 import hpcscale as hpcscale_package
 from hpcscale import batches
 from hpcscale.cli import COMMANDS
+from hpcscale.connect import connect
 from hpcscale.errors import NotFoundError, UsageError
 from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, probe, watch
 from hpcscale.ledger import Ledger
@@ -358,14 +359,6 @@ def boxed(k):
     return platform.node(), k
 
 
-IMAGE_SITE = """
-[container]
-runtime = "apptainer"
-[software.boxed]
-image = "{image}"
-[env]
-PATH = "{bin}:/usr/bin:/bin"
-"""
 APPTAINER = """#!/bin/sh
 # exec [--pwd DIR] IMAGE COMMAND…: a namespace in which there is no scontrol
 shift
@@ -381,21 +374,25 @@ def test_a_function_of_two_nodes_in_an_image_is_asked_started_and_requeued(
     lab_env, tmp_path, monkeypatch
 ):
     """A stand-in for apptainer on the lab's nodes: its tasks have no Slurm commands."""
-    for name in ("bin", "inside", "config/sites"):
-        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    for name in ("bin", "inside"):
+        (tmp_path / name).mkdir()
     for name in ("sh", "hostname"):
         (tmp_path / "inside" / name).symlink_to(shutil.which(name))
-    (tmp_path / "inside" / "python").symlink_to(sys.executable)
+    python = tmp_path / "inside" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')  # a link would lose its venv
     (tmp_path / "image.sif").touch()
     stub = tmp_path / "bin" / "apptainer"
     box = BOX.replace("unshare", shutil.which("unshare"), 1)
     stub.write_text(APPTAINER.format(inside=tmp_path / "inside", box=box))
-    stub.chmod(0o755)
-    (tmp_path / "config" / "sites" / "lab-onprem.toml").write_text(
-        IMAGE_SITE.format(image=tmp_path / "image.sif", bin=tmp_path / "bin")
-    )
+    for program in (python, stub):
+        program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    made = hpcscale_package.Executor(tmp_path / "jobs", site="lab-onprem", software="boxed")
+    settings = [
+        "container.runtime=apptainer", f"software.boxed.image={tmp_path}/image.sif",
+        f"env.PATH={tmp_path}/bin:/usr/bin:/bin",
+    ]  # fmt: skip
+    connection = connect(load_site("lab-onprem", settings).site)
+    made = HpcscaleExecutor(tmp_path / "jobs", connection=connection, software="boxed")
     made.update_parameters(timeout_min=5, nodes=2, tasks_per_node=2)
     job = made.submit(BoxedCounter(), "kept")
     until(lambda: "restart 0" in (job.task(0).stdout() or ""), 40, "it runs")

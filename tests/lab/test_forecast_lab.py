@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import sys
 from pathlib import Path
 
@@ -48,6 +49,27 @@ def test_without_slurmdbd_limits_are_believed_and_said_to_be(lab_env):
     said = forecast(f"lab-onprem:{held}")
     assert said["p50_s"] is None
     assert said["bound"] == "Slurm holds it: JobHeldUser"
+
+
+def test_a_job_in_a_reservation_is_planned_in_it_and_the_cloud_is_asked_too(lab_env):
+    site = lab_env.site("lab-onprem")
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    site.exec(
+        ["scontrol", "create", "reservation", "ReservationName=mine", f"Users={me}", "NodeCnt=2",
+         "StartTime=now+30minutes", "Duration=60"], check=True,
+    )  # fmt: skip
+    try:
+        inside = sbatch(site, "-N2", "--exclusive", "-t10", "--reservation=mine", "-o/dev/null")
+        outside = sbatch(site, "-N4", "--exclusive", "-t60", "-o/dev/null")
+        assert 25 * 60 < forecast(f"lab-onprem:{inside}")["p50_s"] <= 30 * 60
+        result = CliRunner().invoke(main, ["forecast", "--json", f"lab-onprem:{outside}"])
+        own, cloud = json.loads(result.stdout)["data"]
+        assert 85 * 60 < own["p50_s"] <= 90 * 60
+        # nobody waits there: copying and a boot, as the profile has them
+        assert (cloud["site"], cloud["p90_s"]) == ("lab-cloud", 35)
+    finally:
+        site.exec(["scancel", inside, outside], check=True)
+        site.exec(["scontrol", "delete", "ReservationName=mine"], check=True)
 
 
 def test_a_forecast_is_remembered_and_compared_with_the_start(lab_env):

@@ -127,3 +127,10 @@ def test_a_broken_ledger_is_exit_9(policy):
     for argv in (("run", "--policy", policy), ("plan", "--policy", policy), ("status",)):
         assert burst(*argv).returncode == 9
     assert not lock_path().exists()
+
+
+def test_reap_at_a_site_that_is_none_is_one_error():
+    done = burst("reap", "--site", "nosuch")
+    assert (done.returncode, done.stdout) == (8, "")
+    assert done.stderr.count("nosuch") == 1
+    assert "try:" in done.stderr

@@ -231,6 +231,30 @@ def test_a_clock_that_jumps_does_no_harm(gate_first, monkeypatch, step, jump_s):
     assert len(sites.cloud.jobs) == 1
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["our clock alone", "the site's too"])
+def test_between_an_open_gate_and_its_command_one_clock_alone_ends_nothing(
+    gate_first, monkeypatch, late
+):
+    sites = gate_first
+    import datetime as dt
+
+    from hpcscale.ledger import utc_now
+
+    job = stopped_before(sites, "_cancelling")
+    fake = sites.cloud.jobs[sites.target(job).job_id.base]
+    assert (decision(sites.cloud, sites.target(job)), fake.state) == (Word.OPENED, "RUNNING")
+    real = utc_now
+    monkeypatch.setattr("hpcscale.burst.acts.utc_now", lambda: real() + dt.timedelta(hours=5))
+    if late:
+        fake.started -= sites.move(job).boot_timeout_s + 1
+    sites.tick()
+    move = Moves(sites.ledger).of_run(job.run_id)[0]
+    if late:
+        assert "of its gate's opening" in move.message
+    else:
+        assert move.step is Step.CANCELLING, move.message
+
+
 def test_a_cancel_counts_whatever_the_clocks_say(gate_first, monkeypatch):
     sites = gate_first
     import datetime as dt
@@ -278,8 +302,9 @@ def test_a_full_disk_under_the_ledger_stops_before_each_act(sites, monkeypatch):
 
     monkeypatch.setattr(Moves, "save", save)
     for _ in range(30):
+        before = full.count(True)
         with contextlib.suppress(StateError):
-            sites.tick()
+            assert sites.tick().unwritten is (full.count(True) > before)
         if sites.move(job).target:
             sites.both(20)
             sites.report(sites.target(job).submission_id, "gated", time=100.0)

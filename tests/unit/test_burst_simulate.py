@@ -155,3 +155,49 @@ def test_ticks_are_round():
     assert ticks(0, 800) == [0, 200, 400, 600, 800]
     assert [number(t) for t in ticks(0, 0.11)] == ["0", "0.05", "0.1"]
     assert ticks(3, 3) == [3]
+
+
+SACCT = "JobID|Submit|Start|End|NNodes|AllocTRES\n"
+ROW = "{0}|2026-01-05T08:0{0}:00|2026-01-05T08:10:00|2026-01-05T09:10:00|2|{1}\n"
+
+
+def test_a_history_without_gpus_is_told(tmp_path):
+    path = tmp_path / "cpu.csv"
+    path.write_text(SACCT + "".join(ROW.format(k, "cpu=16,node=2") for k in range(3)))
+    result = run("--history", path, *SIZE, "--policy", "always", "--json")
+    data = json.loads(result.stdout)["data"]
+    assert data["policies"][0]["cloud_gpu_hours"] == pytest.approx(3 * 16)
+    assert "names GPUs: each counts as all 8 GPUs of its nodes" in data["notes"][0]
+    assert data["notes"][0] in result.stderr
+    # some with, some without: those without are left out and counted
+    path.write_text(SACCT + ROW.format(1, "cpu=16,gres/gpu=16") + ROW.format(2, "cpu=16"))
+    data = json.loads(run("--history", path, *SIZE, "--policy", "always", "--json").stdout)["data"]
+    assert (data["notes"], data["left_out"], data["jobs"]) == ([], {"no GPUs": 1}, 1)
+
+
+def test_processors_of_swf_are_nodes_as_asked_for(tmp_path):
+    path = tmp_path / "jobs.swf"
+    path.write_text("; MaxNodes: 4\n1 0 0 3600 8 -1 -1 8 7200 -1 1\n")
+    with pytest.raises(HpcscaleError, match=r"\(1 larger than the cluster\)"):
+        run("--history", path, *SIZE)
+    result = run("--history", path, *SIZE, "--processors-per-node", "8", "--policy", "always")
+    assert "$20.00" in result.stdout
+    assert "taken for a node" not in result.stderr
+
+
+def test_a_history_without_runtimes_names_the_columns(tmp_path):
+    path = tmp_path / "cut.csv"
+    path.write_text("JobID|Submit|Start\n1|2026-01-05T08:00:00|2026-01-05T08:10:00\n")
+    with pytest.raises(HpcscaleError, match="1 with no runtime") as caught:
+        run("--history", path, *SIZE)
+    assert "ElapsedRaw, or Start and End" in caught.value.hint
+
+
+def test_a_cluster_has_a_bound_and_a_policy_named_twice_counts_once(history):
+    args = ["burst", "simulate", "--history", str(history), *SIZE]
+    result = CliRunner().invoke(main, [*args, "--nodes", "100000000000"])
+    assert result.exit_code == 2
+    assert "1000000" in result.output
+    result = run("--history", history, *SIZE, "--policy", "never", "--policy", "never")
+    assert "named twice" in result.stderr
+    assert result.stdout.count("never") == 1

@@ -1,7 +1,8 @@
 """The submitit plugin on a faked site."""
 
+import datetime as dt
+import importlib
 import json
-import logging
 import os
 import pickle
 import subprocess
@@ -37,9 +38,12 @@ from hpcscale.ledger import Ledger, Role
 from hpcscale.render import burst_blockers, render
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
+from hpcscale.slurm.states import job_state
+from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.spec import JobSpec, Resources
 from hpcscale.submit import submit
 from hpcscale.testing import FakeSlurm
+from hpcscale.units import JobId
 
 SOFTWARE = f'software.lab-python.venv="{sys.prefix}"'
 
@@ -132,12 +136,13 @@ def test_parameters_reach_the_job(executor):
     assert "wckey" not in script
 
 
-def test_slurm_parameters_are_ours_with_a_notice(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("submitit"), "propagate", True)
+def test_slurm_parameters_are_ours_with_a_notice(tmp_path, caplog, capfd):
     auto = submitit.AutoExecutor(tmp_path, cluster="hpcscale", hpcscale_site="lab-onprem")
     auto.update_parameters(slurm_partition="spot", slurm_qos="low", hpcscale_qos="high")
     assert auto._executor.parameters == {"partition": "spot", "qos": "high"}
-    assert "slurm_partition, slurm_qos: used for hpcscale" in caplog.text
+    said = "slurm_partition as hpcscale_partition, slurm_qos as hpcscale_qos: write it so"
+    assert caplog.text.count(said) == 1
+    assert said not in capfd.readouterr().out, "submitit's logger says warnings on stdout as well"
     debug = submitit.AutoExecutor(tmp_path, cluster="debug")
     debug.update_parameters(slurm_partition="spot")
     assert "partition" not in debug._executor.parameters
@@ -149,13 +154,61 @@ def test_slurm_parameters_are_ours_with_a_notice(tmp_path, caplog, monkeypatch):
         ({"partion": "x"}, "no such parameters: partion"),
         ({"setup": "module load x"}, "list of texts"),
         ({"time": "soon"}, "no duration"),
-        ({"burst": "maybe"}, "maybe"),
+        ({"time": 0}, r"0 is no time limit.*try: timeout_min=60"),
+        ({"time": -5}, "-5 is no time limit"),
+        ({"time": float("nan")}, "nan is no time limit"),
+        ({"time": None}, "timeout_min=60"),
+        ({"burst": "yes"}, r"'yes' is none of never, auto, only .try: hpcscale_burst='auto'"),
+        ({"max_cost_usd": -3}, r"'-3' is no amount.*hpcscale_max_cost_usd=39\.50"),
+        ({"max_cost_usd": "abc"}, r"'abc' is no amount"),
+        ({"max_cost_usd": True}, r"True is no amount"),
+        ({"max_cost_usd": float("nan")}, r"'nan' is no amount"),
+        ({"env": ["A"]}, r"no dict of variables.*hpcscale_env=\{'NAME': 'VALUE'\}"),
+        ({"env": {"A B": 1}}, "'A B' cannot be a variable's name"),
+        ({"env": {"A": None}}, "cannot be a variable's value"),
+        ({"deadline": "soon"}, r"'soon' is no deadline.*hpcscale_deadline='\+6h'"),
+        ({"deadline": 5}, "5 is no deadline"),
+        ({"deadline": "2020-01-01"}, "has passed"),
+        ({"deadline": dt.datetime(2020, 1, 1)}, "has passed"),  # noqa: DTZ001 # local time
     ],
 )
 def test_wrong_parameters_are_refused_when_they_are_set(executor, wrong, match):
     with pytest.raises(UsageError, match=match):
         executor.update_parameters(**wrong)
     assert not set(wrong) & set(executor.parameters)
+
+
+@pytest.mark.parametrize("form", ["text", "datetime"])
+def test_a_deadline_reaches_the_run(executor, form):
+    before = dt.datetime.now(dt.UTC)
+    wanted = "+2h" if form == "text" else before.astimezone() + dt.timedelta(hours=2)
+    spec, job = spec_of(executor, deadline=wanted, max_cost_usd="30", burst="auto")
+    with Ledger.open() as ledger:
+        run = ledger.run(ledger.attempt(job.submission_id).run_id)
+    assert run.deadline == spec.burst.deadline
+    late = run.deadline - before - dt.timedelta(hours=2)
+    assert dt.timedelta(0) <= late < dt.timedelta(minutes=10)
+    if form == "datetime":
+        assert late == dt.timedelta(0)
+
+
+def test_a_module_that_the_nodes_may_not_see_is_told(executor, tmp_path, monkeypatch, caplog):
+    for root in (tmp_path / "beside", tmp_path / "jobs" / "lib"):
+        (root / f"pkg_{root.name}").mkdir(parents=True)
+        (root / f"pkg_{root.name}" / "__init__.py").touch()
+        (root / f"pkg_{root.name}" / "m.py").write_text("def sq(x): return x * x\n")
+        monkeypatch.syspath_prepend(str(root))
+    seen = importlib.import_module("pkg_lib.m")
+    unseen = importlib.import_module("pkg_beside.m")
+    executor.submit(seen.sq, 2)  # below shared_dirs
+    assert "pkg_lib" not in caplog.text
+    executor.submit(unseen.sq, 2)
+    assert "pkg_beside.m: below none of the shared_dirs of lab-onprem" in caplog.text
+    assert f"hpcscale_code='{tmp_path}/beside'" in caplog.text
+    caplog.clear()
+    executor.update_parameters(code=str(tmp_path / "beside"))
+    executor.submit(unseen.sq, 2)
+    assert "pkg_beside" not in caplog.text
 
 
 def test_a_second_site_does_not_share_file_names(executor, tmp_path):
@@ -361,6 +414,65 @@ def test_a_script_for_another_site_is_refused(executor, tmp_path):
         executor.submit_rendered(render(spec, load_site("lab-cloud").site))
 
 
+NOT_OVER = [
+    "PENDING",
+    "RUNNING",
+    "CONFIGURING",
+    "COMPLETING",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "RESIZING",
+    "STAGE_OUT",
+    "PREEMPTED",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "RESV_DEL_HOLD",
+    "SPECIAL_EXIT",
+    "UNKNOWN",
+    "SOMETHING_NEW",
+]
+OVER = [
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "OUT_OF_MEMORY",
+    "NODE_FAIL",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "REVOKED",
+]
+
+
+@pytest.mark.parametrize("word", ["", *NOT_OVER, *OVER])
+def test_a_job_is_over_in_the_states_of_a_list_and_in_no_other(executor, monkeypatch, word):
+    """submitit's own watcher takes what it does not know for an end."""
+    job = submitted(executor)
+    said = JobStatus(job_id=JobId.parse(job.job_id), state=job_state(word), raw_state=word)
+    monkeypatch.setattr(job.watcher, "_info_dict", {job.job_id: watch._info([said])})
+    assert job.watcher.is_done(job.job_id, mode="cache") is (word in OVER)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["slurmdbd", "no slurmdbd"])
+def test_a_preempted_job_is_over_once_squeue_lists_it_no_more(executor, slurm, monkeypatch, kept):
+    """PreemptMode=CANCEL; one that is requeued is listed again."""
+    slurm.advance(1)
+    job = submitted(executor)
+    number = JobId.parse(job.job_id)
+    slurm.jobs[number.base].state = "PREEMPTED"
+    assert not job.done(force_check=True)
+    assert job.watcher.get_state(job.job_id, mode="cache") == "PREEMPTED"
+    said = JobStatus(job_id=number, state=JobState.PREEMPTED, raw_state="PREEMPTED")
+    older = Answer({str(number): said} if kept else {}, complete=True)
+    monkeypatch.setattr(job.watcher.connection.client, "history", lambda *_, **__: older)
+    del slurm.jobs[number.base]
+    job.watcher._last_status_check = 0  # two questions within a millisecond are one
+    assert job.done(force_check=True)
+    assert job.state == "PREEMPTED"
+
+
 def test_one_question_for_all_jobs_of_a_site(executor, slurm):
     slurm.advance(1)
     jobs = [submitted(executor) for _ in range(5)]
@@ -557,8 +669,7 @@ def test_a_function_that_may_burst_names_nothing_of_this_machine(executor, monke
     assert burst_blockers(moving, cloud) == []
 
 
-def test_a_function_that_cannot_move_for_its_python_says_so(executor, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("submitit"), "propagate", True)
+def test_a_function_that_cannot_move_for_its_python_says_so(executor, caplog):
     executor.update_parameters(burst="auto")
     executor.submit(len, "abc")
     assert "hpcscale_software=NAME" in caplog.text

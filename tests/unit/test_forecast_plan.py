@@ -99,7 +99,7 @@ def runs_of(problem, seed):
     return np.maximum(1, np.ceil(problem.duration_s * rng.uniform(0, 1, len(problem)))).astype(int)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problems(), st.integers(0, 99))
 def test_easy_over_classes_equals_its_definition(problem, seed):
     run = runs_of(problem, seed)
@@ -131,7 +131,7 @@ def test_easy_compiled_and_plain_are_the_same(problem, seed):
 
 
 @pytest.mark.parametrize("rule", [plan, easy_plan])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(problem=problems() | crowds())
 def test_capacity_is_never_exceeded_by_a_planned_job(rule, problem):
     made = rule(problem)

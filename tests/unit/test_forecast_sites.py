@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from queue_views import HOUR, nodes, pending, running, snapshot
 
 from hpcscale.cli import main
-from hpcscale.errors import UnreachableError
+from hpcscale.errors import HpcscaleError, UnreachableError
 from hpcscale.outlook import answer
 from hpcscale.settings import config_dir
 
@@ -107,6 +107,20 @@ def test_one_site_alone_and_a_job_that_runs(seen):
 def test_a_job_not_submitted_yet_is_asked_about_everywhere(seen):
     words = ("--site", "lab-onprem", "--nodes", "2", "--", "true")
     assert len(json.loads(forecast("--json", *words).stdout)["data"]) == 1
+
+
+def test_a_size_is_enough_and_its_errors_are_the_forecasts_own(seen):
+    words = ("--site", "lab-onprem", "--nodes", "2", "--gpus-per-node", "4", "--time", "4:00:00")
+    done = forecast("--json", *words)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["data"][0]["state"] == "NEW"
+    for nothing in ((), ("--site", "lab-onprem"), ("none.toml",)):
+        done = forecast(*nothing)
+        assert isinstance(done.exception, HpcscaleError)
+        assert "submit" not in f"{done.exception}{done.exception.hint}"
+    done = forecast("--site", "lab-onprem", "--partition", "nosuch", "--nodes", "1")
+    assert isinstance(done.exception, HpcscaleError)
+    assert done.exception.hint.startswith("--partition")
 
 
 def test_a_job_of_the_queue_as_a_request():

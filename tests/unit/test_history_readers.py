@@ -151,7 +151,7 @@ def test_bad_files_are_named(tmp_path):
         read_history(damaged)
     empty = tmp_path / "empty"
     empty.write_text("")
-    with pytest.raises(InvalidFileError, match="no column of times of submission"):
+    with pytest.raises(InvalidFileError, match="is empty"):
         read_history(empty)
     with pytest.raises(InvalidFileError, match=r"is a directory|cannot be read"):
         read_history(tmp_path)
@@ -199,3 +199,41 @@ def test_any_text_is_read_or_refused(text):
     except HpcscaleError:
         return
     assert len(read.workload)
+
+
+@pytest.mark.parametrize(
+    ("header", "nodes", "said"),
+    [
+        ("; MaxNodes: 4\n; MaxProcs: 32\n", [1, 2], "8 processors are taken for a node"),
+        ("; MaxNodes: 32\n; MaxProcs: 32\n", [8, 9], ""),
+        ("; MaxNodes: 4\n", [8, 9], "each processor is taken for a node"),
+    ],
+)
+def test_what_a_processor_of_swf_is_stands_in_its_header_or_is_told(header, nodes, said):
+    rows = "1 0 0 60 8 -1 -1 8 -1 -1 1\n2 1 0 60 9 -1 -1 9 -1 -1 1\n"
+    reading = parse_swf((header + rows).splitlines(), "made.swf")
+    assert reading.workload.nodes.tolist() == nodes
+    assert reading.workload.cpus.tolist() == [8, 9]
+    assert (said in reading.notes[0]) if said else reading.notes == ()
+
+
+def test_a_reading_of_no_use_says_what_to_type(tmp_path):
+    files = {
+        "heads.csv": "JobID|Submit|ElapsedRaw\n",
+        "comma.csv": "JobID,Submit,AllocTRES\n1,2026-01-05T08:00:00,cpu=1,node=1\n",
+        "none.swf": "; MaxNodes: 4\n",
+        "empty": "",
+        "noise": "\x00\x01\x02\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    hints = {}
+    for name in [*files, ".", "nosuch"]:
+        with pytest.raises(HpcscaleError) as caught:
+            read_history(tmp_path / name)
+        hints[name] = caught.value.hint
+        assert caught.value.hint, name
+        assert "\\x" not in str(caught.value)
+    assert "quotes" in hints["comma.csv"]
+    assert "18 numbers" in hints["none.swf"]
+    assert "ls" in hints["nosuch"]

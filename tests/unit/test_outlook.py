@@ -1,6 +1,7 @@
 """A live site's forecast, from snapshots made by hand: classes, order, limits, levers."""
 
 import math
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -8,7 +9,7 @@ from queue_views import HOUR, NOW, PARTITIONS, nodes, pending, running, snapshot
 
 from hpcscale.errors import HpcscaleError, UnreachableError
 from hpcscale.history.tables import parse_table
-from hpcscale.outlook import ahead
+from hpcscale.outlook import ahead, answer
 from hpcscale.outlook.answer import _levers, as_queued
 from hpcscale.outlook.learned import Track
 from hpcscale.outlook.model import SiteModel
@@ -300,3 +301,30 @@ def test_demand_ahead_carries_on_what_the_nodes_cannot_do(monkeypatch):
     monkeypatch.setattr(ahead, "take", lambda _: snapshot(queue_level=Level.OWN))
     with pytest.raises(HpcscaleError, match="hides other people's jobs"):
         ahead.ahead(None, 4)
+
+
+def test_hidden_jobs_make_the_forecast_wider_or_unknown(monkeypatch, tmp_path):
+    """Own jobs only: no plan and no p50; the bound is that of past waits alone, or there is none."""
+    monkeypatch.setenv("HPCSCALE_STATE_DIR", str(tmp_path))
+    waits = [60 * at for at in range(1, 101)]
+    past = history(*[("ann", "gpu", 60, 360)] * 100)
+    jobs = past.workload
+    known = replace(past, workload=replace(jobs, start_s=jobs.submit_s + waits))
+    job = pending(7)
+
+    def said(level, reading, notes=()):
+        seen = snapshot(job, queue_level=level)
+        monkeypatch.setattr(answer, "take", lambda _: seen)
+        monkeypatch.setattr(answer, "history", lambda *_: (reading, notes))
+        monkeypatch.setattr(answer, "asker_of", lambda _: None)
+        return answer.forecast_job(None, "7")
+
+    full = said(Level.FULL, known)
+    assert (full.queue_level, full.p50_s, full.p90_s) == ("full", 0, 0)
+    own = said(Level.OWN, known)
+    assert (own.queue_level, own.p50_s) == ("own jobs only", None)
+    assert 85 * 60 < own.p90_s <= 100 * 60
+    assert own.bound.startswith("of past waits alone (QBETS)")
+    blind = said(Level.OWN, None)
+    assert (blind.p50_s, blind.p90_s) == (None, None)
+    assert blind.bound.startswith("unknown: the site hides")

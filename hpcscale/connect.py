@@ -1,6 +1,7 @@
 """From a ``Site`` to something that can be asked: transport, client and clock, joined."""
 
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -84,22 +85,16 @@ def make_transport(config: TransportConfig, site_name: str) -> Transport:
             where=f"site {site_name}",
             hint='write host = "login.example.org" in [transport]',
         )
+    kind: Callable[..., Transport]  # both take the same keywords
     if config.kind is TransportKind.SSH:
         from hpcscale.slurm.ssh import SshTransport
 
-        return SshTransport(
-            host=config.host,
-            port=config.port,
-            user=config.user,
-            identity_file=config.identity_file,
-            known_hosts=config.known_hosts,
-            proxy_jump=config.proxy_jump,
-            ssh_config=config.ssh_config,
-            connect_timeout_s=config.connect_timeout_s,
-        )
-    from hpcscale.slurm.openssh import OpensshTransport
+        kind = SshTransport
+    else:
+        from hpcscale.slurm.openssh import OpensshTransport
 
-    return OpensshTransport(
+        kind = OpensshTransport
+    return kind(
         host=config.host,
         port=config.port,
         user=config.user,

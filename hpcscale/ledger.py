@@ -20,6 +20,7 @@ from typing import Any
 from hpcscale.ledger_file import FILE_NAME, ledger_path
 from hpcscale.ledger_reads import LedgerReads
 from hpcscale.ledger_rows import (
+    MOVED_TO,
     Attempt,
     Decision,
     Element,
@@ -40,6 +41,7 @@ from hpcscale.units import JobId
 
 __all__ = [
     "FILE_NAME",
+    "MOVED_TO",
     "Attempt",
     "Decision",
     "Element",

@@ -220,6 +220,8 @@ class LedgerReads(LedgerFile):
                 hint="hpcscale status --all  (give a run id, SITE:ID or a job's name)",
             )
         if len(rows) > 1:
+            rows = self._begun(rows)
+        if len(rows) > 1:
             ids = ", ".join(str(row["run_id"]) for row in rows[-5:])
             raise UsageError(
                 f"{text!r} fits {len(rows)} runs", hint=f"name one by its run id: {ids}"
@@ -258,14 +260,47 @@ class LedgerReads(LedgerFile):
             whole_run=False,
         )
 
+    def _begun(self, rows: list[sqlite3.Row]) -> list[sqlite3.Row]:
+        """Of runs those with an attempt: a batch of functions has none, and a name of its parts."""
+        begun: set[str] = set()
+        for part in _chunks([str(row["run_id"]) for row in rows]):
+            marks = ", ".join("?" * len(part))
+            found = self._all(
+                f"SELECT DISTINCT run_id FROM attempts WHERE run_id IN ({marks})",  # noqa: S608 # question marks alone
+                *part,
+            )
+            begun |= {str(row["run_id"]) for row in found}
+        return [row for row in rows if row["run_id"] in begun] or rows
+
     def _whole(self, run: Run) -> Found:
         attempts = self.attempts(run.run_id)
-        if not attempts:  # killed between the two rows: sbatch was never near
-            raise NotFoundError(
-                f"run {run.run_id} was never submitted", hint="hpcscale submit it again"
-            )
+        if not attempts:
+            return self._only_part(run)
         current = next((a for a in reversed(attempts) if not a.ended), attempts[-1])
         return Found(run=run, attempt=current)
+
+    def _only_part(self, run: Run) -> Found:
+        """What a run without an attempt means: a batch (``hpcscale.batches``), its one part."""
+        parts = [str(e.data["run_id"]) for e in self.events(run.run_id, "batch.sending")]
+        sent = [part for part in parts if part and self.attempts(part)]
+        if len(sent) == 1:
+            return self._whole(self.run(sent[0]))
+        if sent:
+            raise NotFoundError(
+                f"run {run.run_id} was sent in {len(sent)} parts",
+                hint=f"name one or more of them: {' '.join(sent)}",
+            )
+        dropped = self.events(run.run_id, "batch.dropped")
+        if self.events(run.run_id, "batch.stored") and not dropped:
+            raise NotFoundError(
+                f"run {run.run_id} waits here until {run.site} has room",
+                hint="hpcscale tend sends it",
+            )
+        # killed between the two rows: sbatch was never near
+        why = f": {dropped[-1].data['why']}" if dropped else ""
+        raise NotFoundError(
+            f"run {run.run_id} was never submitted{why}", hint="hpcscale submit it again"
+        )
 
 
 def _chunks(items: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:

@@ -43,6 +43,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     max_cost_usd: Decimal | None = None
 
 
+MOVED_TO = "moved to "  # so begins the reason of what ended here since it goes on elsewhere
+
+
 class Element(msgspec.Struct, frozen=True, kw_only=True):
     """One element of an array attempt, as last seen."""
 
@@ -60,7 +63,7 @@ class Element(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def moved(self) -> bool:
         """Whether it went to another site alone; ``burst.elements`` is where that is told."""
-        return self.reason.startswith("moved to ")
+        return self.reason.startswith(MOVED_TO)
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -337,6 +340,8 @@ def changed_fields(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
         # a requeue sets the submit time anew (seen on 22.05): there the start before ended
         held = max(0.0, (status.submit_time - attempt.start_time).total_seconds())
         fields["earlier_s"] = attempt.earlier_s + held
+    if status.state is attempt.state and attempt.reason.startswith(MOVED_TO):
+        fields.pop("reason", None)  # Slurm has why it waited
     changed = {k: v for k, v in fields.items() if _stored(getattr(attempt, k)) != v}
     if "state" in changed:
         changed["seen_at"] = stamp(status.observed_at or utc_now())

@@ -2,8 +2,7 @@
 
 from hpcscale.slurm.types import JobState
 
-_WORDS = {
-    "None": "",
+_WAITS = {
     "Resources": "waits for free nodes: next in line",
     "Priority": "others are before it in the queue",
     "Dependency": "waits for another job",
@@ -24,26 +23,34 @@ _WORDS = {
     "InvalidAccount": "its account is not valid",
     "InvalidQOS": "its QOS is not valid",
     "JobArrayTaskLimit": "as many elements run as --array allows at once",
-    "JobLaunchFailure": "could not be launched",
     "launch failed requeued held": "launch failed; requeued and held (scontrol release)",
-    "NodeDown": "a node it needs is down",
     "Licenses": "waits for a licence",
     "BurstBufferResources": "waits for burst buffer space",
     "Cleaning": "being cleaned up before it runs again",
+    "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions": (
+        "its nodes are down, drained or kept for others"
+    ),
+}
+_WORDS = _WAITS | {
+    "None": "",
+    "JobLaunchFailure": "could not be launched",
+    "NodeDown": "a node it needs is down",
     "TimeLimit": "ran into its time limit",
     "NonZeroExitCode": "the command failed",
     "OutOfMemory": "used more memory than it asked for",
     "RaisedSignal": "ended by a signal",
     "SystemFailure": "a failure of the system",
-    "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions": (
-        "its nodes are down, drained or kept for others"
-    ),
 }
 
 
 def explain(reason: str, state: JobState) -> str:
-    """A sentence part for Slurm's reason; Slurm's own text where there is none."""
+    """A sentence part for Slurm's reason; Slurm's own text where there is none.
+
+    Why a job waited says nothing of how it ended, but Slurm keeps it: empty then.
+    """
     text = reason.strip().strip("()")
+    if state.terminal and (text in _WAITS or text.startswith("ReqNodeNotAvail")):
+        return ""
     if text in _WORDS:
         return _WORDS[text]
     if text.startswith("ReqNodeNotAvail"):
@@ -61,8 +68,16 @@ def explain_exit(exit_code: int | None, exit_signal: int | None) -> str:
     if exit_code:
         known = {
             97: "exit 97: the script's set-up failed, see the log",
-            98: "exit 98: nothing was started, another has the claim (docs/handover.md)",
+            98: "exit 98: its command was not started here (docs/handover.md)",
             99: "exit 99: the bound of restarts is reached",
         }
         return known.get(exit_code, f"exit {exit_code}")
     return ""
+
+
+def explain_end(
+    state: JobState, reason: str, exit_code: int | None, exit_signal: int | None
+) -> str:
+    """How and why a job ended: its exit where it failed, else what Slurm gives as the reason."""
+    ending = explain_exit(exit_code, exit_signal)
+    return ending if ending and state is JobState.FAILED else explain(reason, state) or ending

@@ -18,7 +18,7 @@ from hpcscale.burst.acts import age_s, left
 from hpcscale.burst.arrays import cancelled_elements, element_id
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import stands
-from hpcscale.burst.moves import Move, Step, target_attempt
+from hpcscale.burst.moves import FOLLOWED, TAKEN_BACK, Move, Step, target_attempt
 from hpcscale.burst.policy import Order
 from hpcscale.burst.results import note_gate_idle
 from hpcscale.burst.shift import Shift
@@ -32,14 +32,13 @@ from hpcscale.errors import (
     SubmitUnknownError,
     UnreachableError,
 )
-from hpcscale.ledger import Attempt, Ledger
+from hpcscale.ledger import MOVED_TO, Attempt, Ledger
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.units import parse_array
 
 FORWARD = frozenset(
     {Step.SUBMITTING, Step.SUBMITTED, Step.FENCING, Step.CLAIMING, Step.OPENING, Step.CANCELLING}
 )
-FOLLOWED = frozenset({Step.MOVED, Step.RELEASING})
 _BY_USER = "its user cancelled it"
 
 
@@ -106,7 +105,7 @@ class Handover(Shift):
         """
         if move.same_job:
             return self.undo_shift(move)
-        message = "taken back by its user"
+        message = TAKEN_BACK
         if move.step in FOLLOWED or (move.step is Step.CANCELLING and move.cancel_asked):
             raise _too_late(move)
         if move.step in FORWARD:
@@ -385,7 +384,7 @@ class Handover(Shift):
             # Slurm keeps no record of an element that is cancelled while it waits
             known = JobStatus(job_id=origin.job_id, state=JobState.CANCELLED, raw_state="CANCELLED")
         if known is not None:
-            told = msgspec.structs.replace(known, reason=f"moved to {target.ref}")
+            told = msgspec.structs.replace(known, reason=f"{MOVED_TO}{target.ref}")
             record(self.ledger, connection, origin, told)
         return self.moves.save(move, step=Step.MOVED, message=message, gate_idle_s=idle_s)
 

@@ -67,6 +67,9 @@ class Step(enum.StrEnum):
 
 
 _SETTLED = frozenset({Step.DONE, Step.FAILED, Step.CANCELLED, Step.WITHDRAWN})
+FOLLOWED = frozenset({Step.MOVED, Step.RELEASING})  # its command has begun there
+
+TAKEN_BACK = "taken back by its user"
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):

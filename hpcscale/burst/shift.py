@@ -9,7 +9,7 @@ at until the job has started.
 
 from hpcscale.burst.acts import KEPT_S, age_s
 from hpcscale.burst.follow import Follow
-from hpcscale.burst.moves import Move, Step
+from hpcscale.burst.moves import TAKEN_BACK, Move, Step
 from hpcscale.burst.sight import Sight, end, look
 from hpcscale.burst.within import never_starts
 from hpcscale.burst.words import show_s
@@ -138,7 +138,7 @@ class Shift(Follow):
                 hint=f"hpcscale cancel {move.run_id} ends it",
             )
         if move.step is not Step.RESTORING:
-            message = "taken back by its user"
+            message = TAKEN_BACK
             changed = self.moves.save(move, step=Step.RESTORING, message=message)
             if changed is None:  # another process was there first: perhaps it is too late now
                 return self.undo_shift(self.moves.get(move.move_id))

@@ -6,13 +6,13 @@ move is the one with the largest ``mu x hours saved - dollars``; it is taken, th
 and so on until no move gains. Deciding at once on the predicted remaining wait, rather than after
 a fixed time, is what saves money: the time waited before is lost either way.
 
-Everything here works on plain sequences that the caller provides and makes nothing, so the same
-functions run as Python in ``decide`` and compiled by numba in the simulator.
+Everything here works on plain sequences that the caller provides and makes nothing, so that numba
+compiles it for the simulator. ``burst.worth`` decides alike on live jobs.
 """
 
 from typing import Any
 
-# any indexable of numbers: lists in `decide`, numpy arrays in the simulator
+# any indexable of numbers: lists, or numpy arrays in the simulator
 Numbers = Any
 
 
@@ -86,7 +86,8 @@ def plan(  # noqa: PLR0917 -- numba takes no keywords
         run: expected hours of each job, by job number.
         per_node: GPUs on each node, by job number.
         count: nodes, by job number.
-        work: scratch: (free, end, node, gpus, done, chosen nodes), long enough.
+        work: scratch: (free, end, node, gpus, done, chosen nodes); end, node and gpus hold what
+            runs and each node of every waiting job.
         start: gets the start of each, by place in the queue.
 
     Returns:

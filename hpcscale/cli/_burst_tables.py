@@ -19,6 +19,8 @@ MOVE_COLUMNS = ("RUN", "NAME", "FROM", "TO", "STEP", "COST", "WHY")
 
 def move_row(ledger: "Ledger", move: "Move") -> list[str]:
     """One line of the table of moves, as MOVE_COLUMNS."""
+    from hpcscale.burst.moves import TAKEN_BACK
+
     data = move_data(ledger, move)
     cost = data["cost_usd"]
     so_far = "unknown"
@@ -30,7 +32,7 @@ def move_row(ledger: "Ledger", move: "Move") -> list[str]:
         move.name,
         data["from"],
         data["to"],
-        move.step.value,
+        "taken back" if move.message == TAKEN_BACK and move.step.settled else move.step.value,
         f"${cost}" if cost is not None else so_far,
         "; ".join(part for part in (move.reason, move.message) if part),
     ]

@@ -21,7 +21,7 @@ CONFIRM_S = 5.0  # Slurm ends a job within a second or two of the request
 
 @click.command("cancel")
 @click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
 @click.option(
     "--forget",
     is_flag=True,

@@ -133,8 +133,7 @@ class _View:
             attempt.nodes or (str(attempt.num_nodes) if attempt.num_nodes else ""),
             self._elapsed(attempt),
             _start(attempt),
-            f"{attempt.number} {attempt.role.value}"
-            + (f", restart {attempt.restarts}" if attempt.restarts else ""),
+            _number(attempt) + (f", restart {attempt.restarts}" if attempt.restarts else ""),
             "unknown" if cost is None else f"${cost}",
         ]
 
@@ -153,7 +152,7 @@ class _View:
                 e.nodes,
                 "",
                 local_time(e.start_time),
-                f"{attempt.number} {attempt.role.value}",
+                _number(attempt),
                 "",
             ]
             for task, e in sorted(self._ledger.elements(attempt).items())
@@ -222,13 +221,13 @@ class _View:
 
     def _reason(self, attempt: "Attempt") -> str:
         from hpcscale.cli._jobs import local_time
-        from hpcscale.reasons import explain, explain_exit
+        from hpcscale.reasons import explain, explain_end
         from hpcscale.slurm.types import JobState
 
         if attempt.ended:
-            ending = explain_exit(attempt.exit_code, attempt.exit_signal)
-            why = explain(attempt.reason, attempt.state)
-            return ending if ending and attempt.state is JobState.FAILED else (why or ending)
+            return explain_end(
+                attempt.state, attempt.reason, attempt.exit_code, attempt.exit_signal
+            )
         if attempt.state is JobState.UNKNOWN:
             seen = local_time(attempt.seen_at)
             return f"not listed any more; last seen {attempt.last_state.value} {seen}"
@@ -290,6 +289,12 @@ def _unsent(ledger: "Ledger", site_name: str | None) -> list[dict[str, Any]]:
     ]
 
 
+def _number(attempt: "Attempt") -> str:
+    from hpcscale.ledger import Role
+
+    return f"{attempt.number}" + (" burst" if attempt.role is Role.BURST else "")
+
+
 def _start(attempt: "Attempt") -> str:
     from hpcscale.cli._jobs import local_time
     from hpcscale.slurm.types import JobState
@@ -310,11 +315,13 @@ def _moves(ledger: "Ledger") -> dict[str, str]:
     """Run id -> where it is being moved, for moves under way."""
     if not ledger.any_moving():
         return {}
-    from hpcscale.burst.moves import Moves, origin_attempt
+    from hpcscale.burst.moves import FOLLOWED, Moves, origin_attempt
 
     found: dict[str, str] = {}
     alone: dict[str, list[str]] = {}
     for move in Moves(ledger).unsettled():
+        if move.step in FOLLOWED and not move.same_job:
+            continue  # its command runs there, and what waited here tells itself where it went
         word = "moved" if move.same_job and move.target else "moving"
         found[move.run_id] = f"{word} to {move.to_site}"
         if move.task is not None:

@@ -108,7 +108,7 @@ def _add_elements(ledger: "Ledger", waiting: "list[Found]") -> bool:
 
 
 def _tell(attempt: "Attempt", told: dict[str, str]) -> None:
-    from hpcscale.reasons import explain
+    from hpcscale.reasons import explain_end
 
     label = str(attempt.ref) if attempt.ref else f"{attempt.site}:? ({attempt.run_id})"
     text = attempt.state.value
@@ -118,7 +118,7 @@ def _tell(attempt: "Attempt", told: dict[str, str]) -> None:
         text += f", restart {attempt.restarts}"
     if attempt.submission_id not in told or told[attempt.submission_id] != text:
         told[attempt.submission_id] = text
-        why = explain(attempt.reason, attempt.state)
+        why = explain_end(attempt.state, attempt.reason, attempt.exit_code, attempt.exit_signal)
         notice(f"{label} {text}" + (f" ({why})" if why else ""))
 
 

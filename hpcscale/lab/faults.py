@@ -81,9 +81,7 @@ def node_crash(lab: Lab, node: str, *, keep_stepd: bool = False) -> None:
     if slurmd is None:
         raise LabError(f"node {node} is not up", where=site.name, hint="hpcscale lab status")
     doomed = [slurmd] if keep_stepd else _frozen(site, node, slurmd)
-    # those below first: who loses its parent while it is stopped gets a hang-up and goes on
-    # (setpgid(2)), and would tell of an end
-    for pid in sorted(doomed, key=_depth, reverse=True):
+    for pid in _those_below_first(doomed):
         kill(pid, signal.SIGKILL)
     if not wait_until(lambda: all(start_time(pid) is None for pid in doomed), 10):
         raise LabError(f"processes of {node} do not end", where=site.name)
@@ -92,10 +90,18 @@ def node_crash(lab: Lab, node: str, *, keep_stepd: bool = False) -> None:
         _lost_power(site, node).touch()
 
 
-def _depth(pid: int) -> int:
-    """How many ancestors a process has."""
-    above = parent(pid)
-    return 0 if above is None or above <= 1 else 1 + _depth(above)
+def _those_below_first(pids: Sequence[int]) -> list[int]:
+    """In which order stopped processes are killed.
+
+    A stopped process group whose last parent dies gets a hang-up and goes on (setpgid(2)): a
+    batch script would tell of its end.
+    """
+
+    def depth(pid: int) -> int:
+        above = parent(pid)
+        return 0 if above is None or above <= 1 else 1 + depth(above)
+
+    return sorted(pids, key=depth, reverse=True)
 
 
 def _frozen(site: Site, node: str, slurmd: int) -> list[int]:

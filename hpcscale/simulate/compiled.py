@@ -1,5 +1,6 @@
 """``compiled``: a function made fast by numba where that is installed, else itself."""
 
+import os
 import types
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -9,8 +10,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def fast() -> bool:
-    """Whether numba is installed."""
-    return find_spec("numba") is not None
+    """Whether numba is installed, and wanted: ``HPCSCALE_NO_NUMBA=1`` stands for "it is not"."""
+    return not os.environ.get("HPCSCALE_NO_NUMBA") and find_spec("numba") is not None
 
 
 def compiled(function: F, **names: Any) -> F:

@@ -98,11 +98,12 @@ def _loop(
     planned = np.empty(total)
     trial = np.empty(total)
     chosen = np.empty(nodes + 1, np.int64)
+    pieces = slots + 1 + np.sum(count)  # a plan holds what runs and each node of all that waits
     work = (
         np.empty(nodes, np.int64),
-        np.empty(slots + 1 + total),
-        np.empty(slots + 1 + total, np.int64),
-        np.empty(slots + 1 + total, np.int64),
+        np.empty(pieces),
+        np.empty(pieces, np.int64),
+        np.empty(pieces, np.int64),
         np.empty(total, np.int64),
         np.empty(nodes + 1, np.int64),
     )

@@ -378,12 +378,14 @@ def test_a_function_of_two_nodes_in_an_image_is_asked_started_and_requeued(
         (tmp_path / name).mkdir()
     for name in ("sh", "hostname"):
         (tmp_path / "inside" / name).symlink_to(shutil.which(name))
-    (tmp_path / "inside" / "python").symlink_to(sys.executable)
+    python = tmp_path / "inside" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')  # a link would lose its venv
     (tmp_path / "image.sif").touch()
     stub = tmp_path / "bin" / "apptainer"
     box = BOX.replace("unshare", shutil.which("unshare"), 1)
     stub.write_text(APPTAINER.format(inside=tmp_path / "inside", box=box))
-    stub.chmod(0o755)
+    for program in (python, stub):
+        program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     settings = [
         "container.runtime=apptainer", f"software.boxed.image={tmp_path}/image.sif",

@@ -6,7 +6,7 @@ import pytest
 
 from hpcscale import batches
 from hpcscale.connect import Connection
-from hpcscale.errors import RefusedError, SubmitUnknownError
+from hpcscale.errors import NotFoundError, RefusedError, SubmitUnknownError
 from hpcscale.ledger import Ledger
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
@@ -67,6 +67,30 @@ def test_parts_are_numbered_from_zero_and_hold_every_task_once(ledger, connectio
     assert [p.number(9) for p in batch.parts[2:]] == [1]
     assert sent_pickles(ledger, stored) == list(range(10))
     assert batches.waiting(ledger) == []
+
+
+def test_a_batch_does_not_compete_with_its_parts_for_their_name(
+    ledger, connection, stored, monkeypatch
+):
+    run = ledger.run(stored)
+    with pytest.raises(NotFoundError, match="waits here until lab-onprem has room"):
+        ledger.resolve(run.name)
+    monkeypatch.setattr(batches, "max_array_size", lambda _: 1000)
+    batch = batches.send(ledger, connection, stored)
+    (part,) = batch.parts
+    for text in (run.name, stored, stored[:6]):
+        assert ledger.resolve(text).attempt.submission_id == part.attempt.submission_id
+    other = ledger.new_run(run.spec, site="lab-onprem")  # killed before its attempt was noted
+    assert ledger.resolve(run.name).run.run_id == part.attempt.run_id
+    with pytest.raises(NotFoundError, match="never submitted"):
+        ledger.resolve(other.run_id)
+
+
+def test_a_batch_of_several_parts_names_them(ledger, connection, stored):
+    batch = batches.send(ledger, connection, stored)
+    with pytest.raises(NotFoundError, match="in 3 parts") as caught:
+        ledger.resolve(stored)
+    assert all(part.attempt.run_id in caught.value.hint for part in batch.parts)
 
 
 @pytest.mark.parametrize("dies", [(at, after) for at in range(3) for after in (False, True)])

@@ -14,7 +14,7 @@ import pytest
 
 from hpcscale import ledger_schema
 from hpcscale.errors import NotFoundError, StateError, UsageError
-from hpcscale.ledger import Element, Ledger, Role, SiteAnswer, ledger_path, new_run_id
+from hpcscale.ledger import MOVED_TO, Element, Ledger, Role, SiteAnswer, ledger_path, new_run_id
 from hpcscale.ledger_rows import changed_fields
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.spec import BurstMode, BurstTerms, JobSpec, SecretSource
@@ -81,6 +81,14 @@ def test_gpus_are_noted_once(ledger):
 
 
 # --- what is written
+
+
+def test_where_a_job_went_is_not_forgotten_for_why_it_waited(ledger):
+    told = status(state=JobState.CANCELLED, reason=f"{MOVED_TO}lab-cloud:7")
+    moved = ledger.record_status(add(ledger, job="1"), told)
+    again = msgspec.structs.replace(told, reason="BadConstraints")
+    assert "reason" not in changed_fields(moved, again)
+    assert changed_fields(moved, msgspec.structs.replace(again, state=JobState.FAILED))["reason"]
 
 
 def test_a_run_comes_back_as_it_went_in(ledger):

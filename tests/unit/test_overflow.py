@@ -1,5 +1,6 @@
 """The overflow simulator: hand-made cases, invariants, and Starburst's published costs."""
 
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
@@ -8,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_files import trace
 
+from hpcscale.burst import value
 from hpcscale.errors import InvalidFileError, UsageError
 from hpcscale.history.read import read_history
 from hpcscale.history.workload import make_workload
+from hpcscale.simulate import overflow_kernel
+from hpcscale.simulate.compiled import compiled
 from hpcscale.simulate.overflow import Cluster, Expect, Outcome, instance_of, simulate
 from hpcscale.simulate.policies import NAMES, at_mean_wait, rules_of
 
@@ -108,11 +112,28 @@ def test_gangs_take_whole_nodes():
     assert simulate(one, rules_of("never", one)).start_h.tolist() == [0, 1]
 
 
+def test_a_plan_of_many_wide_jobs_stays_inside_its_scratch(monkeypatch):
+    # as Python, since compiled code writes past an array's end without a word
+    monkeypatch.setattr(overflow_kernel, "_place", value.place)
+    monkeypatch.setattr(overflow_kernel, "_choose", value.choose)
+    monkeypatch.setattr(overflow_kernel, "loop", overflow_kernel._loop)
+    wide = jobs(*[(0.01 * k, 1, 32) for k in range(30)], nodes=4)
+    outcome = simulate(wide, replace(rules_of("value", wide), knob=0.01))
+    check(outcome)
+    assert not outcome.left.any()
+
+
+def test_numba_can_be_declined(monkeypatch):
+    assert compiled(value.place) is not value.place
+    monkeypatch.setenv("HPCSCALE_NO_NUMBA", "1")
+    assert compiled(value.place) is value.place
+
+
 def test_jobs_that_can_never_run_are_counted_not_simulated():
     one = jobs((0, 1, 1), (0, 1, 64))
     assert len(one) == 1
     assert one.left_out == {"larger than the cluster": 1}
-    with pytest.raises(InvalidFileError, match="1 with larger than the cluster"):
+    with pytest.raises(InvalidFileError, match="1 larger than the cluster"):
         jobs((0, 1, 64))
 
 

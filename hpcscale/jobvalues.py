@@ -25,6 +25,15 @@ _SECRET_NAME = re.compile(
 )
 
 
+# key -> as a flag and as a line of a file
+_HINTS = {
+    "burst.deadline": ("--deadline +6h", 'deadline = "+6h"'),
+    "burst.max_cost_usd": ("--max-cost 40", "max_cost_usd = 40"),
+    "resources.mem": ("--mem 64G", 'mem = "64G"'),
+    "resources.time": ("--time 4:00:00", 'time = "4:00:00"'),
+}
+
+
 class Reader:
     """Turns values into what they mean; a bad one is told with its place."""
 
@@ -42,7 +51,11 @@ class Reader:
         try:
             return function(*args)
         except ValueError as exc:
-            raise self.error(key, str(exc)) from exc
+            hint = None
+            if key in _HINTS:
+                flag = self._where(key).startswith("--")
+                hint = _HINTS[key][0 if flag else 1]
+            raise self.error(key, str(exc), hint=hint) from exc
 
     def choice(self, key: str, kinds: Any, value: str) -> Any:
         """A member of an enumeration."""

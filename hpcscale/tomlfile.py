@@ -1,6 +1,7 @@
 """TOML with messages that name the file, the line and the key. Used by every file a user writes."""
 
 import difflib
+import enum
 import re
 import tomllib
 import types
@@ -119,9 +120,34 @@ def invalid_key(exc: msgspec.ValidationError, type_: Any, key: str, where: str) 
             where=where,
             hint=f"add {missing[1]} = …" + (f" below [{key}]" if key else " at the top"),
         )
+    example = _example(text, type_, key)
     text = re.sub(r"`([^`]+)`", lambda found: _in_words(found[1]), text)
     text = text[:1].lower() + text[1:]
-    return InvalidFileError(f"key {key!r}: {text}" if key else text, where=where)
+    return InvalidFileError(f"key {key!r}: {text}" if key else text, where=where, hint=example)
+
+
+def _example(text: str, type_: Any, key: str) -> str | None:
+    """How such a value is written; the words to choose from where there are few."""
+    name = re.sub(r"\[.*?\]", "", key).rpartition(".")[2]
+    if not name:
+        return None
+    if bad := re.match(r"Invalid enum value '?(.*?)'?$", text):
+        kinds = type_at(type_, key)
+        if not (isinstance(kinds, type) and issubclass(kinds, enum.Enum)):
+            return None
+        words = [str(kind.value) for kind in kinds]
+        close = difflib.get_close_matches(bad[1], words, n=1)
+        guess = f"did you mean {close[0]!r}? " if close else ""
+        return f"{guess}one of: {', '.join(words)}"
+    if wanted := re.match(r"Expected `(\w+)", text):
+        value = _EXAMPLES.get(wanted[1])
+        # an item of a list stands without a name
+        return f"such as {value}" if value and key.endswith("]") else value and f"{name} = {value}"
+    return None
+
+
+_EXAMPLES = {"str": '"…", in quotes', "array": '["…"], in brackets', "int": "3", "float": "1.5",
+             "bool": "true"}  # fmt: skip
 
 
 _WORDS = {  # msgspec's words for types -> what a person writes in TOML
@@ -163,6 +189,8 @@ def type_at(type_: Any, key: str) -> Any:
             current = typing.get_type_hints(current).get(part)
         elif typing.get_origin(current) is dict:
             current = typing.get_args(current)[1]
+        elif typing.get_origin(current) in {tuple, list}:
+            current = typing.get_args(current)[0]
         else:
             return None
         current = _unwrap(current)

@@ -121,7 +121,9 @@ class AuditLog:
             data = self.path.read_bytes()
         except FileNotFoundError:
             raise NotFoundError(
-                "no audit log: nothing was moved from here", where=str(self.path)
+                "no audit log: nothing was moved from here",
+                where=str(self.path),
+                hint="the first move begins it: hpcscale burst run --policy P.toml",
             ) from None
         previous, hashes = GENESIS, dict[int, str]()
         for number, line in enumerate(data.rstrip(b"\n").split(b"\n") if data else [], 1):

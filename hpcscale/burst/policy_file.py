@@ -59,7 +59,7 @@ one rule of their own; ``deadline`` and the limits above hold for them too:
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,11 @@ _KEYS: dict[PolicyKind, tuple[str, ...]] = {
     PolicyKind.COMPUTE_WAIT: ("wait_per_gpu_hour",),
     PolicyKind.VALUE: ("hour_usd", "margin", "cap", "max_wait"),
 }
+_HALF_HOUR = '"30m"'
+_EXAMPLES = {
+    "to": '["lab-cloud"]', "max_wait": '"30m"', "deadline_margin": '"10m"', "retry_after": '"30m"',
+    "cron_interval": '"5m"', "spot_lost": '"30m"', "wait": '"15m"', "wait_per_gpu_hour": '"5m"',
+}  # fmt: skip
 _NEEDED = {"wait", "depth", "wait_per_gpu_hour", "hour_usd"}
 
 
@@ -168,9 +173,25 @@ def load_policy(
     return policy_from(data, str(path))
 
 
+def _list(names: Iterable[str]) -> str:
+    """As TOML writes it."""
+    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
+
+
+def _line(key: str) -> str:
+    """A line that sets a needed key."""
+    return f"{key} = {_EXAMPLES.get(key) or {'hour_usd': '20', 'depth': '10'}[key]}"
+
+
 def policy_from(data: dict[str, Any], where: str) -> Policy:
     """Check a policy's TOML data; ``where`` names its file in messages."""
-    raw: _PolicyFile = convert_toml(data, _PolicyFile, where)
+    try:
+        raw: _PolicyFile = convert_toml(data, _PolicyFile, where)
+    except InvalidFileError as exc:
+        for key, value in _EXAMPLES.items():
+            if f"key {key!r}" in exc.message:
+                exc.hint = f"{key} = {value}"
+        raise
 
     def wrong(key: str, message: str, hint: str | None = None) -> InvalidFileError:
         return InvalidFileError(f"key {key!r}: {message}", where=with_line(where, key), hint=hint)
@@ -181,7 +202,8 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         try:
             value = parse_duration_s(text)
         except ValueError as exc:
-            raise wrong(key, str(exc)) from exc
+            leaf = key.rpartition(".")[2]
+            raise wrong(key, str(exc), f"{leaf} = {_EXAMPLES.get(leaf, _HALF_HOUR)}") from exc
         if value is None:
             raise wrong(key, f"{text!r} sets no length of time", "leave the key out instead")
         return value
@@ -207,7 +229,10 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         if entry.waiting_usd_per_month is not None:
             part = dollars(entry.waiting_usd_per_month, "waiting_usd_per_month")
             if part > limit:
-                raise wrong("waiting_usd_per_month", f"{part} is more than usd_per_month = {limit}")
+                raise wrong(
+                    "waiting_usd_per_month", f"{part} is more than usd_per_month = {limit}",
+                    f"waiting_usd_per_month = {limit}, or less",
+                )  # fmt: skip
         return Budget(of=entry.of, name=entry.name, usd=limit, waiting_usd=part)
 
     used = _KEYS.get(raw.policy, ())
@@ -216,22 +241,23 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
         if given and key not in used:
             raise wrong(key, f"policy = {raw.policy.value!r} does not read it", "remove the line")
         if not given and key in used and key in _NEEDED:
-            raise wrong("policy", f"{raw.policy.value!r} needs the key {key!r}")
+            raise wrong("policy", f"{raw.policy.value!r} needs the key {key!r}", _line(key))
     if raw.margin is not None and not 1 <= raw.margin < float("inf"):
-        raise wrong("margin", "must be at least 1")
+        raise wrong("margin", "must be at least 1", "margin = 1.1")
     if raw.cap is not None and not 0 < raw.cap < float("inf"):
-        raise wrong("cap", "must be above 0")
+        raise wrong("cap", "must be above 0", "cap = 2.0")
     if raw.depth is not None and raw.depth < 0:
-        raise wrong("depth", "must be at least 0")
+        raise wrong("depth", "must be at least 0", "depth = 10")
     for entry in raw.budget:
         if entry.of is BudgetOf.ALL and entry.name is not None:
             raise wrong("budget", "of = 'all' takes no name", "remove the name")
     if not raw.to:
         raise wrong("to", "no target site", 'name one or more: to = ["lab-cloud"]')
     if raw.from_ in raw.to:
-        raise wrong("to", f"{raw.from_!r} is both the origin and a target")
+        rest = [name for name in raw.to if name != raw.from_] or ["lab-cloud"]
+        raise wrong("to", f"{raw.from_!r} is both the origin and a target", f"to = {_list(rest)}")
     if len(set(raw.to)) != len(raw.to):
-        raise wrong("to", "a target is named twice")
+        raise wrong("to", "a target is named twice", f"to = {_list(dict.fromkeys(raw.to))}")
     for name in raw.to:
         site, partition = split_target(name)
         if partition is not None and site != raw.from_:
@@ -241,7 +267,7 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
                 f'from = "{site}", or the site alone: to = ["{site}"]',
             )
     if raw.max_moves_per_run < 1:
-        raise wrong("max_moves_per_run", "must be at least 1")
+        raise wrong("max_moves_per_run", "must be at least 1", "max_moves_per_run = 10")
     if raw.spot_tries < 1:
         raise wrong("spot_tries", "must be at least 1", "spot = false takes none")
     for name in raw.target:
@@ -259,7 +285,7 @@ def policy_from(data: dict[str, Any], where: str) -> Policy:
     }
     cron_interval_s = seconds(raw.cron_interval, "cron_interval") or 0
     if cron_interval_s < 1:
-        raise wrong("cron_interval", "must be at least 1s")
+        raise wrong("cron_interval", "must be at least 1s", 'cron_interval = "5m"')
     return Policy(
         source=where,
         from_site=raw.from_,

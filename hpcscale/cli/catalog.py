@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 
     from hpcscale.burst.catalog import Offer
 
+FILES = {
+    "gpuhunt": "a CSV of dstackai/gpuhunt (instance_name, location, price, gpu_count, …)",
+    "skypilot": "CLOUD/vms.csv of skypilot-org/skypilot-catalog",
+    "libcloud": "libcloud/data/pricing.json of apache/libcloud",
+}
 today_option = click.option("--today", "today_text", hidden=True, help="Another day, for tests.")
 
 
@@ -48,6 +53,9 @@ def show(
         return
     if not offers:
         click.echo("no such offer")
+        types = {offer.gpu_type for offer, _ in load_catalog().values() if offer.gpu_type}
+        if gpu_type is not None and gpu_type not in types:
+            notice(f"there are offers with: {', '.join(sorted(types))}")
         return
 
     def cell(value: object) -> str:
@@ -154,7 +162,7 @@ def import_(  # noqa: PLR0917 -- click passes them by keyword
 
     from hpcscale.burst.catalog import to_toml
     from hpcscale.burst.catalog_import import offers_of
-    from hpcscale.errors import NotFoundError, UsageError
+    from hpcscale.errors import InvalidFileError, NotFoundError, UsageError
     from hpcscale.settings import config_dir
     from hpcscale.textfile import read_text
 
@@ -163,11 +171,18 @@ def import_(  # noqa: PLR0917 -- click passes them by keyword
     except ValueError as exc:
         raise UsageError(str(exc), where="--as-of", hint="--as-of 2026-11-01") from exc
     source = f"{kind}: {Path(file).name}"
-    offers = offers_of(read_text(Path(file)), kind, source=source, as_of=day, provider=provider)
+    try:
+        offers = offers_of(read_text(Path(file)), kind, source=source, as_of=day, provider=provider)
+    except (NotFoundError, InvalidFileError) as exc:
+        exc.hint = exc.hint or f"--format {kind} reads {FILES[kind]}"
+        raise
+    there = sorted({offer.region for offer in offers})
     if regions:
         offers = [offer for offer in offers if offer.region in regions]
     if not offers:
-        raise NotFoundError(f"no offer in {', '.join(regions)}", where=file)
+        raise NotFoundError(
+            f"no offer in {', '.join(regions)}", where=file, hint=f"its regions: {', '.join(there)}"
+        )
     target = Path(output) if output else config_dir() / "catalog" / f"{kind}-{provider}.toml"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(to_toml(offers), encoding="utf-8")

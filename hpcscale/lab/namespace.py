@@ -119,8 +119,14 @@ def mount_plan(
         steps.append({"source": str(shadow), "target": "/etc/shadow", "optional": True})
     steps += [{"source": str(path), "target": str(path), "read_only": True} for path in shared]
     # what of hpcscale lies in the shared software: the nodes must do without it. An editable
-    # installation leaves its data files there, and Python takes their directory for a package
-    installed = set(software.glob("lib*/python*/site-packages/hpcscale"))
+    # installation leaves its data files there, and Python takes their directory for a package;
+    # submitit would load its entry points, and say at length that there is nothing behind them
+    packages = "lib*/python*/site-packages"
+    installed = {
+        path
+        for name in ("hpcscale", "hpcscale-*.dist-info")
+        for path in software.glob(f"{packages}/{name}")
+    }
     if package_dir().is_relative_to(software):
         installed.add(package_dir())
     steps += [{"source": str(paths.etc / "absent"), "target": str(p)} for p in sorted(installed)]

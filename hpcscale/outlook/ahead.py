@@ -70,7 +70,10 @@ def ahead(connection: Connection, hours: int = 24) -> Ahead:
         )  # fmt: skip
     past, notes = history(snapshot, asker_of(connection))
     if past is None:
-        raise HpcscaleError(f"its demand is not known: {'; '.join(notes)}", where=where)
+        hint = "later: demand is learned from jobs that ended"
+        if snapshot.history_level is Level.ABSENT:
+            hint = "demand is learned from slurmdbd alone; hpcscale forecast JOB needs none"
+        raise HpcscaleError(f"its demand is not known: {'; '.join(notes)}", where=where, hint=hint)
     model = SiteModel(snapshot, past)
     model.learn()
     usable = [node for node in snapshot.nodes if node.usable]

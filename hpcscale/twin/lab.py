@@ -78,6 +78,7 @@ def run_twin(
                 "TopologyPlugin=topology/none",
                 "JobCompType=jobcomp/filetxt",
                 f"JobCompLoc={logs / 'jobcomp.log'}",
+                "SlurmdTimeout=0",  # a busy machine's slurmd is silent for a minute, and not down
                 "SlurmctldDebug=debug2",  # it says then when a node is free again
             )
         },
@@ -90,20 +91,34 @@ def run_twin(
         ids = _submit(site, part, clock, progress)
         longest_s = float(part.limit_s.max()) / fast
         rows = _wait(site, logs / "jobcomp.log", ids, longest_s, progress)
-        freed_at = freed((logs / "slurmctld.log").read_text(errors="replace"), rows)
-    times = np.array([[*rows[job][:3], freed_at[job]] for job in ids])
-    submit, start, end, free = (times - times[:, :1].min()).T
-    held = np.maximum(1, np.rint(free - start)).astype(np.int64)
-    ours = simulate_slice(part, submit.astype(np.int64), held)
+        said = (logs / "slurmctld.log").read_text(errors="replace")
+    return judge(part, [rows[job] for job in ids], freed(said, rows), clock, began)
+
+
+def judge(
+    part: Slice, rows: "list[_Row]", free: dict[str, float], clock: "_Clock", began: float
+) -> Twin:
+    """Simulate what Slurm was given, and put both side by side.
+
+    Args:
+        part: the slice.
+        rows: what Slurm says of each job.
+        free: when its nodes were free again, by job id.
+        clock: the controller's.
+        began: ``time.monotonic()`` when all began.
+    """
+    times = np.array([[r.submit_s, r.start_s, r.end_s, free[r.job]] for r in rows])
+    submit, start, end, freed_s = (times - times[:, :1].min()).T
+    held = np.maximum(1, np.rint(freed_s - start)).astype(np.int64)
     return Twin(
         part=part,
-        fast=fast,
+        fast=clock.fast,
         submit_s=submit,
         slurm_start_s=start,
         slurm_end_s=end,
-        slurm_freed_s=free,
-        our_start_s=ours,
-        not_completed=sum(rows[job].state != "COMPLETED" for job in ids),
+        slurm_freed_s=freed_s,
+        our_start_s=simulate_slice(part, submit.astype(np.int64), held),
+        not_completed=sum(r.state != "COMPLETED" for r in rows),
         clock_s=clock.off_s,
         real_s=time.monotonic() - began,
     )
@@ -213,6 +228,7 @@ def _sbatch(site: Site, asked: list[str], script: str, name: str) -> str:
 
 
 class _Row(NamedTuple):
+    job: str
     submit_s: float
     start_s: float
     end_s: float
@@ -276,6 +292,7 @@ def completed(text: str) -> dict[str, _Row]:
         where = re.search(r" NodeList=(\S+)", line)
         if job is not None and state is not None and "SubmitTime=" in line:
             rows[job[1]] = _Row(
+                job[1],
                 at(line, "SubmitTime"),
                 at(line, "StartTime"),
                 at(line, "EndTime"),

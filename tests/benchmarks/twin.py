@@ -33,7 +33,7 @@ SLICES = {
     "hpc2n-a": ("hpc2n-2002-head.swf.gz", 240, 1, 150, 2100),
     "hpc2n-b": ("hpc2n-2002-head.swf.gz", 240, 1, 150, 3000),
     "theta-a": ("alcf-theta-2022.swf.gz", 4360, 1, 150, None),
-    "philly-a": ("philly-2017-vcs.csv.gz", 8, 8, 150, 17400),
+    "philly-a": ("philly-2017-vcs.csv.gz", 4, 8, 120, 18000),
 }
 COLUMNS = ("submit_s", "slurm_start_s", "slurm_end_s", "slurm_freed_s")
 

@@ -14,7 +14,7 @@ from sim_world import simulate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-MANY = int(os.environ.get("HPCSCALE_SIMULATIONS", "10000"))
+MANY = int(os.environ.get("HPCSCALE_SIMULATIONS", "9000"))
 FIRST = 10_000_000  # others than the kept result is of
 WALKS = 100_000
 CORES = max(1, min(2, os.cpu_count() or 1))

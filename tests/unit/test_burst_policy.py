@@ -53,6 +53,20 @@ def test_a_full_policy_reads_back_in_seconds(tmp_path):
         ('from = "a"\nto = ["b"]\n[target.c]\nboot = "1m"', "P.toml:3", "not in 'to'"),
         ('from = "a"\nto = ["b"]\n[target.b]\nbot = "1m"', "P.toml:4", "boot"),
         ("a = b", "P.toml:1", "TOML"),
+        ('from = "a"\nto = ["b"]\npolicy = "zzz"', "P.toml:3", "one of: rules, never, always"),
+        ('from = "a"\nto = ["b"]\npolicy = "valu"', "P.toml:3", "did you mean 'value'?"),
+        (
+            'from = "a"\nto = ["b"]\n[[budget]]\nof = "zz"\nusd_per_month = 5',
+            "P.toml:4",
+            "one of: user, account",
+        ),
+        ('from = "a"\nto = ["b"]\nmax_wait = -3', "P.toml:3", 'max_wait = "30m"'),
+        ('from = "a"\nto = ["b"]\nmax_wait = "-3m"', "P.toml:3", 'max_wait = "30m"'),
+        ('from = "a"\nto = "b"', "P.toml:2", 'to = ["lab-cloud"]'),
+        ('from = "a"\nto = ["a", "b"]', "P.toml:2", 'to = ["b"]'),
+        ('from = "a"\nto = ["b", "c", "b"]', "P.toml:2", 'to = ["b", "c"]'),
+        ('from = "a"\nto = ["b"]\nmax_moves_per_run = -1', "P.toml:3", "max_moves_per_run = 10"),
+        ('from = "a"\nto = ["b"]\npolicy = "value"', "P.toml:3", "hour_usd = 20"),
     ],
 )
 def test_a_wrong_policy_names_its_key_and_the_fix(tmp_path, text, where, says):

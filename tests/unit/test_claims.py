@@ -5,12 +5,14 @@ import signal
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from claim_script import OTHER, SID, TARGET, Job, Place
+from render_cases import APPTAINER, CASES
 
 from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, put_outcome, revoke, take
 from hpcscale.errors import NotOursError
-from hpcscale.render import Gate
+from hpcscale.render import Gate, render
 from hpcscale.reports import cut_short, read_reports
 from hpcscale.testing import FakeSlurm
 
@@ -326,3 +328,36 @@ def tool(script, name, text):
     path.unlink(missing_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("asks", "state", "requeued"),
+    [(True, "RUNNING", True), (False, "RUNNING", False), (True, "CANCELLED", False)],
+)
+def test_a_function_in_an_image_has_its_job_requeued_by_the_script(tmp_path, asks, state, requeued):
+    """No scontrol in the image: it leaves a file, and its step ends with an error."""
+    script = Job(tmp_path)
+    (script.run_dir / "inputs" / "submitit").mkdir(parents=True)
+    (script.run_dir / "inputs" / "submitit" / "0.pkl").touch()
+    spec = CASES["function-apptainer"].spec
+    rendered = render(msgspec.structs.replace(spec, array=None, code="", workdir=None), APPTAINER)
+    script.script.write_text(rendered.script)
+    asked = tmp_path / "asked"
+    tool(script, "cp", 'exec /bin/cp "$@"')
+    tool(
+        script,
+        "srun",
+        f'echo "$@" > {tmp_path}/srun; {": > $HPCSCALE_REQUEUE_FILE; " * asks}exit 255',
+    )
+    tool(script, "scontrol", f'case $1 in requeue) echo "$2" >> {asked} ;; *) echo "JobId=7 '
+         f'JobState={state} Restarts=0 Requeue=1" ;; esac')  # fmt: skip
+    assert script.run() == 255, script.said
+    words = (tmp_path / "srun").read_text()
+    assert "--ntasks=8" in words
+    assert "apptainer exec --nv --pwd" in words
+    assert (asked.read_text() if asked.exists() else "") == ("7\n" if requeued else "")
+    (end,) = (script.run_dir / "events").glob("*.ended")
+    assert json.loads(end.read_text())["requeued"] is requeued
+    # a later start begins without the wish of an earlier one
+    tool(script, "srun", "test ! -e $HPCSCALE_REQUEUE_FILE")
+    assert script.run(restart=1) == 0, script.said

@@ -355,3 +355,18 @@ def test_flags_that_make_no_sense(argv, error):
     done = run(*argv, code=1)
     assert isinstance(done.exception, UsageError)
     assert error in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "hint"),
+    [
+        ("--deadline", "yesterday", "--deadline +6h"),
+        ("--max-cost", "abc", "--max-cost 40"),
+        ("--mem", "much", "--mem 64G"),
+        ("--time", "long", "--time 4:00:00"),
+    ],
+)
+def test_a_flag_that_says_nothing_comes_with_an_example(flag, value, hint):
+    done = run("--site", "lab-onprem", flag, value, "--", "true", code=1)
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.hint == hint

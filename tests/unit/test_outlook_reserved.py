@@ -9,6 +9,7 @@ from queue_views import HOUR, NOW, nodes, pending, running, snapshot
 from hpcscale.outlook.answer import as_queued
 from hpcscale.outlook.model import SiteModel
 from hpcscale.slurm import whole
+from hpcscale.slurm.transport import Completed
 from hpcscale.slurm.whole import NodeFacts, Reservation
 from hpcscale.spec import JobSpec
 
@@ -178,3 +179,57 @@ def test_a_plan_with_reservations_equals_its_definition(made):
     )  # fmt: skip
     expected = by_definition(jobs, [row for row in reservations if row[3] > 0])
     assert limits(seen) == expected
+
+
+LINE = (
+    "ReservationName={name} StartTime={first} EndTime={last} Duration=01:00:00 Nodes={nodes}"
+    " NodeCnt=2 CoreCnt=8 Features=(null) PartitionName=(null) Flags={flags} TRES={tres}"
+    " Users=ann Groups=(null) Accounts=(null) Licenses=(null) State=INACTIVE"
+    " BurstBuffer=(null) Watts=n/a MaxStartDelay=(null)\n"
+)
+
+
+class Answers:
+    """Slurm's answer to one command."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def question(self, argv):
+        stdout = self.text(argv) if callable(self.text) else self.text
+        return Completed(tuple(argv), 0, stdout, "")
+
+
+def test_what_scontrol_says_of_reservations():
+    rows = [
+        ("a", "gpu[1-2]", "SPEC_NODES", "cpu=16"),
+        ("b", "gpu3", "FLEX,SPEC_NODES", "cpu=4"),
+        ("licences", "(null)", "LICENSE_ONLY", "(null)"),
+    ]
+    text = "".join(
+        LINE.format(name=name, first=NOW, last=NOW + HOUR, nodes=on, flags=flags, tres=tres)
+        for name, on, flags, tres in rows
+    )
+    assert whole.reservations(Answers(text)) == (
+        Reservation("a", "gpu[1-2]", NOW, NOW + HOUR, 16),
+        Reservation("b", "gpu3", NOW, NOW + HOUR, 4, flex=True),
+    )
+    assert whole.reservations(Answers("No reservations in the system\n")) == ()
+
+
+def test_a_node_in_maintenance_is_told_from_one_that_is_down():
+    def answer(argv):
+        (form,) = [word for word in argv if word.startswith("--Format=")]
+        ends = [part.partition(":")[2] for part in form.removeprefix("--Format=").split(",")]
+        rows = [("gpu1", "IDLE"), ("gpu2", "IDLE+MAINTENANCE"), ("gpu3", "DOWN+MAINTENANCE")]
+        return "".join(
+            "".join(
+                value + end
+                for value, end in zip((name, "gpu*", state, "8", "gpu:4"), ends, strict=True)
+            )
+            + "\n"
+            for name, state in rows
+        )
+
+    found = {n.name: (n.usable, n.maintenance) for n in whole.nodes(Answers(answer))}
+    assert found == {"gpu1": (True, False), "gpu2": (False, True), "gpu3": (False, False)}

@@ -78,6 +78,7 @@ def run_twin(
                 "TopologyPlugin=topology/none",
                 "JobCompType=jobcomp/filetxt",
                 f"JobCompLoc={logs / 'jobcomp.log'}",
+                "SlurmdTimeout=0",  # a busy machine's slurmd is silent for a minute, and not down
                 "SlurmctldDebug=debug2",  # it says then when a node is free again
             )
         },

@@ -1,6 +1,8 @@
 """``hpcscale submit --dry-run``: everything is said and nothing is done."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from job_helpers import hpcscale
@@ -114,3 +116,18 @@ def test_a_deadline_that_nothing_can_meet_is_refused_with_the_earliest_time(nowh
     assert "(lab-cloud, 35s of boot and staging first)" in only.stderr
     fine = dry(*JOB, "--burst", "auto", "--deadline", "+3h", "--", "true")
     assert "# burst: its deadline can be kept by a move until " in fine.stdout
+
+
+@pytest.mark.parametrize("mode", ["never", "auto"])
+def test_a_job_that_may_not_burst_loads_nothing_of_bursting(nowhere, mode):
+    program = (
+        "import sys\nfrom hpcscale.cli import main\n"
+        f"main(['submit', '--dry-run', '--site', 'lab-onprem', '--time', '10', '--burst', {mode!r},"
+        " '--', 'true'], standalone_mode=False)\n"
+        "print('LOADED', *[m for m in sys.modules if m.startswith('hpcscale.burst')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    loaded = done.stdout.split("LOADED")[1].split()
+    assert bool(loaded) == (mode == "auto"), loaded

@@ -51,7 +51,6 @@ def test_without_slurmdbd_limits_are_believed_and_said_to_be(lab_env):
     assert said["bound"] == "Slurm holds it: JobHeldUser"
 
 
-@pytest.mark.slow
 def test_a_job_in_a_reservation_is_planned_in_it_and_the_cloud_is_asked_too(lab_env):
     site = lab_env.site("lab-onprem")
     me = pwd.getpwuid(os.geteuid()).pw_name

@@ -41,10 +41,13 @@ NEVER_REACHED_S = 10.0
 BEHIND = ("afterok", "afternotok")
 ALIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
 # what begins is counted, also where the disk is full for a while
-COMMAND = """
+COMMAND = r"""
 # no cd: where the disk is full, something is mounted over the directory for a while
 start="$HPCSCALE_SITE $(date +%s.%N) $HPCSCALE_SUBMISSION_ID $HPCSCALE_RESTART_COUNT"
-until echo "$start ${SLURM_ARRAY_TASK_ID:--}" >> "$HPCSCALE_RUN_DIR/witness"; do sleep 0.1; done
+start="$start ${SLURM_ARRAY_TASK_ID:--}"
+# what is mounted over it may hide a line that was being written: it is looked for
+until echo "$start" >> "$HPCSCALE_RUN_DIR/witness" \
+  && grep -qxF "$start" "$HPCSCALE_RUN_DIR/witness"; do sleep 0.1; done
 sleep 0.5
 until echo end >> "$HPCSCALE_RUN_DIR/ended"; do sleep 0.1; done"""
 
@@ -160,7 +163,9 @@ class Site:
 
     def starts(self, job):
         """What user code wrote; read inside the sites, where a full disk is mounted over it."""
-        return self.written(job, "witness")
+        lines = self.written(job, "witness")
+        # a line that came back from below a mount may be there twice, with the same nanosecond
+        return [line for i, line in enumerate(lines) if line not in lines[:i]]
 
     def written(self, job, name):
         """Lines of a file that user code writes, of both sites, as words.

@@ -1,11 +1,14 @@
 """``hpcscale site``: which places there are, what each profile says, and whether it works."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hpcscale.cli._output import emit_json, emit_table, json_option, notice
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 set_option: Callable[[Any], Any] = click.option(
     "--set",
@@ -250,7 +253,17 @@ def detect(  # noqa: PLR0917  # click passes them by keyword
     for remark in remarks(seen):
         notice(remark)
     notice(f"left out, since no command tells: {', '.join(UNKNOWN)}")
-    notice(f"next: hpcscale site check {seen.name}")
+    _say_next(path, seen.name)
+
+
+def _say_next(path: "Path", name: str) -> None:
+    """What to type next; a file elsewhere is no site yet."""
+    from hpcscale.site import user_file
+
+    home = user_file(name)
+    if path.absolute() != home:
+        notice(f"sites are read from {home.parent}: mkdir -p {home.parent} && mv {path} {home}")
+    notice(f"next: hpcscale site check {name}")
 
 
 def _transport(host: str | None, kind: str | None, **reach: Any) -> Any:

@@ -161,37 +161,57 @@ def _hits(data: dict[str, Any], colors: dict[str, str]) -> str:
 
 
 def _dots(chart: Chart, points: dict[str, tuple[float, float]], colors: dict[str, str]) -> None:
+    """Dots with their names; names that would lie on another or on a dot go down, on a line."""
+    dots = [(chart.x(x), chart.y(y)) for x, y in points.values()]
     taken: list[tuple[float, float]] = []
     for name, (x, y) in sorted(points.items(), key=lambda item: -item[1][1]):
+        side = chart.side(x)
+        reach = side * 7 * len(name)  # about 7 pixels a letter
         shift = 0
-        # names that would lie on each other move down
-        while any(
-            abs(chart.x(x) - px) < 90 and abs(chart.y(y) + shift - py) < 13 for px, py in taken
-        ):
-            shift += 13
-        taken.append((chart.x(x), chart.y(y) + shift))
+
+        def free(at_y: float, left: float, right: float, own: tuple[float, float]) -> bool:
+            clear = all(
+                not (left < dx < right and abs(at_y - 4 - dy) < 10)
+                for dx, dy in dots
+                if own != (dx, dy)
+            )
+            return clear and all(abs(at_y - ty) >= 14 for _, ty in taken)
+
+        px, py = chart.x(x), chart.y(y)
+        left, right = sorted((px, px + reach))
+        near = any(abs(px - tx) < 180 for tx, _ in taken)
+        if near or not free(py - 7, left - 8, right + 8, (px, py)):
+            shift = 14
+            while not free(py - 7 + shift, left - 20, right + 20, (px, py)):
+                shift += 7
+        taken.append((px, py - 7 + shift))
         chart.point(x, y, colors[name], name, f"{name}: {x:.4g}, ${y:,.2f}", shift)
 
 
 def _timelines(made: Comparison, colors: dict[str, str]) -> list[str]:
-    """Queue and cloud of each policy, all to one scale."""
+    """Cloud and queue of each policy, all to one scale, one below the other."""
     # a few jobs that last for weeks would squeeze all others to a stripe
     until = max(float(np.quantile(r.outcome.end_h, 0.99)) for r in made.results)
     last = max(float(r.outcome.end_h.max()) for r in made.results)
     until = until if until < SHORT * last else last
     lines = {r.name: timeline(r.outcome, until_h=until) for r in made.results}
     capacity = made.scored.cluster.nodes * made.scored.cluster.gpus_per_node
-    used = [float((line["here"] + line["away"]).max()) for line in lines.values()]
-    waiting = [float(line["waiting"].max()) for line in lines.values()]
-    top = _top([capacity, *used, *[min(4.0 * capacity, most) for most in waiting]])
+    used = _top(
+        [capacity, *[float((line["here"] + line["away"]).max()) for line in lines.values()]]
+    )
+    # a long queue asks for many times what the cluster has: it has an axis of its own
+    asked = _top([float(line["waiting"].max()) for line in lines.values()] + [1.0])
     note = f"<p>The last 1 % of the ends, up to hour {last:,.0f}, are not shown.</p>"
     figures = [note if until < last else "", '<div class="pair">']
     for result in made.results:
-        most = lines[result.name]["waiting"].max()
-        caption = f'<b style="color:{colors[result.name]}">{escape(result.name)}</b>'
-        if most > top:
-            caption += f": up to {most:,.0f} GPUs asked for, cut here"
-        figures.append(_figure(_timeline(result, lines[result.name], top), caption))
+        line = lines[result.name]
+        caption = (
+            f'<b style="color:{colors[result.name]}">{escape(result.name)}</b>: waiting jobs ask '
+            f"for up to {line['waiting'].max():,.0f} GPUs"
+        )
+        figures.append(
+            _figure(_timeline(result, line, used) + _queue(result, line, asked), caption)
+        )
     return [*figures, "</div>"]
 
 
@@ -202,14 +222,23 @@ def _timeline(result: Tuned, line: dict[str, Floats], top: float) -> str:
     capacity = cluster.nodes * cluster.gpus_per_node
     total = here + away
     chart = Chart(
-        f"Queue and cloud under {result.name}", "hours since the first job", "GPUs",
-        (hours[0], hours[-1]), (0, top), height=240,
+        f"Cluster and cloud under {result.name}", "", "GPUs in use",
+        (hours[0], hours[-1]), (0, top), height=200,
     )  # fmt: skip
     zero = np.zeros_like(here)
     chart.area(hours, zero.tolist(), here.tolist(), HERE, "busy on the cluster")
     chart.area(hours, here.tolist(), total.tolist(), AWAY, "in the cloud")
-    chart.line(hours, np.minimum(line["waiting"], top).tolist(), WAITING, "asked for, waiting")
     chart.level(capacity, f"{capacity} GPUs on the cluster")
+    return chart.svg()
+
+
+def _queue(result: Tuned, line: dict[str, Floats], top: float) -> str:
+    hours = line["hours"].tolist()
+    chart = Chart(
+        f"Queue under {result.name}", "hours since the first job", "asked for",
+        (hours[0], hours[-1]), (0, top), height=150,
+    )  # fmt: skip
+    chart.line(hours, line["waiting"].tolist(), WAITING, "asked for, waiting")
     return chart.svg()
 
 
@@ -231,7 +260,7 @@ def _accounts(made: Comparison, work: Workload, colors: dict[str, str]) -> str:
         spent[result.name] = np.bincount(codes + 1, usd, minlength=len(names) + 1)
     total = np.sum(list(spent.values()), axis=0)
     order = np.argsort(-total)
-    order = order[total[order] > 0]
+    order = order[total[order] >= 0.005]  # less than a cent is no money
     if not len(order):
         return f"<h2>Money by {kind}</h2><p>No job left.</p>"
     shown = [int(k) for k in order[:ACCOUNTS]]

@@ -66,6 +66,10 @@ class Chart:
             f'points="{self._points(xs, high)} {back}"><title>{escape(note)}</title></polygon>'
         )
 
+    def side(self, x: float) -> int:
+        """On which side of a dot its name stands: 1 is right, -1 is left."""
+        return -1 if self.x(x) > self.width * 0.72 else 1
+
     def point(  # noqa: PLR0917 -- a point is its two values first
         self, x: float, y: float, color: str, label: str, note: str, shift: int = 0
     ) -> None:
@@ -79,7 +83,13 @@ class Chart:
             shift: pixels that the name is moved down by.
         """
         px, py = self.x(x), self.y(y)
-        late = px > self.width * 0.72
+        late = self.side(x) < 0
+        if shift:  # which dot is meant
+            to = px + (-8 if late else 8)
+            self.marks.append(
+                f'<line x1="{px:.1f}" y1="{py:.1f}" x2="{to:.1f}" y2="{py - 11 + shift:.1f}" '
+                f'stroke="{color}"/>'
+            )
         self.marks.append(
             f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{color}"><title>{escape(note)}'
             f'</title></circle><text x="{px + (-9 if late else 9):.1f}" y="{py - 7 + shift:.1f}" '
@@ -116,7 +126,9 @@ class Chart:
         parts += [
             f'<path class="axis" d="M{LEFT} {bottom}H{self.width - RIGHT}"/>',
             *self.marks,
-            _name((LEFT + self.width - RIGHT) / 2, self.height - 6, self.x_name),
+            _name((LEFT + self.width - RIGHT) / 2, self.height - 6, self.x_name)
+            if self.x_name
+            else "",
             _name(13, middle, self.y_name, f' transform="rotate(-90 13 {middle:.0f})"'),
             "</svg>",
         ]

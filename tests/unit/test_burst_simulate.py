@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from hpcscale.assets import bundled_dir
 from hpcscale.cli import main
 from hpcscale.errors import HpcscaleError, UsageError
-from hpcscale.simulate.svg import number, ticks
+from hpcscale.simulate.svg import TOP, number, ticks
 
 SIZE = ("--nodes", "4", "--gpus-per-node", "8", "--cloud-gpu-hour-usd", "2.50")
 
@@ -127,10 +127,14 @@ def test_the_report_loads_nothing_and_believes_no_name(history, tmp_path):
     page = Page()
     page.feed(html)
     assert not re.search(r"(src|href)=|@import|url\(|<script", html)
-    assert sum(tag == "svg" for tag, _ in page.tags) == 6
+    assert sum(tag == "svg" for tag, _ in page.tags) == 10
     assert not [tag for tag, _ in page.tags if tag == "i"]
     assert "<i>bio" in page.text
     assert "Money by account" in page.text
+    # no mark lies outside of its chart, and none along its upper edge: nothing is cut
+    for line in re.findall(r'points="([^"]+)"', html):
+        heights = [float(point.partition(",")[2]) for point in line.split()]
+        assert min(heights) > TOP
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import pytest
 from click.testing import CliRunner
 
 from hpcscale.cli import main
+from hpcscale.cli.site import _say_next
 from hpcscale.errors import InvalidFileError, UnreachableError
 from hpcscale.settings import config_dir
+from hpcscale.site import user_file
 
 
 def run(*args):
@@ -61,3 +63,13 @@ def test_check_of_a_template_says_what_to_write():
 def test_check_without_a_lab_says_how_to_start_one():
     with pytest.raises(UnreachableError, match="no lab is running"):
         run("check", "lab-onprem")
+
+
+def test_a_profile_written_elsewhere_says_where_sites_are_read_from(tmp_path, capsys):
+    home = user_file("mine")
+    _say_next(tmp_path / "mine.toml", "mine")
+    said = capsys.readouterr().err
+    assert f"mv {tmp_path / 'mine.toml'} {home}" in said
+    assert "next: hpcscale site check mine" in said
+    _say_next(home, "mine")
+    assert "mv" not in capsys.readouterr().err

@@ -24,7 +24,8 @@ def test_the_model_starts_jobs_as_slurm_does(tmp_path):
     size = 40
     submit = np.cumsum(rng.exponential(2000, size)).round()
     run = (rng.exponential(5400, size) + 300).round()
-    limit = (run * rng.uniform(1, 3, size)).round()
+    # a busy machine ends some a second late, which is a minute of that clock: none may meet its limit
+    limit = (run * rng.uniform(1, 3, size) + 600).round()
     nodes = rng.choice([1, 2, 3, 4, 6], size)
     lines = [
         f"{j + 1} {submit[j]:.0f} -1 {run[j]:.0f} {nodes[j]} -1 -1 {nodes[j]} {limit[j]:.0f} "
@@ -41,8 +42,7 @@ def test_the_model_starts_jobs_as_slurm_does(tmp_path):
     assert out.exit_code == 0, out.output
     data = json.loads(out.stdout)["data"]
     assert data["jobs"] == 40
-    # a busy machine ends some a second late, which is a minute of that clock: past their limits
-    assert data["jobs_not_completed"] <= 3
+    assert data["jobs_not_completed"] == 0
     assert data["jobs_that_waited"] > 20
     # a loaded machine delays starts: a result file has what a quiet one gives
     assert abs(data["mean_wait_error"]) < 0.2

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from hpcscale import cancelled
 from hpcscale.ledger import Attempt, Element, Ledger, utc_now
 from hpcscale.ledger_rows import changed_fields, stamp
 from hpcscale.reports import Report, cut_short
@@ -67,13 +68,33 @@ def judge(
         return changed_fields(attempt, ended)
     if attempt.last_state is JobState.PREEMPTED:  # cancelled by preemption, and forgotten since
         return {"ended": 1, "end_time": stamp(utc_now())}
-    if said.silent or attempt.state is JobState.UNKNOWN:
+    if said.silent:
+        return {}
+    if wish := cancelled.over(attempt, cancelled.wishes(ledger, attempt), reports):
+        return changed_fields(attempt, _cancelled(attempt, wish))
+    if attempt.state is JobState.UNKNOWN:
         return {}
     return {
         "state": JobState.UNKNOWN.value,
         "reason": "Slurm does not list it any more",
         "seen_at": stamp(max(filter(None, (attempt.seen_at, seen_at)), default=None)),
     }
+
+
+def _cancelled(attempt: Attempt, wish: cancelled.Wish) -> JobStatus:
+    """As Slurm shows what was cancelled while it waited: it began when it ended."""
+    assert attempt.job_id is not None
+    return JobStatus(
+        job_id=attempt.job_id,
+        state=JobState.CANCELLED,
+        raw_state=JobState.CANCELLED.value,
+        reason=wish.reason,
+        restarts=attempt.restarts,
+        start_time=wish.at,
+        end_time=wish.at,
+        source="ledger",
+        observed_at=utc_now(),
+    )
 
 
 def _end_of(status: JobStatus) -> dict[str, Any]:
@@ -228,6 +249,12 @@ def judge_array(
         for task, element in elements.items():
             if task not in listed and not element.state.terminal:
                 elements[task] = msgspec.structs.replace(element, state=JobState.UNKNOWN)
+        unlisted = {
+            i: e
+            for i in indices
+            if i not in listed and not ((e := elements.get(i)) and e.state.terminal)
+        }
+        elements |= _cancelled_elements(ledger, attempt, unlisted, reports)
     changed = [e for task, e in elements.items() if known.get(task) != e]
     ledger.record_elements(attempt, changed)
     whole = _whole_array(attempt, indices, elements, current)
@@ -247,6 +274,28 @@ def judge_array(
         if base is not None:
             fields["job_id"] = str(JobId(base.base))
     return fields
+
+
+def _cancelled_elements(
+    ledger: Ledger,
+    attempt: Attempt,
+    unlisted: Mapping[int, Element | None],
+    reports: Sequence[Report],
+) -> dict[int, Element]:
+    """Of elements that are not listed those that waited when Slurm took their cancel."""
+    if not unlisted or not (wanted := cancelled.wishes(ledger, attempt)):
+        return {}
+    found: dict[int, Element] = {}
+    for task, known in unlisted.items():
+        if wish := cancelled.over_element(task, known, wanted, reports):
+            found[task] = Element(
+                task=task,
+                state=JobState.CANCELLED,
+                raw_state=JobState.CANCELLED.value,
+                reason=wish.reason,
+                end_time=wish.at,
+            )
+    return found
 
 
 def _stays(before: Element | None, status: JobStatus) -> bool:

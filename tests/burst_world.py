@@ -75,12 +75,13 @@ class World:
         self.until(lambda: self.state("lab-onprem", filler) == "RUNNING", 20, "filler runs")
         return filler
 
-    def submit(self, command="sleep 1", array=None, **terms):
+    def submit(self, command="sleep 1", array=None, after=(), **terms):
         terms = {"mode": BurstMode.ONLY, **terms}
         spec = JobSpec(
             name="urgent",
             command=("sh", "-c", command),
             array=array,
+            after=after,
             workdir=str(self.project),
             resources=Resources(nodes=2, gpus_per_node=1, time_limit_s=600),
             burst=BurstTerms(**terms),

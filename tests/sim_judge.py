@@ -72,7 +72,7 @@ class Judge:
             and any(f".{node[0].decode().partition(' ')[0]}{log}" in path for log in logs)
             for sim in self.sim.values()
             for path, node in sim.files.files.items()
-            if "/claims/rsimulation." in path and not path.endswith((".tmp", ".fence", ".outcome"))
+            if "/claims/" in path and not path.endswith((".tmp", ".fence", ".outcome"))
         )
 
     def _judge_price(self):

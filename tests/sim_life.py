@@ -1,10 +1,13 @@
 """Time in a simulation: controllers do what is due, and scripts of jobs live, begin and end."""
 
+import contextlib
+
 from sim_faults import CLOUD, ONPREM
 from sim_judge import ViolationError
 from sim_kinds import POLICY
 from sim_script import Job
 
+from hpcscale.errors import NotFoundError
 from hpcscale.verify import submission_of
 
 KILL_WAIT_S = 2.0
@@ -68,7 +71,7 @@ class Life:
         script = Job(
             self.sim[name].files,
             submission=submission,
-            run_dir=f"/site/{name}/runs/{self.job.run_id}",
+            run_dir=self._run_dir(submission),
             number=self.sim[name].of(job),
             task=task,
             restart=restart,
@@ -81,6 +84,13 @@ class Life:
         script.key, script.site, script.wake = key, name, self.now_s
         next(script.steps)
         self.scripts.append(script)
+
+    def _run_dir(self, submission):
+        """As its ledger has it: an element that moves alone has a run of its own."""
+        for ledger in self.ledgers:
+            with contextlib.suppress(NotFoundError):
+                return ledger.attempt(submission).run_dir
+        raise AssertionError(f"{submission} is in no ledger")
 
     def _requeue(self, script):
         sim = self.sim[script.site]

@@ -160,8 +160,8 @@ class World(Kinds, Calls, Life, Faults, Judge):
             for process in {id(p.ledger): p for p in self.processes}.values():
                 self.start(process, self.tick)
                 self._until_at_rest()
-            # as cron would, then in longer and longer rounds
-            for seconds in [4] * 5 if turn < 12 else [60] if turn < 40 else [600]:
+            # as cron does: a gang waits for two of its rounds; then in longer ones
+            for seconds in [4] * 5 if turn < 200 else [600]:
                 self.pass_time(seconds)
                 self._step_scripts()
         # what is wrong is said by the judge

@@ -126,6 +126,7 @@ def _cancel(
     *,
     forget: bool = False,
 ) -> str:
+    from hpcscale import cancelled
     from hpcscale.errors import NotFoundError, RefusedError, UnreachableError
     from hpcscale.observe import observe
     from hpcscale.units import JobId
@@ -155,30 +156,38 @@ def _cancel(
     if status is None or status.state.terminal:
         observe(ledger, pool, [attempt])
         attempt = ledger.attempt(attempt.submission_id)
-        ended = _ending(ledger, attempt, task) if status is None else status.state
+        lost = _lost(ledger, attempt, task)
+        if forget and lost:
+            for element in lost:
+                cancelled.note_closed(ledger, attempt, element)
+            observe(ledger, pool, [attempt])
+            attempt = ledger.attempt(attempt.submission_id)
+            lost = _lost(ledger, attempt, task)
+            if not lost and (task is not None or attempt.ended):
+                return "forgotten: Slurm does not list it, and its end was not seen"
+        seen = status is not None and not lost
+        ended = status.state if status and seen else _ending(ledger, attempt, task)
         if ended is None and forget and task is None:
             ledger.set_forgotten(attempt)
             return "forgotten: Slurm does not list it, and its end was not seen"
         if ended is None:  # not listed is not ended: it may run where nobody looks
+            name = attempt.run_id if task is None else f"{attempt.site}:{named}"
+            some = "" if status is None or not lost else f" of {_numbers(lost)}"
             raise NotFoundError(
-                "Slurm lists no such job, and its end was not seen: nothing was cancelled",
+                f"Slurm lists no such job{some}, and its end was not seen: nothing was cancelled",
                 where=f"{attempt.site}:{named}",
                 hint=f"hpcscale status {attempt.run_id}; when it is listed again, cancel again; "
-                f"when it is surely gone: hpcscale cancel --forget {attempt.run_id}",
+                f"when it is surely gone: hpcscale cancel --forget {name}",
             )
         return f"had already ended: {ended.value}"
-    ledger.event(
-        attempt.run_id,
-        "attempt.cancel",
-        {"job": str(named), "state": status.state.value},
-        submission_id=attempt.submission_id,
-    )
+    cancelled.note_asked(ledger, attempt, named, status.state)
     if not connection.client.cancel(named):
         raise RefusedError(
             "scancel was refused",
             where=f"{attempt.site}:{named}",
             hint=f"hpcscale status {attempt.run_id}",
         )
+    cancelled.note_taken(ledger, attempt, named, status.state)
     return _outcome(ledger, pool, attempt, task)
 
 
@@ -203,6 +212,28 @@ def _outcome(ledger: "Ledger", pool: "SitePool", attempt: "Attempt", task: int |
         if time.monotonic() > until:
             return f"asked to end, and still {state.value}: hpcscale status {attempt.run_id}"
         time.sleep(0.5)
+
+
+def _lost(ledger: "Ledger", attempt: "Attempt", task: int | None) -> list[int]:
+    """Elements, of those meant, that Slurm lists no more and whose end nobody saw."""
+    from hpcscale.slurm.types import JobState
+    from hpcscale.units import parse_array
+
+    array = ledger.run(attempt.run_id).spec.array
+    if array is None or attempt.ended:
+        return []
+    known = ledger.elements(attempt)
+    return [
+        number
+        for number in parse_array(array)[0]
+        if task in {None, number}
+        and ((e := known.get(number)) is None or (e.state is JobState.UNKNOWN and not e.moved))
+    ]
+
+
+def _numbers(tasks: list[int]) -> str:
+    few = ", ".join(map(str, tasks[:5])) + (", …" if len(tasks) > 5 else "")
+    return f"element{'s' if len(tasks) > 1 else ''} {few}"
 
 
 def _ending(ledger: "Ledger", attempt: "Attempt", task: int | None) -> "JobState | None":

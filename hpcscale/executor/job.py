@@ -8,7 +8,7 @@ from pathlib import Path
 from submitit.core import logger, utils
 from submitit.slurm import slurm
 
-from hpcscale import batches
+from hpcscale import batches, cancelled
 from hpcscale.errors import HpcscaleError, NotFoundError, UnreachableError
 from hpcscale.executor import waiting
 from hpcscale.executor.known import (
@@ -171,8 +171,11 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
             job_id = JobId.parse(self.job_id)
             status = require_same(attempt, client, job_id)
             if status is not None and not status.state.terminal:
+                if signal is None:
+                    cancelled.note_asked(own_ledger(), attempt, job_id, status.state)
                 taken = client.cancel(job_id, signal=signal)
                 if taken and signal is None:
+                    cancelled.note_taken(own_ledger(), attempt, job_id, status.state)
                     self.watcher.note_cancelled(self.job_id)
         except HpcscaleError:
             if check:

@@ -7,6 +7,7 @@ import typing as tp
 
 from submitit.slurm import slurm
 
+from hpcscale import cancelled
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import NotFoundError, UnreachableError
 from hpcscale.executor.notice import warn
@@ -104,15 +105,21 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
         for job_id in ids:
             if found[job_id]:
                 self._info_dict[str(job_id)] = _info(found[job_id])
+        unknown: dict[str, list[JobId]] = {}
         for job_id in lost:
-            said = reports.get(self._origin[str(job_id)][0], [])
-            info = _reported(job_id, said)
+            submission_id = self._origin[str(job_id)][0]
+            info = _reported(job_id, reports.get(submission_id, []))
             if info["State"] == JobState.UNKNOWN and str(job_id) in self._cancelled:
                 info["State"] = JobState.CANCELLED.value
             before = self._said(str(job_id))
             if info["State"] == JobState.UNKNOWN and before == JobState.PREEMPTED:
                 info["State"] = before
+            if info["State"] == JobState.UNKNOWN:
+                unknown.setdefault(submission_id, []).append(job_id)
             self._info_dict[str(job_id)] = info
+        for submission_id, some in unknown.items():
+            for job_id in _cancelled(submission_id, some, reports.get(submission_id, [])):
+                self._info_dict[str(job_id)]["State"] = JobState.CANCELLED.value
         gone = {str(i) for i in missing if found[i] or answer.complete}
         over = {job for job in gone if self._said(job) == JobState.PREEMPTED}
         self._preempted = (self._preempted - set(open_jobs)) | over
@@ -153,6 +160,30 @@ def own_ledger() -> Ledger:
         if path not in _LEDGERS:
             _LEDGERS[path] = Ledger.open(path)
         return _LEDGERS[path]
+
+
+def _cancelled(
+    submission_id: str, job_ids: list[JobId], reports: list[Report]
+) -> tp.Iterator[JobId]:
+    """Those that waited when they were cancelled, by the ledger: by another program, or earlier."""
+    ledger = own_ledger()
+    try:
+        attempt = ledger.attempt(submission_id)
+    except NotFoundError:  # its executor keeps another ledger
+        return
+    if not (wanted := cancelled.wishes(ledger, attempt)):
+        return
+    elements = ledger.elements(attempt)
+    for job_id in job_ids:
+        task = job_id.array_task
+        known = attempt if task is None else elements.get(task)
+        if known is not None and known.reason in {cancelled.GONE, cancelled.WAITED}:
+            yield job_id  # it was judged before
+        elif task is None:
+            if cancelled.over(attempt, wanted, reports):
+                yield job_id
+        elif cancelled.over_element(task, elements.get(task), wanted, reports):
+            yield job_id
 
 
 def _info(found: list[JobStatus]) -> dict[str, str]:

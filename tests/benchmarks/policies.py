@@ -172,7 +172,7 @@ def bounds() -> dict:
     began = time.perf_counter()
     best = best_known(ours, target, moves=700_000)
     searched = time.perf_counter()
-    bound = lower_bound(one, target, step_h=0.05)
+    bound = lower_bound(one, target, step_h=0.025)
     return {
         "value_usd": float(ours.cloud_cost_usd),
         "best_known_usd": float(best.cloud_cost_usd),
@@ -180,7 +180,7 @@ def bounds() -> dict:
         "moves": 700_000,
         "search_s": searched - began,
         "lower_bound_usd": bound.usd,
-        "step_h": 0.05,
+        "step_h": 0.025,
         "columns": bound.columns,
         "bound_s": time.perf_counter() - searched,
     }

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import sys
 import time
 
@@ -18,7 +17,6 @@ from submitit.core import plugins, utils
 import hpcscale as hpcscale_package
 from hpcscale import batches
 from hpcscale.cli import COMMANDS
-from hpcscale.connect import connect
 from hpcscale.errors import NotFoundError, UsageError
 from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, probe, watch
 from hpcscale.ledger import Ledger
@@ -357,65 +355,6 @@ def boxed(k):
     import platform
 
     return platform.node(), k
-
-
-APPTAINER = """#!/bin/sh
-# exec [--pwd DIR] IMAGE COMMAND…: a namespace in which there is no scontrol
-shift
-[ "$1" != --pwd ] || {{ cd "$2" && shift 2; }}
-[ -e "$1" ] || exit 255
-shift
-PATH={inside} exec {box} "$@"
-"""
-
-
-@pytest.mark.slow
-def test_a_function_of_two_nodes_in_an_image_is_asked_started_and_requeued(
-    lab_env, tmp_path, monkeypatch
-):
-    """A stand-in for apptainer on the lab's nodes: its tasks have no Slurm commands."""
-    for name in ("bin", "inside"):
-        (tmp_path / name).mkdir()
-    for name in ("sh", "hostname"):
-        (tmp_path / "inside" / name).symlink_to(shutil.which(name))
-    python = tmp_path / "inside" / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')  # a link would lose its venv
-    (tmp_path / "image.sif").touch()
-    stub = tmp_path / "bin" / "apptainer"
-    box = BOX.replace("unshare", shutil.which("unshare"), 1)
-    stub.write_text(APPTAINER.format(inside=tmp_path / "inside", box=box))
-    for program in (python, stub):
-        program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    settings = [
-        "container.runtime=apptainer", f"software.boxed.image={tmp_path}/image.sif",
-        f"env.PATH={tmp_path}/bin:/usr/bin:/bin",
-    ]  # fmt: skip
-    connection = connect(load_site("lab-onprem", settings).site)
-    made = HpcscaleExecutor(tmp_path / "jobs", connection=connection, software="boxed")
-    made.update_parameters(timeout_min=5, nodes=2, tasks_per_node=2)
-    job = made.submit(BoxedCounter(), "kept")
-    until(lambda: "restart 0" in (job.task(0).stdout() or ""), 40, "it runs")
-    job._interrupt(timeout=False)
-    told = job.results()
-    assert [seen for seen, *_ in told] == [[0, 1], [0, 1], [0, 1], [0, 1]]
-    assert [(box, scontrol, rank) for _, box, scontrol, rank in told] == [
-        ("in-a-box", None, rank) for rank in range(4)
-    ]
-    ended = data("status", str(job.ref))["runs"][0]["attempts"][0]
-    assert (ended["state"], ended["restarts"]) == ("COMPLETED", 1)
-
-
-class BoxedCounter(Counter):
-    """And tells where it is."""
-
-    def __call__(self, marks):
-        import platform
-        import shutil
-
-        seen, _ = super().__call__(marks)
-        rank = submitit.JobEnvironment().global_rank
-        return seen, platform.node(), shutil.which("scontrol"), rank
 
 
 def test_software_of_the_site_gives_the_python_and_code_goes_along(lab_env, tmp_path, monkeypatch):

@@ -67,3 +67,37 @@ def test_a_job_that_was_forgotten_with_its_submission_runs_once(world):
     world.ticks_until(over, 90, "it has run", NOWHERE)
     assert len(attempts()) == 2
     assert world.starts(job) == 1
+
+
+def test_what_waits_for_a_forgotten_job_waits_for_its_run_again(world):
+    """Its controller gives its id to a stranger's job meanwhile, for which nobody waits."""
+    before = saved(world.lab, "lab-onprem")
+    onprem = world.lab.site("lab-onprem")
+    world.fill()
+    first = world.submit()
+    second = world.submit(after=(f"afterok:{first.ref.job_id}",))
+    forget(world.lab, "lab-onprem", before)
+    strangers = []
+    while not strangers or strangers[-1] < second.ref.job_id.base:
+        done = onprem.exec(
+            ["sbatch", "--parsable", "--hold"], stdin="#!/bin/sh\ntrue\n", check=True
+        )
+        strangers.append(int(done.stdout))
+    assert first.ref.job_id.base in strangers
+    newest = lambda job: world.ledger.attempts(job.run_id)[-1]  # noqa: E731 # asked again and again
+    world.ticks_until(
+        lambda: min(newest(first).number, newest(second).number) == 2,
+        60,
+        "submitted again",
+        NOWHERE,
+    )
+    waits = world.job("lab-onprem", newest(second).job_id)["Dependency"]
+    assert waits == f"afterok:{newest(first).job_id}(unfulfilled)"
+
+    def over():
+        observe(world.ledger, world.connections)
+        return newest(second).state is JobState.COMPLETED
+
+    world.ticks_until(over, 90, "both have run", NOWHERE)
+    assert newest(first).state is JobState.COMPLETED
+    assert world.starts(first) == world.starts(second) == 1

@@ -525,6 +525,28 @@ def test_cancel_ends_it_and_spares_a_stranger(executor, slurm):
     assert slurm.jobs[int(again.job_id)].state in {"PENDING", "RUNNING"}
 
 
+def test_a_job_that_an_earlier_program_cancelled_while_it_waited_is_cancelled(
+    executor, slurm, monkeypatch
+):
+    for _ in slurm.node_names:
+        submitted(executor)
+    executor.update_parameters(time=60)
+    alone, array = executor.submit(len, "abc"), executor.map_array(len, ["a", "b"])
+    for job in (alone, array[1]):
+        assert job.get_info()["State"] == "PENDING"
+        job.cancel()
+    connection = executor.connection
+    monkeypatch.setattr(watch, "_WATCHERS", {})  # that program has exited
+    watch.watcher_of(executor.site).use(connection)
+    slurm.jobs = {n: j for n, j in slurm.jobs.items() if j.base != int(alone.job_id)}  # MinJobAge
+    for job, state in ((alone, "CANCELLED"), (array[0], "PENDING"), (array[1], "CANCELLED")):
+        again = HpcscaleJob(executor.folder, job.job_id)
+        assert again.get_info()["State"] == state
+        assert again.done(force_check=True) is (state == "CANCELLED")
+    with pytest.raises(utils.UncompletedJobError, match="CANCELLED"):
+        HpcscaleJob(executor.folder, alone.job_id).result()
+
+
 def test_cancel_without_an_answer_says_so(executor, slurm):
     job = submitted(executor)
     slurm.stop()

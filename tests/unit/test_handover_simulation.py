@@ -57,6 +57,7 @@ def test_the_page_says_what_was_run(name, what):
     assert failed == {}
     if "ranges" in result:
         assert sum(r["count"] for r in result["ranges"]) == result["interleavings"]
+        assert f"{result['different_seeds']:,} different seeds" in page
         assert result["violations"] == []
 
 

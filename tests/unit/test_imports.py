@@ -78,14 +78,15 @@ ALLOWED: dict[str, set[str]] = {
     "prepare": _OWNING,
     "after": _DECIDING | {"ledger"},
     "submit": _OWNING | {"prepare", "after"},
-    "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify"},
+    "cancelled": {"ledger", "reports", "slurm.types", "units"},
+    "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify", "cancelled"},
     "observe": _OWNING | {"ledger_rows", "judge"},
     "results": _OWNING,
     # changes a waiting job's request, with consent
     "squeeze": _OWNING | {"outlook", "train"},
     "batches": _OWNING | {"submit", "prepare"},
     # the submitit plugin knows nothing of bursting
-    "executor": _OWNING | {"prepare", "submit", "observe", "results", "batches"},
+    "executor": _OWNING | {"prepare", "submit", "observe", "results", "batches", "cancelled"},
     # for Hydra, which alone imports it
     "hydra": {"errors", "executor"},
     # deciding is pure: data in, data out

@@ -6,8 +6,10 @@ import msgspec
 import pytest
 from fake_site import FakeSite
 
+from hpcscale.cancelled import note_asked, note_taken
+from hpcscale.cli.cancel import _cancel
 from hpcscale.cost import spent_usd
-from hpcscale.errors import NotThisJobError, SubmitUnknownError
+from hpcscale.errors import NotFoundError, NotThisJobError, SubmitUnknownError
 from hpcscale.ledger import utc_now
 from hpcscale.observe import observe
 from hpcscale.slurm.types import Answer, JobState, JobStatus
@@ -87,6 +89,111 @@ def test_in_an_empty_queue_a_job_of_which_squeue_says_there_is_none_is_unknown(
     snapshot = site.observe()
     assert snapshot.silent == ()
     assert site.ledger.attempt(got.submission_id).state is JobState.UNKNOWN
+
+
+def cancel(site, submission, task=None, *, forget=False):
+    attempt = site.ledger.attempt(submission.submission_id)
+    return _cancel(site.ledger, lambda _: site.connection, attempt, task, forget=forget)
+
+
+def drop(site, submission, task):
+    """Slurm keeps no record of this element any more."""
+    for number, job in list(site.slurm.jobs.items()):
+        if job.base == submission.ref.job_id.base:
+            job.tasks = [t for t in job.tasks if t != task]
+            if job.task == task:
+                del site.slurm.jobs[number]
+
+
+def waiting(site, **fields):
+    """A job that waits: others hold all nodes."""
+    for _ in range(len(site.slurm.node_names) * max(1, site.slurm.gpus)):
+        site.submit("sleep 10000")
+    return site.submit(**fields)
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_what_we_cancelled_while_it_waited_and_is_purged_since_is_cancelled(site, observed):
+    got = waiting(site)
+    job_id = got.ref.job_id
+    if observed:
+        assert site.see(got).state is JobState.PENDING
+    note_asked(site.ledger, got.attempt, job_id, JobState.PENDING)
+    assert site.connection.client.cancel(job_id)
+    note_taken(site.ledger, got.attempt, job_id, JobState.PENDING)
+    site.forget(got)  # MinJobAge
+    attempt = site.see(got)
+    assert (attempt.state, attempt.ended) == (JobState.CANCELLED, True)
+    assert attempt.cost_usd == 0
+    assert "while it waited" in attempt.reason
+
+
+@pytest.mark.parametrize("why", ["not asked", "not taken", "ran", "seen running", "reported"])
+def test_what_may_have_run_or_nobody_cancelled_stays_unknown(site, why):
+    runs = why in {"ran", "seen running", "reported"}
+    got = site.submit("sleep 10000") if runs else waiting(site)
+    job_id = got.ref.job_id
+    if why == "seen running":
+        assert site.see(got).state is JobState.RUNNING
+    if why == "reported":
+        site.report(got, "started")
+    if why != "not asked":
+        note_asked(site.ledger, got.attempt, job_id, JobState.PENDING)
+    if why not in {"not asked", "not taken"}:
+        state = JobState.RUNNING if why == "ran" else JobState.PENDING
+        note_taken(site.ledger, got.attempt, job_id, state)
+    site.submit()
+    site.forget(got)
+    attempt = site.see(got)
+    assert (attempt.state, attempt.ended) == (JobState.UNKNOWN, False)
+
+
+def test_an_element_that_was_cancelled_while_it_waited_has_ended(site):
+    got = waiting(site, array="0-2")
+    assert cancel(site, got, 0) == "cancelled"
+    elements = site.ledger.elements(site.see(got))
+    assert [elements[i].state.value for i in range(3)] == ["CANCELLED", "PENDING", "PENDING"]
+    assert cancel(site, got, 0) == "had already ended: CANCELLED"
+    assert cancel(site, got) == "cancelled"
+    attempt = site.see(got)
+    assert (attempt.state, attempt.ended) == (JobState.CANCELLED, True)
+
+
+def test_an_element_is_not_cancelled_by_the_cancel_of_another(site):
+    got = waiting(site, array="0-2")
+    site.see(got)
+    assert cancel(site, got, 0) == "cancelled"
+    drop(site, got, 1)
+    assert site.ledger.elements(site.see(got))[1].state is JobState.UNKNOWN
+
+
+def test_the_record_of_a_lost_element_can_be_closed(site):
+    got = waiting(site, array="0-1")
+    site.see(got)
+    drop(site, got, 1)
+    with pytest.raises(NotFoundError, match="its end was not seen") as caught:
+        cancel(site, got, 1)
+    assert f"--forget {got.ref}_1" in caught.value.hint
+    assert cancel(site, got, 1, forget=True).startswith("forgotten")
+    assert site.ledger.elements(got.attempt)[1].state is JobState.CANCELLED
+    assert cancel(site, got, 0, forget=True) == "cancelled", "what Slurm lists is ended"
+    assert site.see(got).ended
+
+
+def test_of_an_array_with_a_lost_element_the_run_can_be_closed(site):
+    got = site.submit("sleep 5", array="0-1")
+    site.see(got)
+    drop(site, got, 1)
+    site.slurm.advance(10)
+    assert not site.see(got).ended
+    with pytest.raises(NotFoundError, match="element 1, and its end was not seen") as caught:
+        cancel(site, got)
+    assert f"--forget {got.run_id}" in caught.value.hint
+    assert cancel(site, got, forget=True).startswith("forgotten")
+    attempt = site.see(got)
+    assert attempt.ended
+    states = [e.state.value for _, e in sorted(site.ledger.elements(attempt).items())]
+    assert states == ["COMPLETED", "CANCELLED"]
 
 
 @pytest.mark.parametrize("fault", ["stop", "hang"])

@@ -36,6 +36,7 @@ HERE, AWAY = "here", "cloud"
 CENT = Decimal("0.01")
 EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 SHRINK = 3.0  # a group's mean counts as much as all jobs' once it has so many of its own
+YEAR_S = 366 * 86400
 OVERDUE = 0.2  # a job that ran longer than expected goes on for so much of what it has run
 RESTS_S = (600, 1200, 2400, 3600)  # a target without nodes is left alone so long, then so long …
 # what users ask for who ask in round figures
@@ -155,8 +156,12 @@ def at(seconds: float) -> dt.datetime:
 class _Expect:
     """Starts by the model's own plan, with what is believed of runtimes."""
 
-    def __init__(self, view: View, expected_s: Floats, learned: int, *, blind: bool) -> None:
+    def __init__(
+        self, view: View, expected_s: Floats, learned: int, *, window_s: int, blind: bool
+    ) -> None:
         self._view, self._expected = view, expected_s
+        # a window without an end leaves no start out but those that never come
+        self._beyond = at(view.now_s + window_s) if window_s <= YEAR_S else None
         self.forecast = Forecast(
             level=Level.FULL,
             learned_jobs=learned,
@@ -165,10 +170,14 @@ class _Expect:
         )
 
     def replan(self, gone: frozenset[str]) -> Mapping[str, Start]:
-        """Of those who stay once these have left."""
+        """Of those who stay once these have left.
+
+        Backfill looks no further than its window: who has no start in it starts after it. `burst
+        run` plans without a window, so that to take such a start for unknown would misjudge it.
+        """
         starts = self._view.plan(self._expected, [int(name) for name in gone])
         return {
-            str(job): Start(p50=at(start) if start < NEVER else None)
+            str(job): Start(p50=at(start) if start < NEVER else self._beyond)
             for job, start in starts.items()
         }
 
@@ -224,7 +233,9 @@ class _Asked:
         expected = np.minimum(expected, self.jobs.limit_s)
 
         blind = self.policy.kind in {PolicyKind.NEVER, PolicyKind.ALWAYS}
-        expect = _Expect(view, expected, self.learned.jobs, blind=blind)
+        expect = _Expect(
+            view, expected, self.learned.jobs, window_s=self.model.bf_window_s, blind=blind
+        )
         jobs = tuple(self._candidate(j, expect.forecast) for j in view.waiting)
         self.decisions += len(jobs)
         until = at(self.cloud_rests[0])

@@ -440,3 +440,18 @@ def test_a_job_has_left_when_its_last_node_has_said_so():
     free = freed(log, rows)
     assert free["7"] - rows["7"].end_s == 4.5
     assert free["8"] == rows["8"].end_s
+
+
+def test_a_start_beyond_the_window_of_backfill_is_far_and_not_unknown():
+    work = make_workload(
+        submit_s=[0, 60], runtime_s=[60 * 3600, 600], nodes=[1, 1], gpus=[8, 8],
+        limit_s=[60 * 3600, 600],
+    )  # fmt: skip
+    instance = instance_of(work, Cluster(1, 8), deadlines=0)
+    limit = limits_of(work.limit_s, instance.run_h * 3600, seed=0)
+    model = SiteModel((NodeClass("all", 1, 8),), CloudSide(2.5))
+    assert model.bf_window_s < 60 * 3600
+    lived = rehearse(instance, policy_named("value", instance), model, limit).lived
+    # it would wait for 60 h, and leaves at the next look
+    assert lived.left.tolist() == [False, True]
+    assert lived.start_s[1] - 60 < 3600

@@ -47,12 +47,12 @@ class Back(Acts):
                         if saved is None:
                             return None
                         move = saved
-        if move.ends_as is Step.FAILED:
-            if target is not None:
-                origin, from_connection = self._origin(move)
-                revoke(from_connection.transport, origin, target.submission_id)
-            return self.moves.save(move, step=Step.UNFENCING)
         origin, from_connection = self._origin(move)
+        if target is not None and move.ends_as is not Step.CANCELLED:
+            # a withdrawn move's too: a run beside this one may have taken the claim meanwhile
+            revoke(from_connection.transport, origin, target.submission_id)
+        if move.ends_as is Step.FAILED:
+            return self.moves.save(move, step=Step.UNFENCING)
         if move.ends_as is Step.CANCELLED:
             end(from_connection, origin)
             if not self._until_over(from_connection, origin).over:

@@ -7,7 +7,7 @@ from fake_sites import FENCE_FIRST, NODES, POLICY, Sites
 
 from hpcscale.burst import claims
 from hpcscale.burst.asked import spec_for
-from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, take
+from hpcscale.burst.claims import CLOSED, Claim, Word, decide, decision, revoke, take
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Moves, Step
 from hpcscale.burst.reap import burst_sites, reap
@@ -282,6 +282,19 @@ def test_the_claim_decides_between_two_that_both_fenced(sites):
     assert decision(sites.cloud, target) is Word.CLOSED
     assert target.state is JobState.CANCELLED
     assert (again.step, again.target) == (Step.FAILED, None)
+
+
+def test_a_withdrawn_move_keeps_no_claim_that_a_run_beside_it_takes_late(sites):
+    """Simulation, seed 50005255: the job at home then waited for a claim that nobody gave back."""
+    job = at_the_gate(sites)
+    attempt, other = sites.ledger.attempt(job.submission_id), "hs-" + "0" * 16
+    take(sites.onprem, attempt, other)
+    sites.tick()
+    move, _ = Moves(sites.ledger).of_run(job.run_id)
+    assert move.step is Step.WITHDRAWN
+    revoke(sites.onprem, attempt, other)  # the other handover is taken back in its turn
+    take(sites.onprem, attempt, move.target)  # by a run that had read the log before
+    assert starts_on_prem(sites, job)
 
 
 def test_a_fence_of_another_ledger_is_not_taken_for_the_users_own(sites):

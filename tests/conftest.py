@@ -14,6 +14,9 @@ settings.load_profile("untimed")
 # behind nohup or in the background of a script Ctrl-C is ignored, and with us all that we start
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# likewise a hang-up, which scripts are to hear; a handler keeps it from us, and is not inherited
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 pytest_plugins = ["hpcscale.lab.pytest_plugin"]
 

@@ -82,9 +82,9 @@ class Job:
         claimed = 0
         if "claim" not in self.left_out:
             if self.task is not None:
-                claimed = yield from self._claim("", "-")
+                claimed = yield from self._take("", "-")
             if not claimed:
-                claimed = yield from self._claim(self.suffix, self.restart)
+                claimed = yield from self._take(self.suffix, self.restart)
             now = yield 0
         if claimed == 97:
             self._exit(97, now)
@@ -115,6 +115,15 @@ class Job:
     def _log(self, suffix):
         top, _, run = self.run_dir.rpartition("/runs/")
         return f"{top}/claims/{run}.{self.submission}{suffix}"
+
+    def _take(self, suffix, restart):
+        """A full disk is waited for, three minutes."""
+        for _ in range(36):
+            claimed = yield from self._claim(suffix, restart)
+            if claimed != 97:
+                return claimed
+            yield 5
+        return (yield from self._claim(suffix, restart))
 
     def _claim(self, suffix, restart):
         """0 when it is ours; 1, 2 and 97 as in the shell. ``-``: an array's, any element's."""

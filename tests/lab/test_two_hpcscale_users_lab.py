@@ -17,7 +17,7 @@ import pytest
 from burst_world import KILL_DRIVER
 from lab_helpers import ROOT, until
 
-from hpcscale.errors import HpcscaleError, NotFoundError, StateError
+from hpcscale.errors import NotFoundError, StateError
 from hpcscale.lab.process import patience
 
 ONPREM, CLOUD = "lab-onprem", "lab-cloud"
@@ -197,7 +197,7 @@ def test_neither_reads_nor_ends_what_is_the_others(two):
     text = profile.read_text()
     profile.write_text(text.replace(str(other.there[ONPREM]), str(one.there[ONPREM])))
     done = other.hpcscale("submit", "--site", ONPREM, "--no-code", "--", "true", check=False)
-    assert done.returncode == HpcscaleError.exit_code, done.stderr
+    assert done.returncode == StateError.exit_code, done.stderr
     assert str(one.there[ONPREM]) in done.stderr
     assert "Permission denied" in done.stderr
     queue = other.run("squeue", "-h", "-o", "%i", f"--user={other.name}").stdout.split()

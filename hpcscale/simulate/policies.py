@@ -122,11 +122,8 @@ def at_mean_wait(
     else:
         best = _search(run, rules, target_h, float(instance.cluster.cloud_gpu_hour_usd))
         fallback = replace(rules, rule=kernel.PATIENCE_BY_COST)
-        other = _bisect(run, fallback, target_h)  # what Compute-Wait itself would be set to
-        if other.mean_wait_h > (1 + TOLERANCE) * target_h:
-            other = _bisect(run, fallback, target_h, above=False)
-        kept = other.mean_wait_h <= (1 + TOLERANCE) * target_h
-        if kept and other.cloud_gpu_hours < best.cloud_gpu_hours:
+        other = _bisect(run, fallback, target_h, above=False)
+        if other.mean_wait_h <= target_h and other.cloud_gpu_hours < best.cloud_gpu_hours:
             best = other
     front = tuple((o.mean_wait_h, float(o.cloud_cost_usd)) for o in tried)
     return Tuned(name, best, front, tuned=True)

@@ -328,6 +328,24 @@ def _is_recorded(attempt: Attempt, status: JobStatus) -> bool:
     )
 
 
+def _start_forgotten(attempt: Attempt, status: JobStatus) -> bool:
+    """Whether it ran, and its controller knows nothing of that start: it died right after it.
+
+    The same count of restarts, and yet another start (or one that is to come): the nodes were held
+    all the same. A start time that is set anew as nodes have booted is of a job that configured.
+    """
+    return (
+        attempt.array_size is None
+        and attempt.last_state is JobState.RUNNING
+        and attempt.start_time is not None
+        and status.restarts == attempt.restarts
+        and (
+            status.state is JobState.PENDING
+            or (status.start_time is not None and status.start_time > attempt.start_time)
+        )
+    )
+
+
 def changed_fields(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
     """Only the columns that differ; nothing when nothing does."""
     if _is_recorded(attempt, status):
@@ -339,6 +357,13 @@ def changed_fields(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
     if restarted and attempt.start_time and status.submit_time:
         # a requeue sets the submit time anew (seen on 22.05): there the start before ended
         held = max(0.0, (status.submit_time - attempt.start_time).total_seconds())
+        fields["earlier_s"] = attempt.earlier_s + held
+    elif _start_forgotten(attempt, status):
+        assert attempt.start_time is not None
+        until = status.observed_at or utc_now()
+        if status.start_time is not None and status.state is not JobState.PENDING:
+            until = min(until, status.start_time)
+        held = max(0.0, (until - attempt.start_time).total_seconds())
         fields["earlier_s"] = attempt.earlier_s + held
     if status.state is attempt.state and attempt.reason.startswith(MOVED_TO):
         fields.pop("reason", None)  # Slurm has why it waited

@@ -11,6 +11,7 @@ from hpcscale.cli.cancel import _cancel
 from hpcscale.cost import spent_usd
 from hpcscale.errors import NotFoundError, NotThisJobError, SubmitUnknownError
 from hpcscale.ledger import utc_now
+from hpcscale.ledger_rows import changed_fields
 from hpcscale.observe import observe
 from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.spec import Resources
@@ -473,6 +474,28 @@ def test_all_starts_of_a_requeued_job_are_paid_for(site):
     assert attempt.earlier_s == pytest.approx(100, abs=2)
     whole = spent_usd(attempt.gpus, attempt.earlier_s + 600, attempt.gpu_hour_usd)
     assert attempt.cost_usd == pytest.approx(whole, abs=whole / 50)
+
+
+def test_a_start_that_its_controller_forgot_is_paid_for(site):
+    got = site.submit("sleep 600")
+    assert site.see(got).state is JobState.RUNNING
+    before = site.ledger.attempt(got.submission_id)
+    forgotten = JobStatus(
+        job_id=got.ref.job_id,
+        state=JobState.PENDING,
+        raw_state="PENDING",
+        observed_at=before.start_time + dt.timedelta(seconds=7),
+    )
+    assert site.ledger.record_status(before, forgotten).earlier_s == pytest.approx(7)
+    # cancelled as it waits: Slurm gives it a start and an end, which are one moment
+    at = before.start_time + dt.timedelta(seconds=5)
+    cancelled = msgspec.structs.replace(
+        forgotten, state=JobState.CANCELLED, raw_state="CANCELLED", start_time=at, end_time=at
+    )
+    assert changed_fields(before, cancelled)["earlier_s"] == pytest.approx(5)
+    # a job that goes on has one start
+    on = msgspec.structs.replace(forgotten, state=JobState.RUNNING, start_time=before.start_time)
+    assert "earlier_s" not in changed_fields(before, on)
 
 
 def test_a_start_that_nobody_watched_is_known_by_its_reports(site):

@@ -60,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "inputs": {"errors", "slurm", "transfer", "fetching"},
     "code": {"errors", "spec", "slurm", "transfer"},
     "objects": {"errors", "extras", "settings", "slurm", "transfer", "fetching", "inputs", "urls"},
-    "staging": {"errors", "slurm", "code", "transfer", "fetching", "inputs", "objects", "urls"},
+    "staging": {"errors", "slurm", "code", "transfer", "units", "fetching", "inputs", "objects", "urls"},
     "reports": {"errors", "slurm", "staging"},
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,

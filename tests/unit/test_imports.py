@@ -104,6 +104,7 @@ ALLOWED: dict[str, set[str]] = {
     "burst.catalog_load": {"errors", "assets", "settings", "tomlfile", "site", "burst.catalog"},
     "burst.shapes": _DECIDING | {"burst.catalog"},
     "burst.words": set(),
+    "burst.heads": {"errors"},
     "burst.policy": _DECIDING,
     "burst.policy_file": _DECIDING | {"tomlfile", "burst.policy"},
     "burst.policies": {"errors", "assets", "settings", "site", "burst.policy", "burst.policy_file"},

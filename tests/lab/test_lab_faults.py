@@ -1,5 +1,6 @@
 """Each `lab fault` does what it says, and `clear` puts it right."""
 
+import json
 import subprocess
 import time
 
@@ -134,6 +135,25 @@ def test_slow_boot(lab_factory):
     faults.slow_boot(lab, 3600, ["cloud1", "cloud2"])
     other = sbatch(cloud, "-w", "cloud3", "-o", "/dev/null")
     until(lambda: job_state(cloud, other) == "RUNNING", 30, "cloud3 boots")
+
+
+def test_a_boot_of_which_slurmctld_heard_nothing_is_made_again(lab_factory):
+    lab = lab_factory(nodes=1, boot_delay_s=0.1, resume_timeout_s=300)
+    cloud = lab.site(CLOUD)
+    power, config = cloud.paths.etc / "power.py", cloud.paths.etc / "power.json"
+    power.write_text(power.read_text().replace("AGAIN_S = 8.0", "AGAIN_S = 2.0"))
+    assert "AGAIN_S = 2.0" in power.read_text()
+    # the first slurmd reports the machine's boot, older than any request: it is passed over
+    slurmd, mark = json.loads(config.read_text())["slurmd"], cloud.paths.run / "first"
+    wrapper = cloud.paths.etc / "slurmd-once"
+    wrapper.write_text(f'#!/bin/sh\nmkdir {mark} && shift\nexec {slurmd} "$@"\n')
+    wrapper.chmod(0o755)
+    config.write_text(config.read_text().replace(f'"{slurmd}"', f'"{wrapper}"'))
+    job_id = sbatch(cloud, "-o", "/dev/null")
+    until(lambda: job_state(cloud, job_id) == "RUNNING", 60, "runs")
+    log = (cloud.paths.log / "power.log").read_text()
+    assert "cloud1 has not registered: its slurmd is started again" in log
+    assert log.count("cloud1 booted") == 2
 
 
 def test_a_node_that_is_switched_off_while_it_boots_stays_off(lab_factory):

@@ -104,6 +104,7 @@ ALLOWED: dict[str, set[str]] = {
     "burst.catalog_load": {"errors", "assets", "settings", "tomlfile", "site", "burst.catalog"},
     "burst.shapes": _DECIDING | {"burst.catalog"},
     "burst.words": set(),
+    "burst.heads": {"errors"},
     "burst.policy": _DECIDING,
     "burst.policy_file": _DECIDING | {"tomlfile", "burst.policy"},
     "burst.policies": {"errors", "assets", "settings", "site", "burst.policy", "burst.policy_file"},
@@ -142,7 +143,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"outlook"}
     | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"}
     | {"burst.catalog_load", "burst.shapes", "burst.worth", "burst.line", "burst.seen"}
-    | {"burst.offer"},
+    | {"burst.offer", "burst.heads"},
     # what is said of a job when it is submitted
     "burst.prospect": _OWNING
     | {"burst", "burst.budget", "burst.catalog_load", "burst.feasible", "burst.offer", "burst.plan"}

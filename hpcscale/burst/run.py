@@ -196,6 +196,7 @@ def tick(
     except HpcscaleError as exc:
         done.problems.append(f"fences left behind: {exc}")
     done.problems += resubmit(ledger, connections, [policy.from_site], say)
+    last = handover.moves.last_id()  # two runs at once must not both spend what is left of a budget
     try:
         seen = look(ledger, policy, connections, foresee)
         done.plan = seen.plan
@@ -209,8 +210,11 @@ def tick(
     _note_refusals(ledger, done.plan)
     for decision in done.plan.moves:
         target = connections.site(decision.to or "")
-        begun = begin(handover.moves, policy, decision, done.plan, target, kept=kept or "")
+        begun = begin(
+            handover.moves, policy, decision, done.plan, target, kept=kept or "", after=last
+        )
         if begun is not None:
+            last = begun.move_id
             say(f"{begun.run_id} ({begun.name}) moves to {begun.to_site}: {decision.reason}")
             done.begun.append(begun)
             _advance(handover, begun, done)
@@ -247,8 +251,11 @@ def begin(
     target: Site,
     *,
     kept: str = "",
+    after: int | None = None,
 ) -> Move | None:
     """Record the decision and its move; None when the run is on its way already.
+
+    Also None where money bounds it and another run has begun a move since it was decided.
 
     Args:
         moves: of the ledger where the decision is recorded.
@@ -257,6 +264,7 @@ def begin(
         plan: that it is of.
         target: profile of where it goes.
         kept: hash of the snapshot that it was made of.
+        after: the last move that the decision knew of.
     """
     assert decision.to is not None
     ledger = moves.ledger
@@ -296,6 +304,7 @@ def begin(
             gpu_hour_usd=terms.gpu_hour_usd if terms else None,
             estimate_usd=decision.cost_usd,
             reserved_usd=decision.worst_usd,
+            egress_usd=decision.egress_usd,
             boot_timeout_s=decision.boot_timeout_s or 1800,
             net=decision.net,
             net_gpus=net.gpus if net else 0,
@@ -306,6 +315,8 @@ def begin(
             staging_s=decision.staging_s,
         ),
         data,
+        # elements share the maximum cost of their array
+        after=after if policy.budgets or found.task is not None else None,
     )
 
 

@@ -412,6 +412,7 @@ def test_elements_that_are_held_end_or_begin_as_they_reported(sites, monkeypatch
     for fake in fakes.values():
         forget(fake)
     now = sites.cloud.now()
+    sites.report(target.submission_id, "gated", task=0, time=now - 9)
     sites.report(target.submission_id, task=0, time=now - 5)
     sites.report(target.submission_id, "ended", task=0, exit_code=0, time=now)
     for _ in range(2):

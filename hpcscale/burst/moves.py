@@ -67,6 +67,9 @@ class Step(enum.StrEnum):
 
 
 _SETTLED = frozenset({Step.DONE, Step.FAILED, Step.CANCELLED, Step.WITHDRAWN})
+FORWARD = frozenset(
+    {Step.SUBMITTING, Step.SUBMITTED, Step.FENCING, Step.CLAIMING, Step.OPENING, Step.CANCELLING}
+)
 FOLLOWED = frozenset({Step.MOVED, Step.RELEASING})  # its command has begun there
 
 TAKEN_BACK = "taken back by its user"

@@ -364,7 +364,7 @@ def _audit(act: str, decision: Decision, data: dict[str, object]) -> None:
 def _advance(handover: Handover, move: Move, done: Tick) -> None:
     try:
         done.advanced.append(handover.advance(move))
-    except HpcscaleError as exc:
+    except (HpcscaleError, OSError) as exc:  # of files that are to go along, too
         # one move's trouble must not stop the others; it is tried again by the next tick
         done.unwritten |= isinstance(exc, StateError)
         done.problems.append(f"{move.run_id}: {move.step.value}: {exc}")

@@ -10,14 +10,8 @@ from fake_executor import executor_at, fresh, spec_of, submitted
 from submitit.core import plugins, utils
 
 import hpcscale
-from hpcscale.errors import (
-    NotFoundError,
-    UsageError,
-)
-from hpcscale.executor import (
-    HpcscaleExecutor,
-    HpcscaleJob,
-)
+from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError, UsageError
+from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, hints
 from hpcscale.ledger import Ledger
 from hpcscale.render import render
 from hpcscale.site import load_site
@@ -102,6 +96,19 @@ def test_slurm_parameters_are_ours_with_a_notice(tmp_path, caplog, capfd):
         ({"max_cost_usd": "abc"}, r"'abc' is no amount"),
         ({"max_cost_usd": True}, r"True is no amount"),
         ({"max_cost_usd": float("nan")}, r"'nan' is no amount"),
+        ({"nodes": 0}, r"nodes: 0: at least 1 is wanted .try: nodes=1"),
+        ({"nodes": -1}, "at least 1"),
+        ({"nodes": "two"}, "'two' is no number"),
+        ({"nodes": 1.5}, "a whole number"),
+        ({"ntasks_per_node": -1}, "tasks_per_node: -1"),
+        ({"cpus_per_task": 0}, "cpus_per_task=1"),
+        ({"gpus_per_node": "a100:2"}, r"try: gpus_per_node=2, hpcscale_constraint="),
+        ({"array_parallelism": 0}, "array_parallelism=1"),
+        ({"signal_delay_s": "x"}, "signal_delay_s: 'x' is no number"),
+        ({"additional_parameters": ["hold"]}, "no dict of sbatch options"),
+        ({"additional_parameters": {"no such": 1}}, "'no such' is no option"),
+        ({"additional_parameters": {"array": "1-3"}}, r"--array does not go.*map_array"),
+        ({"additional_parameters": {"test_only": True}}, "--test-only does not go"),
         ({"env": ["A"]}, r"no dict of variables.*hpcscale_env=\{'NAME': 'VALUE'\}"),
         ({"env": {"A B": 1}}, "'A B' cannot be a variable's name"),
         ({"env": {"A": None}}, "cannot be a variable's value"),
@@ -115,6 +122,32 @@ def test_wrong_parameters_are_refused_when_they_are_set(executor, wrong, match):
     with pytest.raises(UsageError, match=match):
         executor.update_parameters(**wrong)
     assert not set(wrong) & set(executor.parameters)
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        ("--partition=gpu", "hpcscale_partition='gpu'"),
+        ("--time=7-00:00:00, or --nodes 2", "hpcscale_time='7-00:00:00', or nodes=2"),
+        ("--gpus-per-node=4", "gpus_per_node=4"),
+        ("choose another with --software", "choose another with hpcscale_software='…'"),
+        ("--no-code for none", "--no-code for none"),
+        ("hpcscale site check --site x", "hpcscale site check --site x"),
+    ],
+)
+def test_a_hint_of_the_command_line_is_said_in_python(hint, said):
+    assert hints.in_python(hint) == said
+
+
+def test_a_refusal_shows_what_to_write_below_its_message(executor, tmp_path):
+    executor.update_parameters(partition="nope")
+    with pytest.raises(HpcscaleError, match="has no partition 'nope'") as caught:
+        executor.submit(len, "abc")
+    assert caught.value.__notes__ == ["try: hpcscale_partition='gpu'"]
+    executor.update_parameters(partition="gpu", software="nope")
+    with pytest.raises(InvalidFileError) as caught:
+        executor.submit(len, "abc")
+    assert "choose another with hpcscale_software=" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("form", ["text", "datetime"])

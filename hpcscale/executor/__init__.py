@@ -17,6 +17,7 @@ from submitit.slurm import slurm
 from hpcscale import batches
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, UnreachableError, UsageError
+from hpcscale.executor.hints import hints_in_python
 from hpcscale.executor.job import HpcscaleJob
 from hpcscale.executor.jobside import HpcscaleJobEnvironment
 from hpcscale.executor.known import site_file, there_of
@@ -89,7 +90,8 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
             raise UsageError("python= is one line of shell words")
         super().__init__(folder, max_num_timeout, max_pickle_size_gb, python)
         self._asked_python = python
-        self.site = connection.site.name if connection else choose_site(site)
+        with hints_in_python():
+            self.site = connection.site.name if connection else choose_site(site)
         self._ledger = ledger
         if connection is not None:
             watcher_of(self.site).use(connection)
@@ -173,7 +175,10 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
     def _internal_process_submissions(
         self, delayed_submissions: list[utils.DelayedSubmission]
     ) -> list[core.Job[tp.Any]]:
-        submissions = list(delayed_submissions)
+        with hints_in_python():
+            return self._send(list(delayed_submissions))
+
+    def _send(self, submissions: list[utils.DelayedSubmission]) -> list[core.Job[tp.Any]]:
         site = self.connection.site
         software = self.parameters.get("software")
         python = self._asked_python or default_python(site, software)

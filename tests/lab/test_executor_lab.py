@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import cloudpickle
 import pytest
@@ -161,6 +162,9 @@ def test_map_array_batch_and_submit_array(lab_env, tmp_path, site):
     assert jobs[1].submission().args == (2, 20)
     watcher = jobs[0].watcher
     assert all(job.watcher is watcher for job in jobs + batched)
+    names = [Path(name).name for name in data("fetch", str(jobs[1].ref))["files"]]
+    assert any(name.endswith("_log.out") for name in names)
+    assert all(name.startswith((f"{jobs[1].job_id}_", f"{jobs[1].job_id}.")) for name in names)
 
 
 def quick(k):

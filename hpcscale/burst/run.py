@@ -17,7 +17,7 @@ from hpcscale.burst.catalog_load import rows_for
 from hpcscale.burst.charges import charges
 from hpcscale.burst.early import Sizes, send_early
 from hpcscale.burst.elements import make_run
-from hpcscale.burst.expect import Foresee, expect
+from hpcscale.burst.expect import Foresee, begin_to_load, expect
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.kept import Kept, keep, planned
 from hpcscale.burst.meter import check
@@ -125,6 +125,8 @@ def look(
     targets = {name: connections.site(name) for name in policy.to}
     origin = connections(policy.from_site)
     waiting = waiting_runs(ledger, policy.from_site)
+    if waiting:
+        begin_to_load(policy)
     now = origin.clock.now()
     if not waiting:
         nothing = BurstPlan(now=now, from_site=policy.from_site, policy=policy.source)

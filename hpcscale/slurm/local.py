@@ -24,6 +24,7 @@ class LocalTransport:
 
     name = "this machine"
     is_local = True
+    at_once = True  # several threads may run commands here
 
     def run(
         self,

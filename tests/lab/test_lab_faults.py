@@ -1,6 +1,7 @@
 """Each `lab fault` does what it says, and `clear` puts it right."""
 
 import json
+import shutil
 import subprocess
 import time
 
@@ -389,6 +390,30 @@ def test_a_full_disk(lab, name):
     big = site.exec(["dd", "if=/dev/zero", f"of={scratch}/big", "bs=1k", "count=4096"])
     assert big.returncode == 0, big.stderr
     (scratch / "big").unlink()
+
+
+def test_what_is_there_is_there_while_the_disk_becomes_full(lab):
+    """As on a real disk: a job that opens its log in that moment finds its directory."""
+    site = lab.site(CLOUD)
+    there = site.paths.scratch / "there"
+    there.mkdir()
+    for i in range(300):
+        (there / str(i)).write_text("x")
+    (there / "claim").symlink_to("mine")
+    ready, last = site.paths.run / "watched", there / "299"
+    watch = f"touch {ready}; while test -e {last} && test -L {there}/claim; do :; done"
+    with subprocess.Popen(site.argv(["sh", "-c", watch]), env=site.env()) as watcher:
+        try:
+            until(ready.exists, 20, "it looks")
+            for _ in range(3):
+                faults.disk_full(lab, CLOUD)
+                faults.clear(lab)
+            assert watcher.poll() is None
+        finally:
+            watcher.kill()
+    assert len(list(there.iterdir())) == 301
+    assert not [path for path in site.paths.root.iterdir() if path.name.startswith(".scratch")]
+    shutil.rmtree(there)
 
 
 def test_a_job_on_a_full_disk_fails_to_write(lab):

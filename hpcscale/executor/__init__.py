@@ -160,11 +160,14 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
         common = {k: v for k, v in kwargs.items() if k in self._equivalence_dict() and k not in own}
         kwargs = {k: v for k, v in kwargs.items() if k not in common}
         kwargs |= self._convert_parameters(common)
-        unknown = sorted(set(kwargs) - self._valid_parameters())
+        unknown = sorted(set(kwargs) - own)
         if unknown:
+            bare = [name.partition("_")[2] for name in unknown]  # hpcscale_partition, slurm_time
             raise ParameterError(
                 f"no such parameters: {', '.join(unknown)}",
-                hint=f"one of {', '.join(sorted(self._valid_parameters()))}",
+                hint=f"without the prefix: {', '.join(f'{name}=…' for name in bare)}"
+                if own.issuperset(bare)
+                else f"one of {', '.join(sorted(own))}",
             )
         check(kwargs)
         self.parameters.update(kwargs)
@@ -179,6 +182,12 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
             return self._send(list(delayed_submissions))
 
     def _send(self, submissions: list[utils.DelayedSubmission]) -> list[core.Job[tp.Any]]:
+        for submission in submissions:
+            if not callable(submission.function):
+                raise ParameterError(
+                    f"{submission.function!r} cannot be called",
+                    hint="executor.submit(function, argument, …)",
+                )
         site = self.connection.site
         software = self.parameters.get("software")
         python = self._asked_python or default_python(site, software)

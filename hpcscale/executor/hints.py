@@ -45,6 +45,8 @@ def hints_in_python() -> Iterator[None]:
     try:
         yield
     except HpcscaleError as exc:
-        if exc.hint and exc.hint not in str(exc):
-            exc.add_note(f"try: {in_python(exc.hint)}")
+        note = f"try: {in_python(exc.hint)}" if exc.hint else ""
+        known: list[str] = getattr(exc, "__notes__", [])
+        if note and note not in known and f"({note})" not in str(exc):
+            exc.add_note(note)
         raise

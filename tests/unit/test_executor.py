@@ -10,6 +10,7 @@ from fake_executor import executor_at, fresh, spec_of, submitted
 from submitit.core import plugins, utils
 
 import hpcscale
+from hpcscale import batches
 from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError, UsageError
 from hpcscale.executor import HpcscaleExecutor, HpcscaleJob, hints
 from hpcscale.ledger import Ledger
@@ -85,6 +86,7 @@ def test_slurm_parameters_are_ours_with_a_notice(tmp_path, caplog, capfd):
     ("wrong", "match"),
     [
         ({"partion": "x"}, "no such parameters: partion"),
+        ({"hpcscale_qos": "x", "slurm_mem": 1}, "without the prefix: qos=…, mem=…"),
         ({"setup": "module load x"}, "list of texts"),
         ({"time": "soon"}, "no duration"),
         ({"time": 0}, r"0 is no time limit.*try: timeout_min=60"),
@@ -208,6 +210,45 @@ def test_without_auto_executor_submitits_common_names_hold_too(tmp_path):
     assert made.parameters == {
         "time": 7, "job_name": "mine", "mem": "2GB", "nodes": 3, "partition": "gpu",
     }  # fmt: skip
+
+
+def test_a_task_that_was_not_sent_yet_is_found_again_by_its_stand_in_id(executor):
+    spec, _ = spec_of(executor)
+    with Ledger.open() as ledger:
+        run_id = batches.store(ledger, spec, "lab-onprem", 5, 2).run.run_id
+    job = HpcscaleJob(executor.folder, f"{run_id}_3")
+    assert (job.batch, job.state) == ((run_id, 3), "SUBMITTING")
+
+
+def test_what_a_function_waits_for_reaches_slurm(executor, slurm):
+    executor.update_parameters(additional_parameters={"hold": True})
+    first = executor.submit(len, "abc")
+    executor.update_parameters(dependency=f"afterok:{first.job_id}", additional_parameters={})
+    jobs = [executor.submit(len, "abc"), *executor.map_array(len, ["a", "b"])]
+    assert [job.state for job in jobs] == ["PENDING"] * 3
+    waiting = [job for job in slurm.jobs.values() if job.number != int(first.job_id)]
+    assert {job.dependency for job in waiting} == {f"afterok:{first.job_id}"}
+
+
+def test_what_is_no_function_is_not_sent(executor, slurm):
+    with pytest.raises(ValueError, match="3 cannot be called"):
+        executor.submit(3, 4)
+    assert slurm.jobs == {}
+
+
+def test_a_wrong_job_id_is_refused_and_harms_no_other_job(executor, caplog):
+    """One watcher asks for all jobs of a site at once."""
+    job = executor.submit(len, "abc")
+    with pytest.raises(ValueError, match="'banana' is no job id"):
+        HpcscaleJob(executor.folder, "banana")
+    with pytest.raises(ValueError, match="is no job id"):
+        HpcscaleJob(executor.folder, "rabcdefghij_3")
+    assert job.state in {"PENDING", "RUNNING", "COMPLETED"}
+    stranger = HpcscaleJob(executor.folder, 99999)
+    assert "lab-onprem:99999 was not submitted with this ledger" in caplog.text
+    assert not stranger.done()
+    with pytest.raises(NotFoundError, match="was not submitted from here"):
+        stranger.cancel()
 
 
 def test_too_large_pickles_are_refused(executor, slurm):

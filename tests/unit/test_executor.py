@@ -220,6 +220,16 @@ def test_a_task_that_was_not_sent_yet_is_found_again_by_its_stand_in_id(executor
     assert (job.batch, job.state) == ((run_id, 3), "SUBMITTING")
 
 
+def test_what_a_function_waits_for_reaches_slurm(executor, slurm):
+    executor.update_parameters(additional_parameters={"hold": True})
+    first = executor.submit(len, "abc")
+    executor.update_parameters(dependency=f"afterok:{first.job_id}", additional_parameters={})
+    jobs = [executor.submit(len, "abc"), *executor.map_array(len, ["a", "b"])]
+    assert [job.state for job in jobs] == ["PENDING"] * 3
+    waiting = [job for job in slurm.jobs.values() if job.number != int(first.job_id)]
+    assert {job.dependency for job in waiting} == {f"afterok:{first.job_id}"}
+
+
 def test_what_is_no_function_is_not_sent(executor, slurm):
     with pytest.raises(ValueError, match="3 cannot be called"):
         executor.submit(3, 4)

@@ -83,7 +83,7 @@ def _each(spec: JobSpec) -> Iterator[tuple[str, str]]:
 def resolve_dependency(
     spec: JobSpec, site: str, ledger: Ledger
 ) -> tuple[str | None, tuple[str, ...]]:
-    """Slurm's ``--dependency`` of the ``--after`` terms, and notices.
+    """Slurm's ``--dependency`` of the ``--after`` terms and of the directives, and notices.
 
     A term is ``[TYPE:]JOB[:JOB…]`` with a JOB as in ``Ledger.resolve`` (or a job of the site that
     the ledger does not know, as ``site:123`` or ``123``), or ``singleton``. TYPE is ``afterok``
@@ -100,8 +100,11 @@ def resolve_dependency(
             terms.append(kind)
         elif (job_id := _dependency_job(kind, job, site, ledger, notices)) is not None:
             terms.append(f"{kind}:{job_id}")
-    if spec.after and (own := own_dependency(spec)):
-        terms.insert(0, own)  # ours on the command line would replace the script's
+    # a directive stands on the command line alone; a script's own stays where it is, unless ours
+    # on the command line would replace it
+    own = own_dependency(spec) if spec.after else spec.directives.get("dependency")
+    if own:
+        terms.insert(0, own)
     return ",".join(terms) or None, tuple(notices)
 
 

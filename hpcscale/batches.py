@@ -4,7 +4,9 @@ A batch is a run in the ledger that holds no attempt of its own: ``N`` tasks, wi
 Parts of it are sent as runs of their own, whose arrays are numbered from 0. What a limit keeps back
 (MaxArraySize, MaxSubmitJobs, MaxJobCount) stays in the ledger and on disk, and whoever comes next
 sends it: a live ``result()``, ``hpcscale tend``, or cron. The event that names a part's run is
-written before the part is submitted, so nothing is sent twice, whenever a sender dies.
+written before the part is submitted, so nothing is sent twice, whenever a sender dies. Of two
+senders at a time (flock(2) may hold on one host alone) one writes the row of its attempt first; the
+other finds it in the transaction that would write its own.
 """
 
 import contextlib
@@ -20,7 +22,13 @@ from pathlib import Path
 import msgspec
 
 from hpcscale.connect import Connection
-from hpcscale.errors import NotFoundError, NotSentError, RefusedError, SubmitUnknownError
+from hpcscale.errors import (
+    HpcscaleError,
+    NotFoundError,
+    NotSentError,
+    RefusedError,
+    SubmitUnknownError,
+)
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.precheck import cached_facts, fetch_facts
 from hpcscale.prepare import EVENT as CODE_EVENT
@@ -41,6 +49,10 @@ _NOT_NOW = re.compile(
     r"|temporarily unable to accept job|job submit limit",
     re.IGNORECASE,
 )
+
+
+class _OvertakenError(HpcscaleError):
+    """Another sender was there first, or a task was cancelled meanwhile; never leaves here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +240,8 @@ def send(ledger: Ledger, connection: Connection, run_id: str) -> Batch:
                 return replace(read(ledger, run_id), blocked=exc.message)
             except SubmitUnknownError as exc:
                 return replace(read(ledger, run_id), blocked=exc.message)
+            except _OvertakenError:
+                pass  # what is still to be sent is another part
             batch = read(ledger, run_id)
     return batch
 
@@ -265,12 +279,24 @@ def _send_part(ledger: Ledger, connection: Connection, batch: Batch, start: int,
             connection,
             ledger,
             run=run,
+            check=lambda: _require_unsent(ledger, batch.run.run_id, start, stop, tasks),
             timeout_s=SBATCH_TIMEOUT_S,
         )
-    except (RefusedError, NotSentError):
+    except (RefusedError, NotSentError, _OvertakenError):
         if len(tasks) < batch.size:
             shutil.rmtree(pickles, ignore_errors=True)
         raise
+
+
+def _require_unsent(
+    ledger: Ledger, run_id: str, start: int, stop: int, tasks: Sequence[int]
+) -> None:
+    """Within the transaction that notes the submission: are these tasks still to be sent?"""
+    now = read(ledger, run_id)
+    if now.dropped or now.skip & set(tasks):
+        raise _OvertakenError("tasks were cancelled")
+    if any(part.start < stop and start < part.stop for part in now.parts):
+        raise _OvertakenError("another sender has sent some of it")
 
 
 def part_of(directory: Path, tasks: Sequence[int]) -> Path:

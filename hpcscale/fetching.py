@@ -64,6 +64,7 @@ class Fetched:
         skipped: site paths that were not brought this time, each with the reason.
         refused: site paths that are never brought, each with the reason.
         size: bytes that were copied.
+        shared: names that were left where they are, as all elements of the array share them.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -72,6 +73,17 @@ class Fetched:
     skipped: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     size: int = 0
+    shared: list[str] = field(default_factory=list)
+
+    def add(self, other: "Fetched") -> None:
+        """And what came back another time."""
+        self.files += other.files
+        self.objects += other.objects
+        self.unchanged += other.unchanged
+        self.skipped += other.skipped
+        self.refused += other.refused
+        self.size += other.size
+        self.shared += other.shared
 
 
 @dataclass(slots=True)
@@ -88,6 +100,7 @@ def fetch_all(
     max_bytes: int = MAX_BYTES,
     meter: Meter = SILENT,
     same: Callable[[Path, "Listed"], bool] | None = None,
+    prefix: str = "",
 ) -> Fetched:
     """Copy files and directories here; what is here already, by size and time, is not copied again.
 
@@ -98,13 +111,17 @@ def fetch_all(
         max_bytes: more than this is refused before anything is copied.
         meter: told how it goes on.
         same: whether a file is here already; default by size and time.
+        prefix: of a directory only what begins so.
 
     Raises:
         RefusedError: it is more than ``max_bytes``, or than there is room for.
         UnreachableError: the site went away; call again, it goes on from there.
     """
     result = Fetched()
-    wishes = [_Wish(there, here, list_tree(transport, there)) for there, here in wanted]
+    wishes = [
+        _Wish(there, here, [e for e in list_tree(transport, there) if _begins(e, prefix)])
+        for there, here in wanted
+    ]
     plan = [(wish, list(_needed(wish, result, same or is_same))) for wish in wishes]
     total = sum(entry.size for _, entries in plan for entry in entries)
     _require_room(plan, total, max_bytes)
@@ -112,6 +129,10 @@ def fetch_all(
     for wish, entries in plan:
         _fetch_tree(transport, wish, entries, result, meter)
     return result
+
+
+def _begins(entry: Listed, prefix: str) -> bool:
+    return not entry.name or entry.name.startswith(prefix)
 
 
 def list_tree(transport: Transport, path: str) -> list[Listed]:

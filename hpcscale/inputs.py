@@ -67,15 +67,17 @@ class Item:
 def read_items(root: Path, never: frozenset[Path]) -> list[Item]:
     """Files, links and directories of an input, sorted; sockets and the like are no data.
 
+    What vanishes while it is listed is left out.
+
     Raises:
-        InvalidFileError: a link leads out of the directory.
+        InvalidFileError: a link leads out of the directory, or a directory cannot be read.
     """
     if not root.is_dir():
         found = root.stat()
         return [Item("", "f", found.st_size, found.st_mtime_ns)]
     real_root = root.resolve()
     items: list[Item] = []
-    for directory, names, files in os.walk(root):
+    for directory, names, files in os.walk(root, onerror=_not_listed):
         names.sort()
         here = Path(directory)
         for name in [*names, *files]:
@@ -83,7 +85,10 @@ def read_items(root: Path, never: frozenset[Path]) -> list[Item]:
             below = str(path.relative_to(root))
             if never and real_root / below in never:
                 continue
-            found = path.lstat()
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                continue
             if stat.S_ISLNK(found.st_mode):
                 # Never followed out of the tree: a link in a cloned repository may point at a key.
                 if not path.resolve().is_relative_to(real_root):
@@ -98,6 +103,16 @@ def read_items(root: Path, never: frozenset[Path]) -> list[Item]:
             elif stat.S_ISREG(found.st_mode):
                 items.append(Item(below, "f", found.st_size, found.st_mtime_ns))
     return sorted(items, key=lambda item: item.path)
+
+
+def _not_listed(exc: OSError) -> None:
+    """``os.walk`` would pass over a directory that it cannot read: the job would lack it."""
+    if not isinstance(exc, FileNotFoundError):
+        raise InvalidFileError(
+            f"a directory of an input cannot be read: {exc.strerror}",
+            where=str(exc.filename),
+            hint="chmod u+rx it, or name as inputs what is to go along",
+        ) from exc
 
 
 def put_large(

@@ -138,9 +138,6 @@ def by_report(attempt: Attempt, reports: Sequence[Report]) -> JobStatus | None:
         return None
     if cut_short(newest, reports):
         return None
-    started = next(
-        (r.at for r in reports if r.begun and r.restart == newest.restart), attempt.start_time
-    )
     return JobStatus(
         job_id=attempt.job_id,
         state=JobState.COMPLETED if newest.exit_code == 0 else JobState.FAILED,
@@ -148,12 +145,21 @@ def by_report(attempt: Attempt, reports: Sequence[Report]) -> JobStatus | None:
         reason="" if newest.exit_code == 0 else "NonZeroExitCode",
         nodes=newest.nodes or attempt.nodes,
         restarts=newest.restart,
-        start_time=started,
+        start_time=_held_since(newest, reports) or attempt.start_time,
         end_time=newest.at,
         exit_code=(newest.exit_code, 0),
         source="report",
         observed_at=utc_now(),
     )
+
+
+def _held_since(end: Report, reports: Sequence[Report]) -> dt.datetime | None:
+    """When the start that ended so told first of itself: what waits at a gate is paid for, too.
+
+    By the clock that told the end, and so not by Slurm's.
+    """
+    told = (r for r in reports if (r.task, r.restart) == (end.task, end.restart) and not r.ended)
+    return min((r.at for r in told if r.at), default=None)
 
 
 def _never_reached(ledger: Ledger, attempt: Attempt) -> dict[str, Any]:
@@ -227,10 +233,13 @@ def judge_array(
         if task in elements and elements[task].state.terminal:
             continue
         good = report.exit_code == 0
+        before = elements.get(task)
+        seen = before.start_time if before is not None and _ran(before) else None
         elements[task] = Element(
             task=task,
             state=JobState.COMPLETED if good else JobState.FAILED,
             nodes=report.nodes,
+            start_time=_held_since(report, reports) or seen,
             end_time=report.at,
             restarts=report.restart,
             exit_code=report.exit_code,
@@ -296,6 +305,13 @@ def _cancelled_elements(
                 end_time=wish.at,
             )
     return found
+
+
+def _ran(element: Element) -> bool:
+    """Whether its start is one that was seen; of what waits Slurm tells a guess."""
+    return element.state.active or (
+        element.state is JobState.UNKNOWN and element.raw_state != JobState.PENDING.value
+    )
 
 
 def _stays(before: Element | None, status: JobStatus) -> bool:

@@ -12,7 +12,7 @@ import datetime as dt
 import json
 import os
 import pwd
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -131,10 +131,16 @@ class Ledger(LedgerReads):
         array_size: int | None = None,
         gpu_hour_usd: Decimal | None = None,
         staged: Mapping[str, Any] | None = None,
+        check: Callable[[], None] | None = None,
     ) -> Attempt:
-        """Add an attempt in state SUBMITTING: written before sbatch is called."""
+        """Add an attempt in state SUBMITTING: written before sbatch is called.
+
+        ``check`` is called within the same transaction; where it raises nothing is added.
+        """
         now = utc_now()
         with self._write():
+            if check is not None:
+                check()
             number = self._one(
                 "SELECT coalesce(max(number), 0) + 1 FROM attempts WHERE run_id = ?", run.run_id
             )[0]

@@ -158,8 +158,10 @@ def _ask(site: str, attempts: Sequence[Attempt], connections: Connections) -> He
                 said.current.setdefault(submission_id, []).append(status)
         said.silent = not answer.jobs and not _is_empty(connection, attempts)
         gone = [a for a in attempts if not _all_there(a, said.current.get(a.submission_id, []))]
+        again = [a for a in attempts if _starts_again(a, said.current.get(a.submission_id, []))]
+        if gone or again:
+            said.reports = read_reports(connection.transport, [a.run_dir for a in (*gone, *again)])
         if gone:
-            said.reports = read_reports(connection.transport, [a.run_dir for a in gone])
             ids = [a.job_id for a in gone if a.job_id is not None]
             if ids:
                 since = min(a.created_at for a in gone) - dt.timedelta(days=1)
@@ -199,6 +201,11 @@ def _all_there(attempt: Attempt, current: Sequence[JobStatus]) -> bool:
         return bool(current)
     pending = sum(len(pending_tasks(s)) for s in current)
     return pending + sum(1 for s in current if not s.array_pending) >= attempt.array_size
+
+
+def _starts_again(attempt: Attempt, current: Sequence[JobStatus]) -> bool:
+    """Whether it is an array with elements that were requeued: reports tell of earlier starts."""
+    return attempt.array_size is not None and any(s.restarts for s in current)
 
 
 def _forget_secrets(ledger: Ledger, connections: Connections, ended: Sequence[Attempt]) -> None:
@@ -247,6 +254,8 @@ def _with_cost(
     else:
         parts = ledger.elements(attempt).values()
         seconds = sum(held_s(e.start_time, e.end_time, now) for e in parts)
+        for task in {r.task for r in reports}:
+            seconds += _reported_s([r for r in reports if r.task == task])
     known = msgspec.structs.replace(attempt, gpus=gpus)
     cost = ledger.cost_of(known, seconds)
     return {**fields, "cost_usd": money_text(cost)} if cost is not None else fields

@@ -7,8 +7,9 @@ from hpcscale.connect import Connection
 from hpcscale.fetching import MAX_BYTES, Fetched
 from hpcscale.ledger import Attempt, Ledger
 from hpcscale.settings import state_dir
-from hpcscale.staging import LOGS, fetch_places, results_of
+from hpcscale.staging import LOGS, fetch_element, fetch_places, results_of
 from hpcscale.transfer import SILENT, Meter
+from hpcscale.units import JobId
 
 
 def logs_dir(attempt: Attempt) -> Path:
@@ -28,6 +29,7 @@ def fetch(
     connection: Connection,
     attempt: Attempt,
     *,
+    task: int | None = None,
     names: Sequence[str] | None = None,
     to: Path | None = None,
     max_bytes: int = MAX_BYTES,
@@ -39,6 +41,7 @@ def fetch(
         ledger: notes that all of an ended attempt came.
         connection: to its site.
         attempt: ended or not.
+        task: of this array element alone.
         names: of these alone: ``outputs/N``, ``checkpoint``, ``logs``; None: all.
         to: directory in place of where each belongs; an output is ``to/N`` there.
         max_bytes: more is refused.
@@ -55,6 +58,16 @@ def fetch(
         places = {name: places[name] for name in names}
     if to is not None:
         places = {name: to / name.rpartition("/")[2] for name in places}
+    if task is not None and attempt.job_id is not None:
+        return fetch_element(
+            connection.transport,
+            attempt.run_dir,
+            places,
+            JobId(attempt.job_id.base, task),
+            whole=names or (),
+            max_bytes=max_bytes,
+            meter=meter,
+        )
     fetched = fetch_places(
         connection.transport, attempt.run_dir, places, max_bytes=max_bytes, meter=meter
     )

@@ -28,6 +28,7 @@ from hpcscale.fetching import MAX_BYTES, Fetched, fetch_all
 from hpcscale.inputs import LARGE_BYTES, Item, put_large, read_items
 from hpcscale.slurm.transport import Transport
 from hpcscale.transfer import SILENT, Meter
+from hpcscale.units import JobId
 from hpcscale.urls import is_url
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 CODE = "code"
 CHECKPOINT = "checkpoint"
 LOGS = "logs"
+FUNCTION_FILES = "outputs/submitit"
 SUBDIRS = ("logs", "events", "inputs", "outputs")
 COPY_TIMEOUT_S = 3600.0
 
@@ -324,11 +326,59 @@ def fetch_places(
             from hpcscale.objects import put_output
 
             put = put_output(transport, f"{run_dir}/{name}", url, max_bytes=max_bytes, meter=meter)
-            found.objects += put.objects
-            found.unchanged += put.unchanged
-            found.skipped += put.skipped
-            found.refused += put.refused
-            found.size += put.size
+            found.add(put)
+    return found
+
+
+def fetch_element(
+    transport: Transport,
+    run_dir: str,
+    places: Mapping[str, Path | str],
+    job_id: JobId,
+    *,
+    whole: Sequence[str] = (),
+    max_bytes: int = MAX_BYTES,
+    meter: Meter = SILENT,
+) -> Fetched:
+    """Bring what is one array element's own: its log, its checkpoint, its function's files.
+
+    Args:
+        transport: of the site.
+        run_dir: on the site.
+        places: of the whole array, as ``results_of`` names them.
+        job_id: the element's.
+        whole: names that are brought whole all the same.
+        max_bytes: more is refused.
+        meter: told how it goes on.
+
+    Returns:
+        What came; ``shared`` names the outputs that all elements write to.
+    """
+    own: list[tuple[str, Path]] = []
+    found = Fetched()
+    rest: dict[str, Path | str] = {}
+    for name, here in places.items():
+        if name == LOGS and isinstance(here, Path):
+            own.append((f"{run_dir}/{LOGS}/{job_id}.log", here / f"{job_id}.log"))
+        elif name == CHECKPOINT and isinstance(here, Path):
+            task = f"task-{job_id.array_task}"
+            own.append((f"{run_dir}/{CHECKPOINT}/{task}", here / task))
+        elif name == FUNCTION_FILES and isinstance(here, Path):  # submitit's names begin so
+            found.add(
+                fetch_all(
+                    transport,
+                    [(f"{run_dir}/{name}", here)],
+                    max_bytes=max_bytes,
+                    meter=meter,
+                    prefix=f"{job_id}_",
+                )
+            )
+        elif name in whole:
+            rest[name] = here
+        else:
+            found.shared.append(name)
+    found.add(fetch_all(transport, own, max_bytes=max_bytes, meter=meter))
+    found.add(fetch_places(transport, run_dir, rest, max_bytes=max_bytes, meter=meter))
     return found
 
 

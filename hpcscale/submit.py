@@ -6,7 +6,7 @@ in between (a time-out, a kill, a power cut) the job is found again and never su
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,7 @@ def submit(
     cwd: str | None = None,
     submission_id: str | None = None,
     after: tuple[str | None] | None = None,
+    check: Callable[[], None] | None = None,
     timeout_s: float = 60.0,
     meter: Meter = SILENT,
 ) -> Submission:
@@ -84,6 +85,8 @@ def submit(
         cwd: where the user stands; default the current directory.
         submission_id: one that was noted before; default a new one.
         after: Slurm's ``--dependency``, where the caller knows better than the spec's terms.
+        check: called within the transaction that writes the attempt's row; what it raises is
+            raised, and nothing is submitted.
         timeout_s: of sbatch.
         meter: told how copying goes on.
 
@@ -128,6 +131,7 @@ def submit(
         array_size=spec.array_size,
         gpu_hour_usd=cost.gpu_hour_usd,
         staged=rendered.staged,
+        check=check,
     )
     note_code(ledger, attempt, rendered, code)
     note_named(ledger, attempt, waits_for)

@@ -110,6 +110,7 @@ class Again(Acts):
             step=Step.SUBMITTING,
             estimate_usd=_share(move.estimate_usd, size),
             reserved_usd=_share(move.reserved_usd, size),
+            egress_usd=move.egress_usd / size,
             boot_timeout_s=move.boot_timeout_s,
             retry_after_s=move.retry_after_s,
             lease_s=move.lease_s,

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import msgspec
 
+from hpcscale.burst.heads import head_line
 from hpcscale.connect import Connection
 from hpcscale.errors import NotFoundError, NotSentError, StateError
 from hpcscale.ledger import utc_now
@@ -84,7 +85,7 @@ class AuditLog:
                 hint="nothing was done; make room, or export HPCSCALE_STATE_DIR=a directory of "
                 "yours",
             ) from exc
-        _to_syslog(head)
+        _to_syslog(self.path, head)
         return head
 
     def _append(self, file: int, act: str, data: Mapping[str, Any]) -> Head:
@@ -110,8 +111,11 @@ class AuditLog:
     def _count(self, file: int, size: int) -> int:
         return os.pread(file, size, 0).rstrip(b"\n").count(b"\n") + 1
 
-    def verify(self) -> tuple[Head, dict[int, str]]:
+    def verify(self, *, gone: bool = False) -> tuple[Head, dict[int, str]]:
         """Read all of it; the head, and each line's hash by its number.
+
+        Args:
+            gone: no log is an empty one, to be compared with heads kept elsewhere.
 
         Raises:
             NotFoundError: there is none.
@@ -120,6 +124,8 @@ class AuditLog:
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
+            if gone:
+                return Head(0, GENESIS), {}
             raise NotFoundError(
                 "no audit log: nothing was moved from here",
                 where=str(self.path),
@@ -134,8 +140,8 @@ class AuditLog:
                     f"line {number} does not follow line {number - 1}: a line was changed, "
                     "taken out or put in",
                     where=f"{self.path}:{number}",
-                    hint="compare with the heads in syslog, or at the site: "
-                    "hpcscale burst audit --anchor SITE",
+                    hint="compare with the heads in syslog, or at the site: hpcscale burst audit "
+                    "--syslog FILE, hpcscale burst audit --anchor SITE",
                 )
             previous = hashlib.sha256(line).hexdigest()
             hashes[number] = previous
@@ -156,10 +162,10 @@ def _number(line: bytes) -> int | None:
     return number if isinstance(number, int) else None
 
 
-def _to_syslog(head: Head) -> None:
+def _to_syslog(path: Path, head: Head) -> None:
     import syslog
 
-    text = f"hpcscale audit: line {head.number} of uid {os.getuid()} is {head.sha256}"
+    text = head_line(path, os.getuid(), head.number, head.sha256)
     syslog.syslog(syslog.LOG_NOTICE | syslog.LOG_AUTH, text)
 
 

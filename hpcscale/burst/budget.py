@@ -42,7 +42,7 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
         payer: whose job.
         at: when it was reserved, aware.
         usd: what it cost once that is known, else the most it can cost; None: without a bound.
-        settled: whether ``usd`` is what it cost.
+        settled: whether no more can come: ``usd`` is what it cost, as far as anybody can tell.
         waits: nothing but its waiting moved it.
     """
 

@@ -5,7 +5,8 @@ claim, open the gate, and once user code has begun cancel the on-prem job as cle
 fence, submit, claim, open, and wait for nothing but user code.) Until the gate is open the on-prem
 job exists, and can have its place back. Correctness rests on two files made by ``link(2)``
 (``burst.claims``); fence, ledger and lock only save place, money and time. The protocol with its
-crash points is docs/handover.md. Steps backwards are in ``burst.back``.
+crash points is docs/handover.md. Steps backwards are in ``burst.back``, those after the clean-up in
+``burst.follow``, what its user wishes meanwhile in ``burst.wishes``.
 """
 
 from collections.abc import Callable
@@ -18,31 +19,34 @@ from hpcscale.burst.acts import age_s, left
 from hpcscale.burst.arrays import cancelled_elements, element_id
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.fence import stands
-from hpcscale.burst.moves import FOLLOWED, TAKEN_BACK, Move, Step, target_attempt
+from hpcscale.burst.home import Home, at_home
+from hpcscale.burst.moves import FORWARD, Move, Step, target_attempt
 from hpcscale.burst.policy import Order
 from hpcscale.burst.results import note_gate_idle
-from hpcscale.burst.shift import Shift
 from hpcscale.burst.sight import Sight, end, look, nodes_up, record, words
 from hpcscale.burst.stuck import STANDS_IN, dependents
+from hpcscale.burst.wishes import BY_USER, Wishes
 from hpcscale.burst.words import show_s
 from hpcscale.connect import Connection
-from hpcscale.errors import (
-    BurstRefusedError,
-    HpcscaleError,
-    SubmitUnknownError,
-    UnreachableError,
-)
+from hpcscale.errors import HpcscaleError, SubmitUnknownError, UnreachableError
 from hpcscale.ledger import MOVED_TO, Attempt, Ledger
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.units import parse_array
 
-FORWARD = frozenset(
-    {Step.SUBMITTING, Step.SUBMITTED, Step.FENCING, Step.CLAIMING, Step.OPENING, Step.CANCELLING}
-)
-_BY_USER = "its user cancelled it"
+
+def _gone(move: Move, seen: Sight) -> bool:
+    """Before its claim is taken: one that runs may have begun nothing yet."""
+    return seen.over and left(move, seen)
 
 
-class Handover(Shift):
+def _ended(move: Move, seen: Sight) -> bool:
+    """Once its claim is ours: by itself it can only have ended with 98."""
+    if seen.status is not None:
+        return seen.status.state is JobState.CANCELLED
+    return move.kept and seen.exit_code != 98
+
+
+class Handover(Wishes):
     """Advances moves.
 
     Args:
@@ -86,7 +90,7 @@ class Handover(Shift):
         """
         while not move.step.settled:
             if move.step in FORWARD and self._cancelled_by_user(move):
-                after = self._end(move, _BY_USER, Step.CANCELLED)
+                after = self._end(move, BY_USER, Step.CANCELLED)
             else:
                 after = self._steps[move.step](move)
             if after is None:  # another process took the step
@@ -97,67 +101,19 @@ class Handover(Shift):
             move = after
         return move
 
-    def undo(self, move: Move) -> Move:
-        """Take a move back at its user's wish: cloud job ended, fence set back.
-
-        Raises:
-            BurstRefusedError: it is too late, the job runs in the cloud.
-        """
-        if move.same_job:
-            return self.undo_shift(move)
-        message = TAKEN_BACK
-        if move.step in FOLLOWED or (move.step is Step.CANCELLING and move.cancel_asked):
-            raise _too_late(move)
-        if move.step in FORWARD:
-            step = Step.ENDING
-        elif not move.step.settled:
-            step, message = move.step, move.message
-        elif move.fence is not None:
-            return self._unfence_settled(move)
-        else:
-            raise BurstRefusedError(
-                f"the move of {move.run_id} is {move.step.value}: there is nothing to undo",
-                hint="hpcscale burst status",
-            )
-        changed = self.moves.save(move, step=step, message=message, ends_as=Step.FAILED)
-        if changed is None:  # it went on meanwhile: perhaps it is too late now
-            return self.undo(self.moves.get(move.move_id))
-        return self.advance(changed)
-
-    def cancel(self, move: Move) -> Move:
-        """End the job at both sites at its user's wish, wherever its move stands.
-
-        Raises:
-            UnreachableError: the wish is recorded, and the next run goes on with it.
-        """
-        self.ledger.event(move.run_id, "attempt.cancel", {"by": "its user"})
-        if move.step.settled:
-            return move
-        if move.same_job:
-            return self.cancel_shift(move)
-        if move.step in FOLLOWED:
-            self._stop_both(move)
-            return self.advance(self.moves.get(move.move_id))
-        changed = self.moves.save(move, step=Step.ENDING, message=_BY_USER, ends_as=Step.CANCELLED)
-        if changed is None:
-            return self.cancel(self.moves.get(move.move_id))
-        return self.advance(changed)
-
     # --- the steps -------------------------------------------------------------------------
 
     def _submitting(self, move: Move) -> Move | None:
         target = target_attempt(self.ledger, move)
         if target is not None and target.state is not JobState.REFUSED:
             return self._resume_submit(move, target)
-        origin, from_connection = self._origin(move)
-        kept, seen = self._keep_fence(move, origin, from_connection)
-        if kept is None:
-            return None
-        move = kept
-        if left(move, seen):
-            return self._origin_changed(move, seen)
+        return self._submit_anew(move)
+
+    @at_home()
+    def _submit_anew(self, home: Home) -> Move | None:
+        move, seen = home.move, home.seen
         if seen.status is not None and move.fence is None:
-            found = self._fence_of(move, seen.status, from_connection)
+            found = self._fence_of(move, seen.status, home.connection)
             if isinstance(found, str):  # known before anything is paid for
                 return self._end(move, found)
         connection = self._connect(move.to_site)
@@ -196,14 +152,9 @@ class Handover(Shift):
             asked_at=self._connect(move.to_site).clock.now(),
         )
 
-    def _submitted(self, move: Move) -> Move | None:
-        origin, from_connection = self._origin(move)
-        kept, seen = self._keep_fence(move, origin, from_connection)
-        if kept is None:
-            return None
-        move = kept
-        if left(move, seen):
-            return self._origin_changed(move, seen)
+    @at_home()
+    def _submitted(self, home: Home) -> Move | None:
+        move = home.move
         if move.order is Order.FENCE_FIRST:
             return self.moves.save(move, step=Step.CLAIMING)
         if move.line is not None:
@@ -263,29 +214,23 @@ class Handover(Shift):
             if saved is None:
                 return None
             move = saved
-        kept, seen = self._keep_fence(move, origin, connection)
-        if kept is None:
-            return None
-        move = kept
-        if left(move, seen):
-            return self._origin_changed(move, seen)
+        return self._fenced(move, after)
+
+    @at_home()
+    def _fenced(self, home: Home, after: Step) -> Move | None:
+        move, seen = home.move, home.seen
         if seen.status is None or stands(seen.status, move.fence or ""):
             return self.moves.save(move, step=after, fenced=True)
         return self._end(
             move,
             f"{move.from_site} did not take the fence, so nothing was moved; owners of waiting "
             "jobs must be allowed to change ExcNodeList (its job_submit plugin?): scontrol update "
-            f"JobId={origin.job_id} ExcNodeList={move.fence}",
+            f"JobId={home.origin.job_id} ExcNodeList={move.fence}",
         )
 
-    def _claiming(self, move: Move) -> Move | None:
-        origin, connection = self._origin(move)
-        kept, seen = self._keep_fence(move, origin, connection)
-        if kept is None:
-            return None
-        move = kept
-        if seen.over and left(move, seen):
-            return self._origin_changed(move, seen)
+    @at_home(over=_gone)
+    def _claiming(self, home: Home) -> Move | None:
+        move, origin, connection, seen = home.move, home.origin, home.connection, home.seen
         # of a job that is gone no start is known to be over
         restarts = seen.status.restarts if seen.status is not None else 0
         target, _ = self._target(move)
@@ -405,33 +350,23 @@ class Handover(Shift):
             if looked is None:
                 return None
             move = looked
-        origin, connection = self._origin(move)
-        kept, seen = self._keep_fence(move, origin, connection)
-        if kept is None:
-            return None
-        # its claim is ours, so by itself it can only have ended with 98
-        ended = seen.status is not None and seen.status.state is JobState.CANCELLED
-        if ended or (seen.gone and kept.kept and seen.exit_code != 98):
-            return self._origin_changed(kept, seen)
-        if kept.order is Order.FENCE_FIRST:
-            return self._never_came(kept, to_connection, there) or kept
-        waited_s = age_s(kept.updated_at)
+        return self._not_begun(move, to_connection, there)
+
+    @at_home(over=_ended)
+    def _not_begun(self, home: Home, to_connection: Connection, there: Sight) -> Move | None:
+        move = home.move
+        if move.order is Order.FENCE_FIRST:
+            return self._never_came(move, to_connection, there) or move
+        waited_s = age_s(move.updated_at)
         status = there.status
         if status is not None and status.state is JobState.RUNNING and status.start_time:
             # it began before its gate opened: our own clock may have jumped, or that site's
             here_s = (to_connection.clock.now() - status.start_time).total_seconds()
             waited_s = min(waited_s, here_s)
-        if waited_s > kept.boot_timeout_s:
+        if waited_s > move.boot_timeout_s:
             return self._end(
-                kept,
-                f"its command on {kept.to_site} did not begin within boot_timeout = "
-                f"{show_s(kept.boot_timeout_s)} of its gate's opening ({there.word})",
+                move,
+                f"its command on {move.to_site} did not begin within boot_timeout = "
+                f"{show_s(move.boot_timeout_s)} of its gate's opening ({there.word})",
             )
-        return kept
-
-
-def _too_late(move: Move) -> BurstRefusedError:
-    return BurstRefusedError(
-        f"{move.run_id} already runs on {move.to_site}",
-        hint=f"hpcscale cancel {move.run_id} ends it there",
-    )
+        return move

@@ -4,6 +4,7 @@ One file a snapshot below ``state_dir()/burst/snapshots``, gzip of JSON, named b
 JSON. Only cycles that move a job or change a verdict are kept, for 90 days and up to 1 GB.
 """
 
+import contextlib
 import datetime as dt
 import gzip
 import hashlib
@@ -100,13 +101,17 @@ def _write(path: Path, data: bytes) -> None:
 
 def _prune() -> None:
     """Drop what is old, then the oldest until the rest fits."""
-    files = sorted(folder().glob("*.json.gz"), key=lambda p: p.stat().st_mtime)
-    size = sum(p.stat().st_size for p in files)
-    for path in files:
-        if path.stat().st_mtime > time.time() - KEEP_S and size <= MOST_BYTES:
+    files: list[tuple[float, int, Path]] = []
+    for path in folder().glob("*.json.gz"):
+        with contextlib.suppress(FileNotFoundError):  # another run prunes too
+            found = path.stat()
+            files.append((found.st_mtime, found.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for changed_at, size, path in sorted(files):
+        if changed_at > time.time() - KEEP_S and total <= MOST_BYTES:
             return
-        size -= path.stat().st_size
-        path.unlink()
+        total -= size
+        path.unlink(missing_ok=True)
 
 
 def names() -> list[str]:

@@ -18,7 +18,14 @@ from hpcscale.ledger import Attempt, Ledger
 
 def so_far_usd(ledger: Ledger, target: Attempt, now: dt.datetime) -> Decimal | None:
     """Dollars of a cloud attempt until now, its earlier starts too; None when unknown."""
-    seconds = target.earlier_s + held_s(target.start_time, target.end_time, now)
+    if target.array_size is None:
+        seconds = target.earlier_s + held_s(target.start_time, target.end_time, now)
+    else:  # its row has the GPUs of one element, and the first one's start
+        seconds = sum(
+            held_s(e.start_time, e.end_time, now)
+            for e in ledger.elements(target).values()
+            if e.state.active or e.state.terminal  # of what waits Slurm tells a guess
+        )
     return ledger.cost_of(target, seconds)
 
 
@@ -30,8 +37,10 @@ def over(ledger: Ledger, move: Move, target: Attempt, now: dt.datetime) -> str |
     most = ledger.run(move.run_id).max_cost_usd
     limits = [(move.reserved_usd, "reserved for it"), (most, "of its --max-cost")]
     for limit, name in limits:
-        if spent is not None and limit is not None and spent > limit:
-            return f"it has cost {usd(spent)}, over the {usd(limit)} {name}"
+        if spent is None or limit is None or spent + move.egress_usd <= limit:
+            continue
+        back = f" and {usd(move.egress_usd)} for what comes back" if move.egress_usd else ""
+        return f"it has cost {usd(spent)}{back}, over the {usd(limit)} {name}"
     return None
 
 

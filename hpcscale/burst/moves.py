@@ -67,6 +67,9 @@ class Step(enum.StrEnum):
 
 
 _SETTLED = frozenset({Step.DONE, Step.FAILED, Step.CANCELLED, Step.WITHDRAWN})
+FORWARD = frozenset(
+    {Step.SUBMITTING, Step.SUBMITTED, Step.FENCING, Step.CLAIMING, Step.OPENING, Step.CANCELLING}
+)
 FOLLOWED = frozenset({Step.MOVED, Step.RELEASING})  # its command has begun there
 
 TAKEN_BACK = "taken back by its user"
@@ -83,6 +86,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         reason: why the policy moved it, as the plan said.
         estimate_usd: the plan's cost; the attempt's own cost is in its row.
         reserved_usd: the most it can cost; budgets count it until the cost is known.
+        egress_usd: of both, for what comes back; the attempt's own cost is of its nodes alone.
         order: whether the on-prem job is fenced before the cloud job is submitted.
         kept: the on-prem job was seen so old that its controller has it on disk.
         old_exc: the user's own ExcNodeList, as they last wrote it. None: not yet fenced.
@@ -131,6 +135,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     estimate_usd: Decimal | None = None
     reserved_usd: Decimal | None = None
+    egress_usd: Decimal = Decimal(0)
     boot_timeout_s: int = 1800
     retry_after_s: int = 1800
     lease_s: int = 600
@@ -177,10 +182,22 @@ class Moves:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    def begin(self, move: Move, decision: Mapping[str, Any] | None = None) -> Move | None:
+    def begin(
+        self,
+        move: Move,
+        decision: Mapping[str, Any] | None = None,
+        *,
+        after: int | None = None,
+    ) -> Move | None:
         """Add a move, with the decision that it follows; None when one is under way already.
 
         Both are written at once: there is no move, and no dollar, without a decision.
+
+        Args:
+            move: to begin.
+            decision: what it was decided on.
+            after: the last move (``last_id``) that was known when it was decided. None is begun
+                where there is a later one: money that was left then may be spent.
         """
         now = utc_now()
         latest = max((a.number for a in self.ledger.attempts(move.run_id)), default=0)
@@ -195,6 +212,8 @@ class Moves:
             since_event=max((e.event_id for e in events), default=0),
         )
         with self.ledger.writing() as db:
+            if after is not None and self.last_id() > after:
+                return None
             cursor = db.execute(
                 "INSERT OR IGNORE INTO moves (run_id, step, settled, revision, data) "
                 "VALUES (?, ?, ?, ?, ?)",
@@ -237,6 +256,10 @@ class Moves:
     def get(self, move_id: int) -> Move:
         """One move, read afresh."""
         return self._read("WHERE move_id = ?", move_id)[0]
+
+    def last_id(self) -> int:
+        """The number of the newest move; 0: there is none."""
+        return int(self.ledger.rows("SELECT coalesce(max(move_id), 0) AS n FROM moves")[0]["n"])
 
     def unsettled(self) -> list[Move]:
         """Moves under way, oldest first."""

@@ -61,7 +61,7 @@ def _option(place: Place, shape: Shape, site: Site, policy: Policy) -> Option:
     if row is not None:
         why = f"{row.name}: {why}"
     boot_timeout_s = _own(terms.boot_timeout_s, site.burst.boot_timeout_s)
-    usd, worst, unpromised = cost.usd, cost.usd, shape.unpromised
+    usd, worst, out, unpromised = cost.usd, cost.usd, Decimal(0), shape.unpromised
     if usd is not None and cost.gpu_hour_usd is not None:
         out, unsaid = egress(place.spec, row)
         unpromised = unpromised or unsaid
@@ -79,6 +79,7 @@ def _option(place: Place, shape: Shape, site: Site, policy: Policy) -> Option:
         cost_why=why,
         blockers=place.blockers,
         worst_usd=worst,
+        egress_usd=out,
         same_job=place.same_job,
         partition=None if place.same_job else shape.partition,
         offer="" if row is None else row.name,

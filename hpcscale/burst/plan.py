@@ -61,6 +61,7 @@ class Option(Frozen, frozen=True, kw_only=True):
         cost_why: how the cost was computed, or why it is unknown.
         blockers: why the job cannot run there; empty when it can.
         worst_usd: the most that moving there can cost, requeues included; None when unknown.
+        egress_usd: of both, for what comes back.
         same_job: it is a partition of the origin: the job itself moves, and nothing is copied.
         partition: of the site, the cheapest whose nodes hold the job; None: its default one.
         offer: row of the catalog that its nodes are rented by; empty: the profile's price.
@@ -82,6 +83,7 @@ class Option(Frozen, frozen=True, kw_only=True):
     cost_why: str = ""
     blockers: tuple[str, ...] = ()
     worst_usd: Decimal | None = None
+    egress_usd: Decimal = Decimal(0)
     same_job: bool = False
     partition: str | None = None
     offer: str = ""
@@ -204,6 +206,7 @@ class Decision(Frozen, frozen=True, kw_only=True):
         reason: one sentence with its numbers.
         cost_usd: expected dollars at ``to``; None when unknown.
         worst_usd: what is reserved for it; None when unknown.
+        egress_usd: of both, for what comes back.
         runner_up: what would have been done otherwise, in half a sentence.
         start_p50: when the job is expected to start here; so ``start_p90``.
         net: partition that takes it over when its nodes are taken back, and ``line``: when; None:
@@ -227,6 +230,7 @@ class Decision(Frozen, frozen=True, kw_only=True):
     staging_s: int = 0
     blockers: tuple[str, ...] = ()
     worst_usd: Decimal | None = None
+    egress_usd: Decimal = Decimal(0)
     runner_up: str = ""
     start_p50: dt.datetime | None = None
     start_p90: dt.datetime | None = None

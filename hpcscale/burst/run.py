@@ -17,7 +17,7 @@ from hpcscale.burst.catalog_load import rows_for
 from hpcscale.burst.charges import charges
 from hpcscale.burst.early import Sizes, send_early
 from hpcscale.burst.elements import make_run
-from hpcscale.burst.expect import Foresee, expect
+from hpcscale.burst.expect import Foresee, begin_to_load, expect
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.kept import Kept, keep, planned
 from hpcscale.burst.meter import check
@@ -125,6 +125,8 @@ def look(
     targets = {name: connections.site(name) for name in policy.to}
     origin = connections(policy.from_site)
     waiting = waiting_runs(ledger, policy.from_site)
+    if waiting:
+        begin_to_load(policy)
     now = origin.clock.now()
     if not waiting:
         nothing = BurstPlan(now=now, from_site=policy.from_site, policy=policy.source)
@@ -196,6 +198,7 @@ def tick(
     except HpcscaleError as exc:
         done.problems.append(f"fences left behind: {exc}")
     done.problems += resubmit(ledger, connections, [policy.from_site], say)
+    last = handover.moves.last_id()  # two runs at once must not both spend what is left of a budget
     try:
         seen = look(ledger, policy, connections, foresee)
         done.plan = seen.plan
@@ -209,8 +212,11 @@ def tick(
     _note_refusals(ledger, done.plan)
     for decision in done.plan.moves:
         target = connections.site(decision.to or "")
-        begun = begin(handover.moves, policy, decision, done.plan, target, kept=kept or "")
+        begun = begin(
+            handover.moves, policy, decision, done.plan, target, kept=kept or "", after=last
+        )
         if begun is not None:
+            last = begun.move_id
             say(f"{begun.run_id} ({begun.name}) moves to {begun.to_site}: {decision.reason}")
             done.begun.append(begun)
             _advance(handover, begun, done)
@@ -247,8 +253,11 @@ def begin(
     target: Site,
     *,
     kept: str = "",
+    after: int | None = None,
 ) -> Move | None:
     """Record the decision and its move; None when the run is on its way already.
+
+    Also None where money bounds it and another run has begun a move since it was decided.
 
     Args:
         moves: of the ledger where the decision is recorded.
@@ -257,6 +266,7 @@ def begin(
         plan: that it is of.
         target: profile of where it goes.
         kept: hash of the snapshot that it was made of.
+        after: the last move that the decision knew of.
     """
     assert decision.to is not None
     ledger = moves.ledger
@@ -296,6 +306,7 @@ def begin(
             gpu_hour_usd=terms.gpu_hour_usd if terms else None,
             estimate_usd=decision.cost_usd,
             reserved_usd=decision.worst_usd,
+            egress_usd=decision.egress_usd,
             boot_timeout_s=decision.boot_timeout_s or 1800,
             net=decision.net,
             net_gpus=net.gpus if net else 0,
@@ -306,6 +317,8 @@ def begin(
             staging_s=decision.staging_s,
         ),
         data,
+        # elements share the maximum cost of their array
+        after=after if policy.budgets or found.task is not None else None,
     )
 
 
@@ -351,7 +364,7 @@ def _audit(act: str, decision: Decision, data: dict[str, object]) -> None:
 def _advance(handover: Handover, move: Move, done: Tick) -> None:
     try:
         done.advanced.append(handover.advance(move))
-    except HpcscaleError as exc:
+    except (HpcscaleError, OSError) as exc:  # of files that are to go along, too
         # one move's trouble must not stop the others; it is tried again by the next tick
         done.unwritten |= isinstance(exc, StateError)
         done.problems.append(f"{move.run_id}: {move.step.value}: {exc}")

@@ -137,6 +137,7 @@ def verdict(job: Candidate, policy: Policy, now: dt.datetime, depth: int) -> Dec
         boot_timeout_s=land.boot_timeout_s,
         staging_s=land.staging_s,
         worst_usd=land.worst_usd if land.worst_usd is not None else land.cost_usd,
+        egress_usd=land.egress_usd,
         runner_up=_runner_up(job, land, now),
         start_p50=job.start_p50,
         start_p90=job.start_p90,

@@ -1,9 +1,14 @@
 """``hpcscale burst status|undo|audit|reap``: moves under way, and what is left of them."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from hpcscale.cli._burst_tables import MOVE_COLUMNS, move_data, move_row
 from hpcscale.cli._output import emit_json, emit_table, json_option, notice
+
+if TYPE_CHECKING:
+    from typing import TextIO
 
 
 @click.command()
@@ -82,33 +87,64 @@ def undo(job: str, as_json: bool) -> None:
     metavar="SITE",
     help="Compare with the heads kept at SITE, then keep this one there.",
 )
+@click.option(
+    "--syslog",
+    "syslog",
+    metavar="FILE",
+    type=click.File(encoding="utf-8", errors="replace"),
+    help="Compare with the heads in this file of syslog's; - reads what journalctl prints.",
+)
 @json_option
-def audit(site_name: str | None, as_json: bool) -> None:
+def audit(site_name: str | None, syslog: "TextIO | None", as_json: bool) -> None:
     """Check that no line of the audit log was changed, taken out or put in (else exit 9).
+
+    \b
+      hpcscale burst audit
+      hpcscale burst audit --syslog /var/log/auth.log
+      journalctl --facility=auth --output=short | hpcscale burst audit --syslog -
 
     Each act of burst on a job is in it: decide, refuse, submit, update (fence and its end), claim,
     open or close, cancel, revoke. What that proves, and what not: docs/audit.md.
-    """
+    """  # noqa: D301  # click's mark for text that is not rewrapped
+    import os
+
     from hpcscale.burst.audit import AuditLog, anchor
+    from hpcscale.burst.heads import compare
     from hpcscale.burst.run import Connections
 
     log = AuditLog()
-    head, hashes = log.verify()
+    head, hashes = log.verify(gone=site_name is not None or syslog is not None)
     agreed: int | None = None
+    in_syslog: int | None = None
+    if syslog is not None:
+        in_syslog = compare(syslog, log.path, os.getuid(), hashes, syslog.name)
     if site_name is not None:
         connections = Connections()
         try:
             agreed = anchor(connections(site_name), head, hashes)
         finally:
             connections.close()
+    if not (head.number or agreed or in_syslog):
+        log.verify()  # no log, and nobody ever heard of one
     if as_json:
-        data = {"path": str(log.path), "lines": head.number, "head": head.sha256, "agreed": agreed}
-        emit_json(data)
+        emit_json(
+            {
+                "path": str(log.path),
+                "lines": head.number,
+                "head": head.sha256,
+                "agreed": agreed,
+                "syslog": in_syslog,
+            }
+        )
         return
     click.echo(f"{log.path}: {head.number} lines, each follows the one before")
     click.echo(f"head: {head.sha256}")
     if agreed is not None:
         click.echo(f"{site_name}: {agreed} earlier heads agree, and this one is kept there")
+    if syslog is not None:
+        click.echo(f"{syslog.name}: {in_syslog} heads agree")
+        if not in_syslog:
+            notice(f"{syslog.name} holds no head of this log: an older file, or another machine's?")
 
 
 @click.command()

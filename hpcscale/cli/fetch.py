@@ -7,7 +7,7 @@ import click
 from hpcscale.cli._output import emit_json, json_option, notice, printable
 
 if TYPE_CHECKING:
-    from hpcscale.ledger import Attempt
+    from hpcscale.ledger import Attempt, Found, Ledger
 
 
 @click.command("fetch")
@@ -42,6 +42,9 @@ def command(
     size and time, is not copied again; what was cut goes on where it stopped. At a job's end
     `hpcscale wait` and the handover do the same by themselves.
 
+    Of one element of an array (SITE:ID_TASK) comes what is its own: its log, its part of the
+    checkpoint, its function's result. Outputs that all elements share come with --output.
+
     Links, devices, pipes and names that lead out of their directory are never brought. With --to,
     an output is DIR/NAME, the others are DIR/checkpoint and DIR/logs.
 
@@ -58,15 +61,18 @@ def command(
 
     limit = _bytes(max_bytes)
     with Ledger.open(create=False) as ledger, SitePool() as pool:
-        attempt = ledger.resolve(job).attempt
+        found = ledger.resolve(job)
+        attempt = found.attempt
         names = _names(attempt, outputs, checkpoint=checkpoint, logs=logs)
         if not must_fetch(attempt, pool(attempt.site)) and to is None and not attempt.fetched:
             notice(f"{attempt.run_id} works in place at {attempt.site}: nothing is to be fetched")
+        ended = _ended(ledger, found)
         with Bar() as bar:
             fetched = fetch(
                 ledger,
                 pool(attempt.site),
                 attempt,
+                task=found.task,
                 names=names,
                 to=None if to is None else Path(to).expanduser().absolute(),
                 max_bytes=limit,
@@ -76,25 +82,31 @@ def command(
         notice(f"refused: {text}")
     for text in fetched.skipped:
         notice(f"not fetched: {text}")
+    for name in fetched.shared:
+        notice(
+            f"{name} is of all elements, and stays: hpcscale fetch {attempt.run_id} "
+            f"--output {name.removeprefix('outputs/')}"
+        )
     if as_json:
         emit_json(
             {
                 "run_id": attempt.run_id,
-                "ref": str(attempt.ref) if attempt.ref else None,
+                "ref": _ref(found),
                 "site": attempt.site,
-                "ended": attempt.ended,
+                "ended": ended,
                 "files": [str(path) for path in fetched.files],
                 "objects": fetched.objects,
                 "bytes": fetched.size,
                 "unchanged": fetched.unchanged,
                 "refused": [printable(text) for text in fetched.refused],
                 "skipped": [printable(text) for text in fetched.skipped],
+                "shared": fetched.shared,
             }
         )
     else:
         for path in [*map(str, fetched.files), *fetched.objects]:
             click.echo(printable(path))
-        so_far = "" if attempt.ended else " so far"
+        so_far = "" if ended else " so far"
         notice(
             f"{len(fetched.files) + len(fetched.objects)} files, {fetched.size} bytes{so_far}; "
             f"{fetched.unchanged} were here already"
@@ -103,6 +115,22 @@ def command(
         raise HpcscaleError(
             f"{len(fetched.skipped)} files were not fetched", hint=f"again: hpcscale fetch {job}"
         )
+
+
+def _ref(found: "Found") -> str | None:
+    from hpcscale.units import JobId, JobRef
+
+    ref = found.attempt.ref
+    if ref is None or found.task is None:
+        return str(ref) if ref else None
+    return str(JobRef(ref.site, JobId(ref.job_id.base, found.task)))
+
+
+def _ended(ledger: "Ledger", found: "Found") -> bool:
+    if found.task is None or found.attempt.ended:
+        return found.attempt.ended
+    element = ledger.elements(found.attempt).get(found.task)
+    return element is not None and element.state.terminal
 
 
 def _names(

@@ -187,7 +187,7 @@ def _why_here(job: JobArguments, name: str) -> str:
 
 def _dependency(spec: "JobSpec", site_name: str) -> tuple[str | None, tuple[str, ...]]:
     if not spec.after:
-        return None, ()
+        return spec.directives.get("dependency"), ()
     import tempfile
     from pathlib import Path
 

@@ -118,7 +118,8 @@ def read_tree(root: Path, *, named: bool = True, never: frozenset[Path] = frozen
 
     Raises:
         NotFoundError: no such directory, or a submodule is not there.
-        InvalidFileError: too much for a program, or git cannot read the checkout.
+        InvalidFileError: too much for a program, git cannot read the checkout, or a file or
+            directory cannot be read.
     """
     if not root.is_dir():
         raise NotFoundError(
@@ -156,7 +157,7 @@ def read_tree(root: Path, *, named: bool = True, never: frozenset[Path] = frozen
         if len(chosen) > most_files * 2:
             break  # enough to say what is wrong
     _require_small(root, sizes, named=named, most_files=most_files)
-    entries = tuple(_entry(root, name) for name in sorted(chosen))
+    entries = tuple(_chosen_entry(root, name) for name in sorted(chosen))
     digest = hashlib.sha256(manifest(entries)).hexdigest()
     changed = () if checkout is None else checkout.changed
     return CodeTree(
@@ -244,7 +245,7 @@ def _rules(root: Path) -> "tuple[pathspec.GitIgnoreSpec, pathspec.GitIgnoreSpec]
 
 def _walk(root: Path, rules: "pathspec.GitIgnoreSpec") -> Iterator[str]:
     """Files and links, and empty directories with a slash at their end; links are not followed."""
-    for directory, names, files in os.walk(root):
+    for directory, names, files in os.walk(root, onerror=_not_listed):
         here = Path(directory)
         below = "" if here == root else f"{here.relative_to(root)}/"
         links = [n for n in names if (here / n).is_symlink()]
@@ -254,6 +255,27 @@ def _walk(root: Path, rules: "pathspec.GitIgnoreSpec") -> Iterator[str]:
         yield from sorted(f"{below}{n}" for n in [*files, *links])
         if below and not names and not files and not links:
             yield below
+
+
+def _not_listed(exc: OSError) -> None:
+    """``os.walk`` would pass over a directory that it cannot read: the program would lack it."""
+    if not isinstance(exc, FileNotFoundError):
+        raise InvalidFileError(
+            f"a directory of the code cannot be read: {exc.strerror}",
+            where=str(exc.filename),
+            hint=f"name it in {IGNORE_FILE} of the code's directory, or make it readable",
+        ) from exc
+
+
+def _chosen_entry(root: Path, name: str) -> Entry:
+    try:
+        return _entry(root, name)
+    except FileNotFoundError as exc:
+        raise InvalidFileError(
+            "it vanished while the code was read; nothing was submitted",
+            where=str(root / name),
+            hint=f"submit again; what comes and goes may stand in {root / IGNORE_FILE}",
+        ) from exc
 
 
 def _entry(root: Path, name: str) -> Entry:

@@ -17,6 +17,7 @@ from submitit.slurm import slurm
 from hpcscale import batches
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, UnreachableError, UsageError
+from hpcscale.executor.hints import hints_in_python
 from hpcscale.executor.job import HpcscaleJob
 from hpcscale.executor.jobside import HpcscaleJobEnvironment
 from hpcscale.executor.known import site_file, there_of
@@ -89,7 +90,8 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
             raise UsageError("python= is one line of shell words")
         super().__init__(folder, max_num_timeout, max_pickle_size_gb, python)
         self._asked_python = python
-        self.site = connection.site.name if connection else choose_site(site)
+        with hints_in_python():
+            self.site = connection.site.name if connection else choose_site(site)
         self._ledger = ledger
         if connection is not None:
             watcher_of(self.site).use(connection)
@@ -158,11 +160,14 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
         common = {k: v for k, v in kwargs.items() if k in self._equivalence_dict() and k not in own}
         kwargs = {k: v for k, v in kwargs.items() if k not in common}
         kwargs |= self._convert_parameters(common)
-        unknown = sorted(set(kwargs) - self._valid_parameters())
+        unknown = sorted(set(kwargs) - own)
         if unknown:
+            bare = [name.partition("_")[2] for name in unknown]  # hpcscale_partition, slurm_time
             raise ParameterError(
                 f"no such parameters: {', '.join(unknown)}",
-                hint=f"one of {', '.join(sorted(self._valid_parameters()))}",
+                hint=f"without the prefix: {', '.join(f'{name}=…' for name in bare)}"
+                if own.issuperset(bare)
+                else f"one of {', '.join(sorted(own))}",
             )
         check(kwargs)
         self.parameters.update(kwargs)
@@ -173,7 +178,16 @@ class HpcscaleExecutor(slurm.SlurmExecutor):
     def _internal_process_submissions(
         self, delayed_submissions: list[utils.DelayedSubmission]
     ) -> list[core.Job[tp.Any]]:
-        submissions = list(delayed_submissions)
+        with hints_in_python():
+            return self._send(list(delayed_submissions))
+
+    def _send(self, submissions: list[utils.DelayedSubmission]) -> list[core.Job[tp.Any]]:
+        for submission in submissions:
+            if not callable(submission.function):
+                raise ParameterError(
+                    f"{submission.function!r} cannot be called",
+                    hint="executor.submit(function, argument, …)",
+                )
         site = self.connection.site
         software = self.parameters.get("software")
         python = self._asked_python or default_python(site, software)

@@ -15,6 +15,7 @@ from hpcscale.executor.known import (
     attempt_of,
     is_moving,
     may_move,
+    require_id,
     site_of,
     successor,
     there_of,
@@ -50,6 +51,7 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
     """
 
     watcher: HpcscaleInfoWatcher
+    _cancel_at_deletion = False  # a job that was refused is deleted too
 
     def __init__(
         self,
@@ -64,7 +66,10 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
         there: str = "",
         batch: tuple[str, int] | None = None,
     ) -> None:
+        job_id = str(job_id)
         self.site = site or site_of(Path(folder))
+        if batch is None and not submission_id:
+            batch = require_id(job_id)
         self.submission_id = submission_id
         self.run_dir = run_dir
         self.rendered = rendered
@@ -74,6 +79,11 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
             self.submission_id, self.run_dir = known.submission_id, known.run_dir
             self.there = there_of(known)
             self.rendered = not self.there
+        if not self.submission_id and batch is None and self.site:
+            warn(
+                f"{self.site}:{job_id} was not submitted with this ledger: it is known for as long "
+                "as Slurm tells of it, and result() of any other id never ends"
+            )
         self._created = time.time()
         self._brought = False
         self.watcher = watcher_of(self.site)
@@ -166,7 +176,10 @@ class HpcscaleJob(slurm.SlurmJob[R_co]):
         try:
             client = self.watcher.connection.client
             if not self.submission_id:
-                raise NotFoundError(f"{self.ref} was not submitted from here")
+                raise NotFoundError(
+                    f"{self.ref} was not submitted from here",
+                    hint=f"if it is yours: scancel {self.job_id}, at {self.site}",
+                )
             attempt = own_ledger().attempt(self.submission_id)
             job_id = JobId.parse(self.job_id)
             status = require_same(attempt, client, job_id)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from submitit.core import utils
 
+from hpcscale import batches
 from hpcscale.errors import NotFoundError, UsageError
+from hpcscale.executor.params import ParameterError
 from hpcscale.executor.pickles import OWN
 from hpcscale.executor.watch import own_ledger
 from hpcscale.ledger import Attempt, Ledger, Role
@@ -37,6 +39,25 @@ def attempt_of(site: str, job_id: str) -> Attempt | None:
         return own_ledger().find(f"{site}:{JobId.parse(job_id).base}")
     except (NotFoundError, UsageError, ValueError):
         return None
+
+
+def require_id(job_id: str) -> tuple[str, int] | None:
+    """Refuse what is no id: a watcher asks for all its jobs at once.
+
+    Returns:
+        Of a task that a limit kept back: its batch's run and its number there; else None.
+
+    Raises:
+        ParameterError: it is neither Slurm's id nor such a task's.
+    """
+    run_id, _, task = job_id.rpartition("_")
+    if run_id.startswith("r") and task.isdigit() and own_ledger().events(run_id, batches.STORED):
+        return run_id, int(task)
+    try:
+        JobId.parse(job_id)
+    except ValueError as exc:
+        raise ParameterError(str(exc), where="job_id", hint="HpcscaleJob(folder, '123')") from None
+    return None
 
 
 def there_of(attempt: Attempt) -> str:

@@ -21,6 +21,19 @@ from hpcscale.units import parse_deadline, parse_duration_s, parse_memory_mb, pa
 OWN = frozenset({"software", "code", "env", "burst", "max_cost_usd", "deadline"})
 SIGNAL = slurm.SlurmJobEnvironment.USR_SIG
 
+# least value of what is counted; submitit takes 0 tasks for one
+_COUNTS = {
+    "nodes": 1, "ntasks_per_node": 0, "cpus_per_task": 1, "gpus_per_node": 0, "num_gpus": 0,
+    "array_parallelism": 1, "signal_delay_s": 0,
+}  # fmt: skip
+# as they are written for an AutoExecutor
+_WORDS = {
+    "ntasks_per_node": "tasks_per_node", "num_gpus": "gpus_per_node",
+    "array_parallelism": "hpcscale_array_parallelism", "signal_delay_s": "hpcscale_signal_delay_s",
+}  # fmt: skip
+# options that change what sbatch does with the request, so that there is no such job
+_NO_OPTIONS = frozenset({"array", "parsable", "test-only", "wait", "wrap"})
+
 _TO_OPTION = (
     "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "exclude", "gres", "mail_type",
     "mail_user", "nodelist", "dependency", "wckey",
@@ -250,6 +263,8 @@ def check(asked: tp.Mapping[str, tp.Any]) -> None:
     max_cost_of(asked)
     deadline_of(asked)
     env_of(asked)
+    _check_counts(asked)
+    _check_additional(asked.get("additional_parameters"))
     if asked.get("burst") is not None:
         try:
             BurstMode(asked["burst"])
@@ -259,6 +274,42 @@ def check(asked: tp.Mapping[str, tp.Any]) -> None:
                 where="burst",
                 hint="hpcscale_burst='auto'",
             ) from None
+
+
+def _check_counts(asked: tp.Mapping[str, tp.Any]) -> None:
+    for name, least in _COUNTS.items():
+        value = asked.get(name)
+        if value is None:
+            continue
+        known = _WORDS.get(name, name)
+        hint = f"{known}={max(1, least)}"
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            if name == "gpus_per_node" and isinstance(value, str) and ":" in value:
+                hint = f"{known}={value.rpartition(':')[2]}, hpcscale_constraint=… for the kind"
+            raise ParameterError(f"{value!r} is no number", where=known, hint=hint) from None
+        if number < least or number != float(value):
+            what = "a whole number" if number != float(value) else f"at least {least}"
+            raise ParameterError(f"{value!r}: {what} is wanted", where=known, hint=hint)
+
+
+def _check_additional(options: object) -> None:
+    if options is None:
+        return
+    where, hint = "additional_parameters", "hpcscale_additional_parameters={'nice': 100}"
+    if not isinstance(options, tp.Mapping):
+        raise ParameterError(f"{options!r} is no dict of sbatch options", where=where, hint=hint)
+    for name in options:
+        option = str(name).replace("_", "-")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", option):
+            raise ParameterError(f"{name!r} is no option of sbatch", where=where, hint=hint)
+        if option in _NO_OPTIONS:
+            raise ParameterError(
+                f"--{option} does not go with a function",
+                where=where,
+                hint="map_array, or batch(), makes arrays" if option == "array" else hint,
+            )
 
 
 def _seen_here(site: Site) -> Path | None:

@@ -10,6 +10,7 @@ from submitit.slurm import slurm
 from hpcscale import cancelled
 from hpcscale.connect import Connection, connect
 from hpcscale.errors import NotFoundError, UnreachableError
+from hpcscale.executor.hints import hints_in_python
 from hpcscale.executor.notice import warn
 from hpcscale.ledger import Ledger, ledger_path
 from hpcscale.reports import Report, read_reports
@@ -45,13 +46,15 @@ class HpcscaleInfoWatcher(slurm.SlurmInfoWatcher):
     @property
     def connection(self) -> Connection:
         """To the site; made at the first need."""
-        if self._connection is None and not self.site:
-            raise NotFoundError(
-                "nothing here knows the site of this job",
-                hint='HpcscaleJob(folder, job_id, site="…"); its folder is not the one that '
-                "it was submitted with",
-            )
-        if self._connection is None:
+        if self._connection is not None:
+            return self._connection
+        with hints_in_python():
+            if not self.site:
+                raise NotFoundError(
+                    "nothing here knows the site of this job",
+                    hint='HpcscaleJob(folder, job_id, site="…"); its folder is not the one that '
+                    "it was submitted with",
+                )
             self._connection = connect(load_site(self.site).site)
         return self._connection
 

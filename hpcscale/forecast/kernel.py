@@ -80,6 +80,7 @@ def occupy(times: Any, free: Any, first: int, high: int, t: int, until: int, uni
 
 
 def plan_jobs(
+    size: int,
     order: Any,
     now: int,
     low: Any,
@@ -109,10 +110,11 @@ def plan_jobs(
 ) -> None:
     """Plan the jobs of ``order`` into the step functions; ``start`` and ``chosen`` are filled in.
 
-    ``hint_at[r]`` is the offset of a resource's table in ``hints``, or -1. ``*_floor`` is the class
-    at or below a value (-1: none), ``*_ceil`` the class at or above it.
+    ``size`` is how many these are. ``hint_at[r]`` is the offset of a resource's table in ``hints``,
+    or -1. ``*_floor`` is the class at or below a value (-1: none), ``*_ceil`` that at or above it.
     """
-    for job in order:
+    for at in range(size):
+        job = order[at]
         d = duration[job]
         begin = release[job]
         for k in range(dep_ptr[job], dep_ptr[job + 1]):

@@ -11,6 +11,7 @@ import numpy as np
 
 from hpcscale.forecast import classes_kernel, kernel
 from hpcscale.forecast.jit import Kernels
+from hpcscale.forecast.machine import machine_code
 from hpcscale.forecast.naive import planning_order
 from hpcscale.forecast.problem import NEVER, Ints, Problem
 
@@ -55,8 +56,9 @@ def plan(problem: Problem, *, fast: bool | None = None) -> Plan:
         long = len(problem) >= _LONG
         _PLANNED[0] += len(problem) if long else 0
         fast = long and _PLANNED[0] >= _WORTH_COMPILING
-    kernels = Kernels(kernel, fast=fast)
-    native = kernels.native
+    code = machine_code(kernel, "plan_jobs") if fast else None
+    kernels = Kernels(kernel, fast=fast and code is None)
+    native = kernels.native if code is None else np.ascontiguousarray  # all are int64
     size = len(problem)
     low, high, times, free = _steps(problem)
     unit_floor, unit_ceil, unit_classes = _classes(problem.dem_units, _UNIT_CLASSES)
@@ -80,8 +82,8 @@ def plan(problem: Problem, *, fast: bool | None = None) -> Plan:
     ]  # fmt: skip
     order = np.arange(size) if not len(problem.dep_job) else np.array(planning_order(problem))
     order = native(order.astype(np.int64))
-    kernels.call.plan_jobs(
-        order, problem.now_s, *arrays, unit_classes, time_classes, *jobs, start, chosen
+    (code or kernels.call.plan_jobs)(
+        len(order), order, problem.now_s, *arrays, unit_classes, time_classes, *jobs, start, chosen
     )
     return Plan(problem, np.asarray(start, dtype=np.int64), np.asarray(chosen, dtype=np.int64))
 

@@ -8,7 +8,7 @@ that shares its 4 nodes needs 4 that nobody has alone, and leaves them to others
 4, 0). Times are whole seconds on any one axis.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,7 +71,7 @@ class ProblemBuilder:
 
     now_s: int
     capacity: list[int] = field(default_factory=list)
-    _held: list[tuple[int, int, int, int]] = field(default_factory=list)
+    held: list[tuple[int, int, int, int]] = field(default_factory=list)
     _duration: list[int] = field(default_factory=list)
     _release: list[int] = field(default_factory=list)
     _alternatives: list[Checked] = field(default_factory=list)
@@ -89,7 +89,7 @@ class ProblemBuilder:
         self._check(resource, units)
         start = self.now_s if from_s is None else max(from_s, self.now_s)
         if until_s > start and units:
-            self._held.append((resource, start, until_s, units))
+            self.held.append((resource, start, until_s, units))
 
     def job(
         self,
@@ -141,28 +141,70 @@ class ProblemBuilder:
         if units < 0:
             raise PlanError(f"{units} units of resource {resource}")
 
+    def held_rows(self) -> Ints:
+        """What is held as ``Problem`` has it."""
+        return _ints(self.held).reshape(len(self.held), 4)
+
     def build(self) -> Problem:
         """The problem as arrays."""
         size = len(self._duration)
-        alternatives = [demands for job in self._alternatives for demands in job]
-        flat = [demand for demands in alternatives for demand in demands]
         for after in self._after:
             for position in after:
                 if not 0 <= position < size:
                     raise PlanError(f"a job waits for position {position}, which does not exist")
+        # the many jobs of one shape share its alternatives
+        known = {id(shape): shape for shape in self._alternatives}
+        place = {key: at for at, key in enumerate(known)}
+        return self.many(
+            list(known.values()),
+            _ints([place[id(shape)] for shape in self._alternatives]),
+            _ints(self._duration),
+            _ints(self._release),
+            {at: after for at, after in enumerate(self._after) if after},
+            self.held_rows(),
+        )
+
+    def many(  # noqa: PLR0917  # columns of one table
+        self,
+        shapes: Sequence[Checked],
+        shape: Ints,
+        duration_s: Ints,
+        release_s: Ints,
+        after: Mapping[int, Sequence[int]],
+        held: Ints,
+    ) -> Problem:
+        """A problem straight from arrays, of nothing but what is given here.
+
+        Args:
+            shapes: from ``checked``, which not all need be used.
+            shape: of each job, in order: which of them.
+            duration_s: at least 1.
+            release_s: at least now.
+            after: positions of jobs that must have ended, of those that have such.
+            held: as ``held_rows`` gives it.
+        """
+        alternatives = [demands for each in shapes for demands in each]
+        flat = _ints([demand for demands in alternatives for demand in demands]).reshape(-1, 3)
+        alt_count = _ints([len(each) for each in shapes])
+        dem_count = _ints([len(demands) for demands in alternatives])
+        alt, alt_ptr = _gathered(alt_count, shape)
+        dem, dem_ptr = _gathered(dem_count, alt)
+        waits = np.zeros(len(shape), dtype=np.int64)
+        for position, others in after.items():
+            waits[position] = len(others)
         return Problem(
             now_s=self.now_s,
             capacity=_ints(self.capacity),
-            held=_ints(self._held).reshape(len(self._held), 4),
-            duration_s=_ints(self._duration),
-            release_s=_ints(self._release),
-            alt_ptr=_pointers(len(job) for job in self._alternatives),
-            dem_ptr=_pointers(len(demands) for demands in alternatives),
-            dem_resource=_ints([demand[0] for demand in flat]),
-            dem_units=_ints([demand[1] for demand in flat]),
-            dem_taken=_ints([demand[2] for demand in flat]),
-            dep_ptr=_pointers(len(after) for after in self._after),
-            dep_job=_ints([position for after in self._after for position in after]),
+            held=held,
+            duration_s=duration_s,
+            release_s=release_s,
+            alt_ptr=alt_ptr,
+            dem_ptr=dem_ptr,
+            dem_resource=flat[dem, 0],
+            dem_units=flat[dem, 1],
+            dem_taken=flat[dem, 2],
+            dep_ptr=np.concatenate([[0], np.cumsum(waits)]).astype(np.int64),
+            dep_job=_ints([other for at in sorted(after) for other in after[at]]),
         )
 
 
@@ -204,5 +246,10 @@ def _ints(values: object) -> Ints:
     return np.array(values, dtype=np.int64)
 
 
-def _pointers(lengths: Iterable[int]) -> Ints:
-    return np.concatenate([[0], np.cumsum(_ints(list(lengths)), dtype=np.int64)]).astype(np.int64)
+def _gathered(counts: Ints, which: Ints) -> tuple[Ints, Ints]:
+    """Of rows with so many entries each: the entries of the rows wanted, and where each begins."""
+    begin = np.cumsum(counts) - counts
+    wanted = counts[which]
+    pointers = np.concatenate([[0], np.cumsum(wanted)]).astype(np.int64)
+    entry = np.arange(pointers[-1]) + np.repeat(begin[which] - pointers[:-1], wanted)
+    return entry, pointers

@@ -109,10 +109,18 @@ class RuntimeModel:
         Never below the elapsed time, and never above the limit while that has not passed. Of a job
         without a limit of which nothing is known: NaN.
         """
-        elapsed = np.zeros(len(rows)) if elapsed_s is None else elapsed_s
-        return np.array(
-            [self._expected(int(row), float(e)) for row, e in zip(rows, elapsed, strict=True)]
-        )
+        elapsed = [0.0] * len(rows) if elapsed_s is None else elapsed_s.tolist()
+        limits, found = self._limit[rows].tolist(), []
+        known: dict[Group, float] = {}  # of those that have not begun: many are alike
+        for row, e, limit in zip(rows.tolist(), elapsed, limits, strict=True):
+            kind = (self._groups[row][-1], limit)
+            value = None if e else known.get(kind)
+            if value is None:
+                value = self._expected(row, e)
+                if not e:
+                    known[kind] = value
+            found.append(value)
+        return np.array(found)
 
     def drawn_s(self, rows: Ints, elapsed_s: NDArray[Any] | None, draws: Floats) -> Floats:
         """As ``expected_s``, but each job's runtime at a uniform draw from its distribution."""
@@ -198,17 +206,23 @@ def _between(value: float, elapsed: float, limit: float) -> float:
 
 def _groups(jobs: Workload) -> list[tuple[Group, ...]]:
     """The four groups of each job, coarse to fine; jobs without a limit go by their size."""
+    known: dict[Group, tuple[Group, ...]] = {}
     made: list[tuple[Group, ...]] = []
-    for user, partition, limit, nodes, gpus in zip(
+    for kind in zip(
         jobs.user.tolist(), jobs.partition.tolist(), jobs.limit_s.tolist(), jobs.nodes.tolist(),
         jobs.gpus.tolist(), strict=True,
     ):  # fmt: skip
-        if math.isnan(limit):
-            size = ("free", nodes, gpus)
-        else:
-            size = ("limit", round(4 * math.log2(max(limit, 1.0))), 0)
-        groups: list[Group] = [(size[0],), (size, partition)]
-        if user >= 0:
-            groups += [(size[0], user, "of"), (size, partition, user)]
-        made.append(tuple(groups))
+        groups = known.get(kind)
+        if groups is None:
+            groups = known[kind] = _groups_of(*kind)
+        made.append(groups)
     return made
+
+
+def _groups_of(user: int, partition: int, limit: float, nodes: int, gpus: int) -> tuple[Group, ...]:
+    if math.isnan(limit):
+        size: Group = ("free", nodes, gpus)
+    else:
+        size = ("limit", round(4 * math.log2(max(limit, 1.0))), 0)
+    groups: tuple[Group, ...] = ((size[0],), (size, partition))
+    return (*groups, (size[0], user, "of"), (size, partition, user)) if user >= 0 else groups

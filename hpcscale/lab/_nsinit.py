@@ -38,6 +38,7 @@ CLONE_NEWPID = 0x20000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_REC = 1024, 2048, 4096, 16384
 MS_PRIVATE, MS_RELATIME = 1 << 18, 1 << 21
+MS_MOVE = 8192
 MNT_DETACH = 2
 # statvfs(3) reports mount flags with its own numbers; only relatime differs from mount(2)
 ST_RELATIME = 4096
@@ -46,6 +47,8 @@ KEPT_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODI
 PR_SET_CHILD_SUBREAPER = 36
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+# file times are some milliseconds coarse
+COARSE_NS = 20_000_000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -226,14 +229,34 @@ def fill(target: str, free: int) -> None:
     mode = os.stat(target).st_mode & 0o7777  # noqa: PTH116  # as small as it gets
     # the old content stays reachable as the working directory, although it is covered
     os.chdir(target)
+    began = time.time_ns()
+    parent, name = os.path.split(target)
+    # filled first, and then put in its place: whoever opens a file there finds its directory
+    aside = f"{parent}/.{name}.full"
+    os.makedirs(aside, 0o700, exist_ok=True)  # noqa: PTH103  # as small as it gets
     # a tmpfs of size=0 would be unlimited
     limits = f"size={max(PAGE, used + free)},mode={mode:o}"
-    mount("hpcscale-lab-full", target, "tmpfs", MS_NOSUID | MS_NODEV, limits)
     try:
-        shutil.copytree(".", target, symlinks=True, dirs_exist_ok=True, ignore=_special)
-    except OSError:  # shutil.Error is one: a file has grown since, and has no room
+        mount("hpcscale-lab-full", aside, "tmpfs", MS_NOSUID | MS_NODEV, limits)
+        try:
+            shutil.copytree(".", aside, symlinks=True, dirs_exist_ok=True, ignore=_special)
+            mount(aside, target, None, MS_MOVE)
+            moved = time.time_ns()
+        except OSError:  # shutil.Error is one: a file has grown since, and has no room
+            _libc.umount2(os.fsencode(aside), MNT_DETACH)
+            raise
+    finally:
+        os.rmdir(aside)  # noqa: PTH106  # as small as it gets
+    try:
+        _copy_back(target, since=began)  # what was written meanwhile
+    except OSError:
         unfill(target)
         raise
+    for parent, _, names in os.walk(target):  # and what was removed
+        for name in names:
+            copied = os.lstat(f"{parent}/{name}").st_ctime_ns < moved - COARSE_NS
+            if copied and not os.path.lexists(os.path.relpath(f"{parent}/{name}", target)):
+                os.unlink(f"{parent}/{name}")  # noqa: PTH108  # as small as it gets
 
 
 def unfill(target: str) -> None:
@@ -260,12 +283,17 @@ def unfill(target: str) -> None:
 
 def _copy_back(target: str, since: int) -> None:
     """Copy what has changed since then in the working directory, unless it is newer there."""
+    same = set()
     for parent, directories, names in os.walk("."):
         for name in (*directories, *names):
             # copytree would trip over a link that is there already
-            there = f"{target}/{parent}/{name}"
-            if os.path.islink(f"{parent}/{name}") and os.path.islink(there):  # noqa: PTH114  # as small as it gets
-                os.unlink(there)  # noqa: PTH108  # as small as it gets
+            here, there = f"{parent}/{name}", f"{target}/{parent}/{name}"
+            if not (os.path.islink(here) and os.path.islink(there)):  # noqa: PTH114  # as small as it gets
+                continue
+            if os.readlink(here) == os.readlink(there):  # noqa: PTH115  # likewise
+                same.add(here)  # never gone for a moment: it may be a claim
+            else:
+                os.unlink(there)  # noqa: PTH108  # likewise
 
     def age(path: str) -> tuple[int, int]:
         found = os.stat(path)  # noqa: PTH116  # as small as it gets
@@ -279,7 +307,15 @@ def _copy_back(target: str, since: int) -> None:
         shutil.copy2(source, there)
 
     shutil.copytree(
-        ".", target, symlinks=True, dirs_exist_ok=True, ignore=_special, copy_function=copy
+        ".",
+        target,
+        symlinks=True,
+        dirs_exist_ok=True,
+        ignore=lambda at, names: [
+            *_special(at, names),
+            *(name for name in names if f"{at}/{name}" in same),
+        ],
+        copy_function=copy,
     )
 
 

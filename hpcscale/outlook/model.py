@@ -5,8 +5,7 @@ Jobs that Slurm holds back for good (held by user or admin, a dependency that ne
 in the plan.
 """
 
-import math
-import re
+from bisect import bisect_right
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -14,23 +13,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from hpcscale.forecast.plan import plan
-from hpcscale.forecast.problem import NEVER, Checked, Demand, ProblemBuilder
 from hpcscale.forecast.runtimes import RuntimeModel
 from hpcscale.history.reading import Reading
 from hpcscale.history.workload import CATEGORIES, make_workload
 from hpcscale.outlook.kinds import job_number, node_kinds
-from hpcscale.outlook.reserved import Reserved
+from hpcscale.outlook.layout import WITHOUT_LIMIT_S, Layout, tasks_of
 from hpcscale.outlook.snapshot import Snapshot
 from hpcscale.slurm.types import JobState
-from hpcscale.slurm.whole import QueuedJob, RunLimit
-from hpcscale.units import parse_array
+from hpcscale.slurm.whole import QueuedJob
 
 _HELD = ("JobHeldUser", "JobHeldAdmin", "DependencyNeverSatisfied", "BadConstraints", "Invalid")
-_WITHOUT_LIMIT_S = 7 * 86400  # believed of a job that has no limit and no like
-_MOST_TASKS = 100_000
-_LONG_QUEUE = 50_000  # jobs from which the plan is in steps of five minutes
-_AFTER = re.compile(r"after\w*:(\d+(?:_(?:\d+|\*))?)")
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,7 @@ class SiteModel:
         self._runtimes: dict[str, float] = {}
         self._model: RuntimeModel | None = None
         self._rows: dict[str, int] = {}
+        self._layout: Layout | None = None
 
     def learn(self, more: tuple[QueuedJob, ...] = ()) -> None:
         """Predict the runtime of every job in the queue, and of ``more``, from what has ended."""
@@ -103,6 +96,7 @@ class SiteModel:
             np.array([elapsed.get(name, 0.0) for name in names]),
         )
         self._runtimes = dict(zip(names, expected.tolist(), strict=True))
+        self._layout = None  # it rests on the runtimes
 
     @property
     def learned_jobs(self) -> int:
@@ -120,7 +114,7 @@ class SiteModel:
         """The predicted runtime in all; the limit where nothing better is known."""
         believed = self._runtimes.get(job.job_id, float("nan"))
         if believed != believed:  # noqa: PLR0124  # NaN
-            return float(job.limit_s or _WITHOUT_LIMIT_S)
+            return float(job.limit_s or WITHOUT_LIMIT_S)
         return believed
 
     def _order(self, job: QueuedJob) -> tuple[int, int, int]:
@@ -130,7 +124,7 @@ class SiteModel:
 
     def tasks(self, job: QueuedJob) -> int:
         """How many jobs its record stands for: of an array those that wait."""
-        return _tasks(job)[0]
+        return tasks_of(job)[0]
 
     def times(
         self,
@@ -148,6 +142,27 @@ class SiteModel:
             of: only these are asked about, so jobs behind the last of them are left out.
             without: jobs as if they were not in the queue.
         """
+        if changed is None and added is None:
+            if self._layout is None:
+                self._layout = self._laid_out(self._pending)
+            layout, own = self._layout, None
+            rows = [at for at, name in enumerate(layout.names) if name not in without]
+        else:
+            own = changed or added
+            layout = self._laid_out(self._with(changed, added, without), own)
+            rows = list(range(len(layout.names)))
+        if of is not None:
+            last = max((at for at in rows if layout.names[at] in of), default=-1)
+            del rows[bisect_right(rows, last) :]
+        kept = np.array(rows, dtype=np.int64)
+        return Times(layout.starts(kept, learned=True), layout.starts(kept, learned=False))
+
+    def _laid_out(self, pending: list[QueuedJob], own: QueuedJob | None = None) -> Layout:
+        return Layout(self.snapshot, self._kinds, pending, self.expected_s, own)
+
+    def _with(
+        self, changed: QueuedJob | None, added: QueuedJob | None, without: Collection[str]
+    ) -> list[QueuedJob]:
         pending = [
             changed if changed is not None and job.job_id == changed.job_id else job
             for job in self._pending
@@ -155,131 +170,9 @@ class SiteModel:
         ]
         if added is not None:
             pending.append(added)
-        if added is not None or changed is not None:
-            # by tier alone what is added comes after its like; a changed job keeps its priority
-            pending.sort(
-                key=lambda job: (*self._order(job)[:1], job is added, *self._order(job)[1:])
-            )
-        if of is not None:
-            last = max((at for at, job in enumerate(pending) if job.job_id in of), default=-1)
-            del pending[last + 1 :]
-        own = changed or added
-        return Times(
-            self._plan(pending, learned=True, own=own), self._plan(pending, learned=False, own=own)
-        )
-
-    def _plan(
-        self, pending: list[QueuedJob], *, learned: bool, own: QueuedJob | None
-    ) -> dict[str, float]:
-        now = self.snapshot.now_s
-        grain = self._grain_s(pending)
-        made = ProblemBuilder(now)
-        for kind in self._kinds:
-            kind.enter(made)
-        reserved = Reserved(made, self.snapshot, self._kinds)
-        allowances = _Allowances(made, self.snapshot)
-        ends = self._hold_running(made, reserved, allowances, grain, learned=learned)
-        positions: dict[str, list[int]] = {}
-        waits: list[tuple[QueuedJob, int, list[int | None]]] = []
-        shapes: dict[tuple[object, ...], tuple[Checked, list[int | None]]] = {}
-        for job in pending:
-            seconds = float(job.limit_s or _WITHOUT_LIMIT_S)
-            # Slurm's backfill places a job by its limit: so is the one that is asked about
-            if learned and (own is None or job.job_id != own.job_id):
-                seconds = self.expected_s(job)
-            release, after = _released(job, now, ends, positions)
-            tasks, throttle = _tasks(job)
-            extra = allowances.of(job)
-            if throttle is not None:
-                extra = [*extra, (made.resource(throttle), 1)]
-            shape = (
-                job.partitions, job.num_nodes, job.cpus, job.gpus, job.exclusive,
-                job.reservation, tuple(extra),
-            )  # fmt: skip
-            if shape not in shapes:
-                able = reserved.choices(job)
-                alternatives = made.checked([*choice, *extra] for choice, _ in able)
-                shapes[shape] = alternatives, [closes for _, closes in able]
-            choices, closing = shapes[shape]
-            length = _up(seconds, grain)
-            mine = positions.setdefault(job.job_id, [])
-            for _ in range(tasks):
-                mine.append(made.job(choices, length, release_s=release, after=after))
-            waits.append((job, positions[job.job_id][0], closing))
-        planned = plan(made.build())
-        found = {}
-        for job, at, closing in waits:
-            start, closes = int(planned.start_s[at]), None
-            if start < NEVER:
-                closes = closing[planned.chosen[at]]
-            late = start >= NEVER or (closes is not None and start >= closes)
-            found[job.job_id] = float("inf") if late else float(start - now)
-        return found
-
-    def _grain_s(self, pending: list[QueuedJob]) -> int:
-        """The plan's step: Slurm's own (``bf_resolution``, a minute unless set), or five minutes.
-
-        Ends that coincide make a plan of 100,000 jobs seven times faster.
-        """
-        text = self.snapshot.facts.config.get("SchedulerParameters", "")
-        match = re.search(r"\bbf_resolution=(\d+)", text)
-        long = sum(_tasks(job)[0] for job in pending) >= _LONG_QUEUE
-        return max(300 if long else 60, int(match[1]) if match else 0)
-
-    def _hold_running(
-        self,
-        made: ProblemBuilder,
-        reserved: Reserved,
-        allowances: "_Allowances",
-        grain: int,
-        *,
-        learned: bool,
-    ) -> dict[str, int]:
-        """Units of running jobs until their predicted ends; the ends by job id."""
-        now = self.snapshot.now_s
-        ends = {}
-        for job in self.snapshot.jobs:
-            if not job.state.active:
-                continue
-            begun = job.start_s or now
-            seconds = self.expected_s(job) if learned else float(job.limit_s or _WITHOUT_LIMIT_S)
-            until = now + _up(begun + seconds - now, grain)
-            ends[job.job_id] = until
-            reserved.hold_running(job, until)
-            for demand in allowances.of(job):
-                made.hold(demand[0], demand[1], until)
-        return ends
-
-
-class _Allowances:
-    """Limits on what runs at one time, as resources: one for each that a job of the plan meets."""
-
-    def __init__(self, made: ProblemBuilder, snapshot: Snapshot) -> None:
-        self._made = made
-        self._limits: dict[tuple[str, str], list[RunLimit]] = {}
-        for limit in snapshot.limits:
-            kind = limit.whose.partition("/")[0]
-            self._limits.setdefault(("account" if kind == "user" else kind, limit.name), []).append(
-                limit
-            )
-        self._known: dict[tuple[str, ...], int] = {}
-
-    def of(self, job: QueuedJob) -> list[Demand]:
-        """What this job takes of its user's, its account's and its QOS's allowances."""
-        if not self._limits:
-            return []
-        takes = {"jobs": 1, "cpu": job.cpus, "gpu": job.gpus, "node": job.num_nodes}
-        found: dict[int, Demand] = {}
-        for place in (("qos", job.qos), ("account", job.account)):
-            for limit in self._limits.get(place, ()):
-                if limit.user not in {"", job.user} or not takes[limit.what]:
-                    continue
-                each = job.user if limit.whose.endswith("/user") else limit.user
-                key = (*place, limit.whose, limit.what, each, str(limit.units))
-                if key not in self._known:
-                    self._known[key] = self._made.resource(limit.units)
-                found[self._known[key]] = (self._known[key], takes[limit.what])
-        return list(found.values())
+        # by tier alone what is added comes after its like; a changed job keeps its priority
+        pending.sort(key=lambda job: (*self._order(job)[:1], job is added, *self._order(job)[1:]))
+        return pending
 
 
 def _waiting(snapshot: Snapshot) -> list[QueuedJob]:
@@ -289,43 +182,6 @@ def _waiting(snapshot: Snapshot) -> list[QueuedJob]:
         for job in snapshot.jobs
         if job.state is JobState.PENDING and job.priority and not job.reason.startswith(_HELD)
     ]
-
-
-def _released(
-    job: QueuedJob, now: int, ends: dict[str, int], positions: dict[str, list[int]]
-) -> tuple[int, list[int]]:
-    """Not before when, and after which pending jobs: its begin time and its dependencies."""
-    release = now
-    if job.eligible_s and job.eligible_s > now:
-        release = job.eligible_s
-    after: list[int] = []
-    if not job.dependency:
-        return release, after
-    for text in _AFTER.findall(job.dependency):
-        name = text.removesuffix("_*")
-        after += positions.get(name, [])
-        release = max([release, *(end for other, end in ends.items() if _same(other, name))])
-    return release, after
-
-
-def _up(seconds: float, grain: int) -> int:
-    """Rounded up to whole steps, one at least."""
-    return max(1, math.ceil(seconds / grain)) * grain
-
-
-def _same(job_id: str, name: str) -> bool:
-    return job_id == name or job_id.partition("_")[0] == name
-
-
-def _tasks(job: QueuedJob) -> tuple[int, int | None]:
-    """How many jobs a pending record stands for, and its ``%`` limit."""
-    if not job.array_pending:
-        return 1, None
-    try:
-        indices, throttle = parse_array(job.array_pending)
-    except ValueError:
-        return 1, None
-    return min(len(indices), _MOST_TASKS), throttle
 
 
 def shorter(job: QueuedJob, limit_s: int) -> QueuedJob:

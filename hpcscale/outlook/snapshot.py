@@ -7,6 +7,7 @@ import msgspec
 
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, UnreachableError
+from hpcscale.outlook.later import Later
 from hpcscale.precheck import fetch_facts
 from hpcscale.slurm import whole
 from hpcscale.slurm.cli import CliClient
@@ -64,15 +65,20 @@ def take(connection: Connection) -> Snapshot:
         UnreachableError: no answer on the queue, the nodes or the time.
     """
     client = asker_of(connection)
-    facts = fetch_facts(connection.site, client)
-    jobs = whole.queue(client)
-    nodes = whole.nodes(client)
-    now_s = int(client.now().timestamp())
+    # a controller that is busy lets each question wait: here they wait side by side
+    at_once = getattr(client.transport, "at_once", False)
+    asked = Later(lambda: whole.queue(client), at_once=at_once)
+    told = Later(lambda: fetch_facts(connection.site, client), at_once=at_once)
+    listed = Later(lambda: whole.nodes(client), at_once=at_once)
+    clock = Later(client.now, at_once=at_once)
+    kept = Later(lambda: whole.reservations(client), at_once=at_once)
+    facts, jobs, nodes = told.result(), asked.result(), listed.result()
+    now_s = int(clock.result().timestamp())
     user = client.user_name()
     notes: list[str] = []
     reservations: tuple[whole.Reservation, ...] = ()
     try:
-        reservations = whole.reservations(client)
+        reservations = kept.result()
     except UnreachableError as exc:
         notes.append(f"reservations are not known: {exc.message}")
     hidden = whole.hidden(facts)

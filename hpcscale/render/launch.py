@@ -14,6 +14,20 @@ from hpcscale.spec import IN_CONTAINER, Function, JobSpec, Launcher
 PYTHON = re.compile(r"(?:.*/)?python(?:3(?:\.\d+)?)?")
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./+=:-]+")
 
+# torchrun's agent on the first node holds the TCPStore. The one that comes last to their exit
+# barrier asks it once more, and logs a traceback where it is gone by then. A second store of the
+# same process and port is the same server (multi_tenant), and keeps it.
+_LEAVES_LAST = (
+    'agent="import atexit, sys, time; from torch.distributed import TCPStore; \\',
+    "  from torch.distributed.run import main; \\",
+    "  node, host, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]); \\",
+    "  store = node or TCPStore(host, port, is_master=True, wait_for_workers=False, \\",
+    "    multi_tenant=True); \\",
+    '  node or atexit.register(time.sleep, 2); main(sys.argv[4:])"',
+    "# the first node has the store that each agent asks as it leaves: its own agent leaves last",
+)
+_LEAVES_LAST_WORDS = '-c "$agent" "$SLURM_NODEID" "$MASTER_ADDR" "$MASTER_PORT"'
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -133,8 +147,11 @@ def launch(
         return Launch(tuple(srun), inner, shell_words(spec.command, found), rendezvous=True)
     python, program = torchrun_words(spec.command)
     ranks = ranks_per_node(spec)
+    alone = want.nodes == 1
+    start = "-m torch.distributed.run" if alone else _LEAVES_LAST_WORDS
     inner = (
-        " ".join(["exec", *inside, *python, "-m torch.distributed.run"]) + " \\",
+        *(() if alone else _LEAVES_LAST),
+        " ".join(["exec", *inside, *python, start]) + " \\",
         f'  --nnodes={want.nodes} --nproc-per-node={ranks} --node-rank="$SLURM_NODEID" \\',
         '  --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" "$@"',
     )
@@ -188,7 +205,7 @@ def _pyxis(container_env: list[str], pwd: str) -> list[str]:
 def torchrun_words(command: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """The interpreter (with its options), and what torch.distributed.run is to start.
 
-    ``python -m torch.distributed.run`` and not the ``torchrun`` program: that one names the
+    The module ``torch.distributed.run`` and not the ``torchrun`` program: that one names the
     interpreter it was installed with, which is not there in a moved venv or another image.
 
     Raises:

@@ -25,6 +25,8 @@ from hpcscale.slurm.transport import (
     STRIPPED_PREFIXES,
     Completed,
     input_bytes,
+    mode_of,
+    open_here,
     require_sendable,
 )
 
@@ -145,17 +147,21 @@ class RemoteShell(abc.ABC):
 
     def put_file(self, local: Path, remote: str, *, mode: int | None = None) -> None:
         """Copy a file by a temporary name and a rename."""
-        wanted = local.stat().st_mode & 0o777 if mode is None else mode
-        self.put_bytes(local.read_bytes(), remote, mode=wanted)
+        with open_here(local) as source:
+            wanted = mode_of(source) if mode is None else mode
+            data = source.read()
+        self.put_bytes(data, remote, mode=wanted)
 
     def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o644) -> None:
         """Write a file by a temporary name and a rename; its mode is set before its content."""
         script = (
-            'umask 077; : > "$1" && chmod "$3" "$1" && cat > "$1" && mv -fT -- "$1" "$2" || '
-            '{ rm -f -- "$1"; exit 1; }'
+            # where the connection is cut the input just ends: what is not whole takes no name
+            'umask 077; : > "$1" && chmod "$3" "$1" && cat > "$1" && '
+            '{ [ "$(wc -c < "$1")" -eq "$4" ] || { echo "a part arrived" >&2; false; }; } && '
+            'mv -fT -- "$1" "$2" || { rm -f -- "$1"; exit 1; }'
         )
         temporary = f"{remote}.{secrets.token_hex(4)}.tmp"
-        argv = ["/bin/sh", "-c", script, "sh", temporary, remote, f"{mode:o}"]
+        argv = ["/bin/sh", "-c", script, "sh", temporary, remote, f"{mode:o}", str(len(data))]
         raw = self._run_raw(argv, data, {"LC_ALL": "C"}, None, _file_timeout_s(len(data)))
         if raw.returncode != 0:
             self._file_failed(f"cannot write {remote}", raw)

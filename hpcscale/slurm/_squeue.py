@@ -103,12 +103,12 @@ def parse(
     Raises:
         UnreachableError: the text is not what was asked for (cut short, or another format).
     """
-    with _without_gc():
+    with without_gc():
         return _parse(text, separators, _Reader(observed_at), wanted)
 
 
 @contextlib.contextmanager
-def _without_gc() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """No search for cycles among millions of new strings, which hold none: a third of the time."""
     if not gc.isenabled():
         yield

@@ -12,6 +12,8 @@ from hpcscale.slurm.transport import (
     DEFAULT_TIMEOUT_S,
     Completed,
     input_bytes,
+    mode_of,
+    open_here,
     require_sendable,
     slurm_environment,
 )
@@ -22,6 +24,7 @@ class LocalTransport:
 
     name = "this machine"
     is_local = True
+    at_once = True  # several threads may run commands here
 
     def run(
         self,
@@ -64,8 +67,10 @@ class LocalTransport:
         """Copy a file by a temporary name and a rename."""
         import shutil  # takes three compression libraries along: only where it is used
 
-        wanted = local.stat().st_mode & 0o7777 if mode is None else mode
-        with local.open("rb") as source, _replacing(remote, wanted) as target:
+        with (
+            open_here(local) as source,
+            _replacing(remote, mode_of(source) if mode is None else mode) as target,
+        ):
             shutil.copyfileobj(source, target)
 
     def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o644) -> None:

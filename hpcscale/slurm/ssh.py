@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from hpcscale.errors import (
     HostKeyError,
@@ -25,7 +25,7 @@ from hpcscale.errors import (
 from hpcscale.slurm._remote_shell import RawResult, RemoteShell, shown_name
 from hpcscale.slurm._ssh_login import PermanentError, login
 from hpcscale.slurm._ssh_route import Hop, Wish, route
-from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S
+from hpcscale.slurm.transport import DEFAULT_TIMEOUT_S, mode_of, open_here
 
 if TYPE_CHECKING:
     import paramiko
@@ -251,8 +251,12 @@ class SshTransport(RemoteShell):
 
     def put_file(self, local: Path, remote: str, *, mode: int | None = None) -> None:
         """Copy a file by a temporary name and a rename; its mode is set before its content."""
-        wanted = local.stat().st_mode & 0o777 if mode is None else mode
-        with local.open("rb") as source, self._replacing(remote, wanted) as target:
+        with open_here(local) as source:
+            wanted = mode_of(source) if mode is None else mode
+            self._copy(source, remote, wanted)
+
+    def _copy(self, source: BinaryIO, remote: str, mode: int) -> None:
+        with self._replacing(remote, mode) as target:
             while block := source.read(_CHUNK):
                 target.write(block)
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
-from hpcscale.errors import HpcscaleError
+from hpcscale.errors import HpcscaleError, NotFoundError
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -110,6 +110,26 @@ def require_sendable(
                 f"{name!r} is no name of an environment variable",
                 hint="letters, digits and _ only",
             )
+
+
+def open_here(local: Path) -> BinaryIO:
+    """A file of this machine that is to be copied there.
+
+    Raises:
+        NotFoundError: it is not here (any more).
+        HpcscaleError: it cannot be read.
+    """
+    try:
+        return local.open("rb")
+    except FileNotFoundError as exc:
+        raise NotFoundError(f"{local} does not exist") from exc
+    except OSError as exc:
+        raise HpcscaleError(f"cannot read {local}: {exc.strerror}") from exc
+
+
+def mode_of(source: BinaryIO) -> int:
+    """Permissions of an open file."""
+    return os.fstat(source.fileno()).st_mode & 0o777
 
 
 def input_bytes(stdin: str | bytes | None) -> bytes | None:

@@ -112,45 +112,65 @@ def queue(asker: Asker) -> tuple[QueuedJob, ...]:
     done = asker.question(
         ["squeue", "--noheader", "--all", "--states=PD,CF,R,S,CG", f"--Format={','.join(columns)}"]
     )
-    records = done.stdout.split(separators.record + "\n")
-    if records.pop().strip():
-        raise UnreachableError("squeue's answer is cut short", hint="try again")
-    return tuple(_job(record.split(separators.field)) for record in records)
+    with _squeue.without_gc():
+        records = done.stdout.split(separators.record + "\n")
+        if records.pop().strip():
+            raise UnreachableError("squeue's answer is cut short", hint="try again")
+        reader = _Reader()
+        return tuple([reader.job(record.split(separators.field)) for record in records])
 
 
-def _job(fields: list[str]) -> QueuedJob:
-    if len(fields) != len(_FIELDS):
-        raise UnreachableError(
-            f"squeue's answer has {len(fields)} columns instead of {len(_FIELDS)}",
-            hint="hpcscale needs Slurm 22.05 or later on the site",
+class _Reader:
+    """Makes jobs of rows; texts that come again and again are understood once."""
+
+    def __init__(self) -> None:
+        self._limits: dict[str, int | None] = {}
+        self._gpus: dict[tuple[str, str, str, int], int] = {}
+        self._partitions: dict[str, tuple[str, ...]] = {}
+
+    def job(self, fields: list[str]) -> QueuedJob:
+        if len(fields) != len(_FIELDS):
+            raise UnreachableError(
+                f"squeue's answer has {len(fields)} columns instead of {len(_FIELDS)}",
+                hint="hpcscale needs Slurm 22.05 or later on the site",
+            )
+        (
+            name, state, user, account, partition, qos, reason, node_list, num_nodes, cpus, alloc,
+            per_node, per_job, dependency, priority, limit, submit, eligible, start, share,
+            reservation,
+        ) = fields  # fmt: skip
+        base, task, offset, pending = _squeue._parse_id(name)  # noqa: SLF001  # same room
+        suffix = f"_{task}" if task is not None else f"+{offset}" if offset is not None else ""
+        nodes = int(num_nodes) if num_nodes.isdigit() else 1
+        if limit not in self._limits:
+            self._limits[limit] = _squeue.parse_limit(limit)
+        asked = (alloc, per_node, per_job, nodes)
+        if asked not in self._gpus:
+            self._gpus[asked] = _gpus(*asked)
+        if partition not in self._partitions:
+            self._partitions[partition] = tuple(partition.split(","))
+        return QueuedJob(
+            job_id=f"{base}{suffix}",
+            state=job_state(state),
+            user=user,
+            account=account,
+            partitions=self._partitions[partition],
+            qos=qos,
+            reason=reason,
+            nodes=node_list,
+            num_nodes=max(1, nodes),
+            cpus=int(cpus) if cpus.isdigit() else nodes,
+            gpus=self._gpus[asked],
+            exclusive=share == "NO",
+            dependency="" if dependency == "(null)" else dependency,
+            array_pending=pending,
+            priority=int(priority) if priority.isdigit() else 0,
+            limit_s=self._limits[limit],
+            submit_s=_seconds(submit),
+            eligible_s=_seconds(eligible),
+            start_s=_seconds(start),
+            reservation="" if reservation == "(null)" else reservation,
         )
-    row = dict(zip(_FIELDS, fields, strict=True))
-    base, task, offset, pending = _squeue._parse_id(row["JobArrayID"])  # noqa: SLF001  # same room
-    suffix = f"_{task}" if task is not None else f"+{offset}" if offset is not None else ""
-    nodes = int(row["NumNodes"]) if row["NumNodes"].isdigit() else 1
-    priority = row["PriorityLong"]
-    return QueuedJob(
-        job_id=f"{base}{suffix}",
-        state=job_state(row["State"]),
-        user=row["UserName"],
-        account=row["Account"],
-        partitions=tuple(row["Partition"].split(",")),
-        qos=row["QOS"],
-        reason=row["Reason"],
-        nodes=row["NodeList"],
-        num_nodes=max(1, nodes),
-        cpus=int(row["NumCPUs"]) if row["NumCPUs"].isdigit() else nodes,
-        gpus=_gpus(row["tres-alloc"], row["tres-per-node"], row["tres-per-job"], nodes),
-        exclusive=row["OverSubscribe"] == "NO",
-        dependency="" if row["Dependency"] == "(null)" else row["Dependency"],
-        array_pending=pending,
-        priority=int(priority) if priority.isdigit() else 0,
-        limit_s=_squeue.parse_limit(row["TimeLimit"]),
-        submit_s=_seconds(row["SubmitTime"]),
-        eligible_s=_seconds(row["EligibleTime"]),
-        start_s=_seconds(row["StartTime"]),
-        reservation="" if row["Reservation"] == "(null)" else row["Reservation"],
-    )
 
 
 def _gpus(alloc: str, per_node: str, per_job: str, nodes: int) -> int:

@@ -3,7 +3,9 @@
     python tests/benchmarks/handover.py [--count N] [--labs N] [--minutes M] [--out FILE]
 
 Each injection is one handover: a SIGKILL of `hpcscale burst run` at one of its acts, together with
-a fault of one of the sites (``tests/injection_set.py``, ``tests/injections.py``). What is known is
+a fault of one of the sites (``tests/injection_set.py``, ``tests/injections.py``). An injection for
+which its lab does not become ready, so that it has not begun, is tried again on a new lab; one that
+has begun is not (``labs_anew`` of the result tells why there were new labs). What is known is
 written to FILE's ``….part.json`` after each, and an interrupted run is gone on with: injections
 that are in it, made with the same code, are not made again, whatever came of them. The result takes
 its place in FILE when it is complete.
@@ -12,6 +14,7 @@ its place in FILE when it is complete.
 import argparse
 import datetime as dt
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -23,6 +26,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,10 +36,13 @@ from injection_set import Injection, Outcome, pairs, summary
 
 import hpcscale
 from hpcscale import judge
+from hpcscale.errors import LabError
 from hpcscale.lab.lab import Lab
 
 RESULTS = Path(__file__).parent / "results"
 SLURM = set()
+ANEW = []
+TRIES = 3
 ENOUGH = 300
 
 
@@ -82,19 +89,56 @@ def work(number, todo, done, parent):
         injections.NEVER_REACHED_S
     )  # of the burst processes too: they are forked
     folder = Path(tempfile.mkdtemp(prefix=f"hpcscale-injections-{number}-", dir="/tmp"))
+    waits, failed = None, 0  # an injection that has not begun; labs that did not get on with it
     try:
-        with Lab.up(folder / "lab", injections.OPTIONS, die_with_me=True) as lab:
-            os.environ.update(lab.env())
-            site = injections.Site(lab, folder)
-            done.put(site.onprem("sbatch", "--version", check=True))
-            while (injection := todo.get()) is not None:
-                try:
-                    done.put(site.inject(injection))
-                except Exception:  # noqa: BLE001 # told in the result: neither good nor bad
-                    done.put((injection, traceback.format_exc(limit=4)))
+        for n in itertools.count():
+            before, ended = waits, False
+            try:
+                with Lab.up(folder / f"lab{n}", injections.OPTIONS, die_with_me=True) as lab:
+                    os.environ.update(lab.env())
+                    own = folder / str(n)
+                    own.mkdir()
+                    waits = on_one_lab(injections.Site(lab, own), todo, done, waits)
+                    ended = waits is None
+            except LabError:
+                done.put(NewLab(traceback.format_exc(limit=4)))
+            if ended:
+                return
+            failed = failed + 1 if waits is before else 1
+            if failed == TRIES:
+                if waits is None:
+                    return
+                done.put((waits, f"it could not begin on {TRIES} labs"))
+                waits, failed = None, 0
     finally:
         done.put(None)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class NewLab:
+    """A lab that was given up, and why."""
+
+    why: str
+
+
+def on_one_lab(site, todo, done, first):
+    """Injections, ``first`` before those that are to do; the one for which the lab was not ready.
+
+    None: there are no more.
+    """
+    done.put(site.onprem("sbatch", "--version", check=True))
+    injection = first or todo.get()
+    while injection is not None:
+        try:
+            done.put(site.inject(injection))
+        except injections.NotReadyError as exc:
+            done.put(NewLab(f"{injection}: {exc}"))
+            return injection
+        except Exception:  # noqa: BLE001 # told in the result: neither good nor bad
+            done.put((injection, traceback.format_exc(limit=4)))
+        injection = todo.get()
+    return None
 
 
 def run(chosen, labs, minutes, keep):
@@ -140,6 +184,9 @@ def _gather(labs, todo, done, minutes, keep):
             continue
         if isinstance(got, str):
             SLURM.add(got)
+            continue
+        if isinstance(got, NewLab):
+            ANEW.append(got.why)
             continue
         if isinstance(got, Outcome):
             outcomes.append(got)
@@ -199,6 +246,7 @@ def main():
             "labs": args.labs,
             "seconds": before_s + round(time.monotonic() - begin),
             **summary(outcomes),
+            "labs_anew": ANEW,
             "not_carried_out": [{"injection": str(i), "why": why} for i, why in broken],
             "repeated": [out.data() for out in repeated],
             "each": [out.data() for out in outcomes],
@@ -217,7 +265,7 @@ def main():
     else:
         print(f"not complete; the next run goes on with {part}")
     told = {k: v for k, v in summary(outcomes).items() if k != "kinds"}
-    print(json.dumps({**told, "not_carried_out": len(broken)}, indent=1))
+    print(json.dumps({**told, "labs_anew": len(ANEW), "not_carried_out": len(broken)}, indent=1))
     return 0 if all(out.clean for out in outcomes) else 1
 
 

@@ -183,7 +183,14 @@ srun --nodes=2 --ntasks=2 --ntasks-per-node=1 \
   --container-image="$HPCSCALE_IMAGE" --container-mounts="$HPCSCALE_MOUNTS" \
   --container-workdir="$PWD" --no-container-mount-home \
   --container-env=FI_EFA_USE_HUGE_PAGE,LR,NCCL_IB_HCA,OMP_NUM_THREADS,SCRATCH \
-  bash -c 'exec python3 -m torch.distributed.run \
+  bash -c 'agent="import atexit, sys, time; from torch.distributed import TCPStore; \
+      from torch.distributed.run import main; \
+      node, host, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]); \
+      store = node or TCPStore(host, port, is_master=True, wait_for_workers=False, \
+        multi_tenant=True); \
+      node or atexit.register(time.sleep, 2); main(sys.argv[4:])"
+    # the first node has the store that each agent asks as it leaves: its own agent leaves last
+    exec python3 -c "$agent" "$SLURM_NODEID" "$MASTER_ADDR" "$MASTER_PORT" \
       --nnodes=2 --nproc-per-node=4 --node-rank="$SLURM_NODEID" \
       --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" "$@"' \
   bash train.py &

@@ -151,7 +151,14 @@ trap 'signal=TERM' TERM
 report started
 srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=96 \
   --kill-on-bad-exit=1 --wait=60 \
-  bash -c 'exec python3 -m torch.distributed.run \
+  bash -c 'agent="import atexit, sys, time; from torch.distributed import TCPStore; \
+      from torch.distributed.run import main; \
+      node, host, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]); \
+      store = node or TCPStore(host, port, is_master=True, wait_for_workers=False, \
+        multi_tenant=True); \
+      node or atexit.register(time.sleep, 2); main(sys.argv[4:])"
+    # the first node has the store that each agent asks as it leaves: its own agent leaves last
+    exec python3 -c "$agent" "$SLURM_NODEID" "$MASTER_ADDR" "$MASTER_PORT" \
       --nnodes=4 --nproc-per-node=8 --node-rank="$SLURM_NODEID" \
       --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" "$@"' \
   bash train.py &

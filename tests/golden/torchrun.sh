@@ -147,7 +147,14 @@ trap 'signal=TERM' TERM
 report started
 srun --nodes=2 --ntasks=2 --ntasks-per-node=1 \
   --kill-on-bad-exit=1 --wait=60 \
-  bash -c 'exec python -u -m torch.distributed.run \
+  bash -c 'agent="import atexit, sys, time; from torch.distributed import TCPStore; \
+      from torch.distributed.run import main; \
+      node, host, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]); \
+      store = node or TCPStore(host, port, is_master=True, wait_for_workers=False, \
+        multi_tenant=True); \
+      node or atexit.register(time.sleep, 2); main(sys.argv[4:])"
+    # the first node has the store that each agent asks as it leaves: its own agent leaves last
+    exec python -u -c "$agent" "$SLURM_NODEID" "$MASTER_ADDR" "$MASTER_PORT" \
       --nnodes=2 --nproc-per-node=2 --node-rank="$SLURM_NODEID" \
       --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" "$@"' \
   bash probe.py 'it'"'"'s' &

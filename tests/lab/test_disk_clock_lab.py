@@ -227,8 +227,11 @@ def test_our_own_clock_jumps_hours_at_every_step(world, policy_file, tmp_path, f
             [sys.executable, "-c", CLOCK_DRIVER, "burst", "run", "--policy", str(policy_file)],
             capture_output=True, text=True, timeout=patience(120), check=False, env=env,
         )  # fmt: skip
+        print(clock.read_text(), done.stdout, done.stderr)  # shown where this fails
         assert done.returncode == 0, done.stderr
         found = moves()
+        print(found)
+    print(AuditLog().path.read_text())
     assert [(m["run_id"], m["step"]) for m in found] == [(job.run_id, "done")], found
     assert found[0]["target_state"] == "COMPLETED"
     assert len(cloud_jobs(world) - before) == 1

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import cloudpickle
 import pytest
@@ -161,6 +162,9 @@ def test_map_array_batch_and_submit_array(lab_env, tmp_path, site):
     assert jobs[1].submission().args == (2, 20)
     watcher = jobs[0].watcher
     assert all(job.watcher is watcher for job in jobs + batched)
+    names = [Path(name).name for name in data("fetch", str(jobs[1].ref))["files"]]
+    assert any(name.endswith("_log.out") for name in names)
+    assert all(name.startswith((f"{jobs[1].job_id}_", f"{jobs[1].job_id}.")) for name in names)
 
 
 def quick(k):
@@ -202,7 +206,8 @@ def test_twenty_thousand_tasks_are_accepted_as_the_controller_has_room(
     print(f"map_array of {count} returned after {time.monotonic() - begin:.1f} s")
     assert len(jobs) == count
     assert sum(job.batch is not None for job in jobs) == count - (most - 1)
-    assert len(list((tmp_path / "jobs" / ".hpcscale").glob("*/19999.pkl"))) == 1
+    (last,) = (tmp_path / "jobs" / ".hpcscale").glob("*/19999.pkl")
+    pickles = [(last.parent / f"{task}.pkl").stat().st_ino for task in range(count)]
     (unsent,) = data("status")["unsent"]
     assert (unsent["tasks"], unsent["waiting"]) == (count, count - (most - 1))
     (blocked,) = data("tend")["batches"]
@@ -219,7 +224,15 @@ def test_twenty_thousand_tasks_are_accepted_as_the_controller_has_room(
     parts = batches.read(watch.own_ledger(), run_id).parts
     assert [p.start for p in parts] == [0, *(p.stop for p in parts[:-1])]
     assert parts[-1].stop == count
-    assert all(p.attempt.job_id is not None for p in parts)
+    assert len({p.attempt.job_id.base for p in parts}) == len(parts)
+    # what each element loads, in order: every pickle once, under its number in the part
+    loaded = [
+        (Path(p.attempt.staged["inputs/submitit"]) / f"{number}.pkl").stat().st_ino
+        for p in parts
+        for number in range(p.stop - p.start)
+    ]
+    assert loaded == pickles
+    assert len(set(loaded)) == count
     assert data("status")["unsent"] == []
 
 
@@ -308,6 +321,16 @@ def test_one_task_of_an_array_is_cancelled_and_the_others_go_on(lab_env, tmp_pat
     until(lambda: jobs[0].done(force_check=True), 40, "it ends")
     with pytest.raises(utils.UncompletedJobError):
         jobs[0].result()
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_function_waits_for_another_by_slurms_dependency(lab_env, tmp_path, site):
+    made = executor(tmp_path / "jobs", site)
+    first = made.submit(nap, 2)
+    made.update_parameters(slurm_dependency=f"afterok:{first.job_id}")
+    jobs = made.map_array(add, [1, 2], [1, 2])
+    assert [job.result() for job in jobs] == [2, 4]
+    assert first.done(force_check=True), "it ended before they began"
 
 
 def nap(seconds):

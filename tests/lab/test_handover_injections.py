@@ -13,8 +13,10 @@ import json
 import sys
 from pathlib import Path
 
+import injection_lab
 import injections
 import pytest
+from injection_lab import ONPREM
 from injection_set import (
     DIMENSIONS,
     FAULT_CLASSES,
@@ -30,7 +32,7 @@ from injection_set import (
 )
 
 from hpcscale import judge
-from hpcscale.lab import pytest_plugin
+from hpcscale.lab import faults, pytest_plugin
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -48,7 +50,7 @@ def site(fast_lab, use_lab, tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "NEVER_REACHED_S", injections.NEVER_REACHED_S)
     site = injections.Site(use_lab(fast_lab), tmp_path)
     yield site
-    site.end_children()
+    site.bursts.end()
     pytest_plugin.cancel_all(fast_lab)
 
 
@@ -61,6 +63,31 @@ def test_a_handover_that_is_disturbed_begins_once(site, injection):
     assert not out.orphans, out
     assert not out.wrong_behind, out
     assert not out.unsettled, out
+
+
+def test_a_lab_that_was_left_in_disorder_becomes_ready(site):
+    site.ready()
+    lab = site.lab
+    site.free()
+    faults.controller(lab, ONPREM, "kill")  # it has hardly saved that, and may forget it
+    faults.controller(lab, ONPREM, "restart")
+    site.fill()
+    site.onprem("scontrol", "update", "NodeName=onprem1", "State=DRAIN", "Reason=test", check=True)
+    faults.node_crash(lab, "onprem2")
+    for ask in (site.onprem, site.cloud):
+        ask("sbatch", "-n1", "-o/dev/null", "--wrap=sleep 600", check=True)
+    site.ready()
+    assert site.onprem("squeue", "-h", "-o", "%T %j %D") == "RUNNING filler 4"
+    assert set(lab.site(ONPREM).node_states().values()) == {"alloc"}
+    assert not site.cloud("squeue", "-h")
+
+
+def test_a_lab_that_does_not_become_ready_is_told(site, monkeypatch):
+    monkeypatch.setattr(injection_lab, "READY_S", 0.1)
+    monkeypatch.setattr(site, "fill", lambda: None)
+    site.free()
+    with pytest.raises(injections.NotReadyError):
+        site.inject(Injection())
 
 
 def kill_class(injection):

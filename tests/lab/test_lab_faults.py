@@ -1,5 +1,7 @@
 """Each `lab fault` does what it says, and `clear` puts it right."""
 
+import json
+import shutil
 import subprocess
 import time
 
@@ -134,6 +136,25 @@ def test_slow_boot(lab_factory):
     faults.slow_boot(lab, 3600, ["cloud1", "cloud2"])
     other = sbatch(cloud, "-w", "cloud3", "-o", "/dev/null")
     until(lambda: job_state(cloud, other) == "RUNNING", 30, "cloud3 boots")
+
+
+def test_a_boot_of_which_slurmctld_heard_nothing_is_made_again(lab_factory):
+    lab = lab_factory(nodes=1, boot_delay_s=0.1, resume_timeout_s=300)
+    cloud = lab.site(CLOUD)
+    power, config = cloud.paths.etc / "power.py", cloud.paths.etc / "power.json"
+    power.write_text(power.read_text().replace("AGAIN_S = 8.0", "AGAIN_S = 2.0"))
+    assert "AGAIN_S = 2.0" in power.read_text()
+    # the first slurmd reports the machine's boot, older than any request: it is passed over
+    slurmd, mark = json.loads(config.read_text())["slurmd"], cloud.paths.run / "first"
+    wrapper = cloud.paths.etc / "slurmd-once"
+    wrapper.write_text(f'#!/bin/sh\nmkdir {mark} && shift\nexec {slurmd} "$@"\n')
+    wrapper.chmod(0o755)
+    config.write_text(config.read_text().replace(f'"{slurmd}"', f'"{wrapper}"'))
+    job_id = sbatch(cloud, "-o", "/dev/null")
+    until(lambda: job_state(cloud, job_id) == "RUNNING", 60, "runs")
+    log = (cloud.paths.log / "power.log").read_text()
+    assert "cloud1 has not registered: its slurmd is started again" in log
+    assert log.count("cloud1 booted") == 2
 
 
 def test_a_node_that_is_switched_off_while_it_boots_stays_off(lab_factory):
@@ -369,6 +390,30 @@ def test_a_full_disk(lab, name):
     big = site.exec(["dd", "if=/dev/zero", f"of={scratch}/big", "bs=1k", "count=4096"])
     assert big.returncode == 0, big.stderr
     (scratch / "big").unlink()
+
+
+def test_what_is_there_is_there_while_the_disk_becomes_full(lab):
+    """As on a real disk: a job that opens its log in that moment finds its directory."""
+    site = lab.site(CLOUD)
+    there = site.paths.scratch / "there"
+    there.mkdir()
+    for i in range(300):
+        (there / str(i)).write_text("x")
+    (there / "claim").symlink_to("mine")
+    ready, last = site.paths.run / "watched", there / "299"
+    watch = f"touch {ready}; while test -e {last} && test -L {there}/claim; do :; done"
+    with subprocess.Popen(site.argv(["sh", "-c", watch]), env=site.env()) as watcher:
+        try:
+            until(ready.exists, 20, "it looks")
+            for _ in range(3):
+                faults.disk_full(lab, CLOUD)
+                faults.clear(lab)
+            assert watcher.poll() is None
+        finally:
+            watcher.kill()
+    assert len(list(there.iterdir())) == 301
+    assert not [path for path in site.paths.root.iterdir() if path.name.startswith(".scratch")]
+    shutil.rmtree(there)
 
 
 def test_a_job_on_a_full_disk_fails_to_write(lab):

@@ -1,5 +1,6 @@
 """Arrays in parts, whatever happens between them."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,52 @@ def test_a_controller_that_is_full_all_the_same_is_asked_once(
     assert (batch.unsent, batch.parts) == (10, ())
     assert "Resource temporarily unavailable" in batch.blocked
     assert sum(call[0] == "sbatch" for call in slurm.calls) == 1
+
+
+@pytest.fixture
+def locked_here_alone(monkeypatch):
+    """Two login nodes whose NFS keeps flock(2) to each of them."""
+
+    @contextlib.contextmanager
+    def alone(_):
+        yield True
+
+    monkeypatch.setattr(batches, "_alone", alone)
+
+
+@pytest.mark.usefixtures("locked_here_alone")
+@pytest.mark.parametrize("at", ["prepare", "submit"])
+def test_senders_on_two_login_nodes_send_each_task_once(
+    ledger, connection, stored, monkeypatch, at
+):
+    real, inner = getattr(batches, at), []
+
+    def overtaken(*args, **kw):
+        if not inner:
+            inner.append(1)
+            assert batches.send(ledger, connection, stored).unsent == 0
+        return real(*args, **kw)
+
+    monkeypatch.setattr(batches, at, overtaken)
+    batch = batches.send(ledger, connection, stored)
+    assert batch.unsent == 0
+    sent = [a for a in ledger.all_attempts() if a.job_id is not None]
+    assert sum(a.array_size for a in sent) == 10
+    assert sent_pickles(ledger, stored) == list(range(10))
+
+
+def test_a_task_that_is_cancelled_while_its_part_is_prepared_is_not_sent(
+    ledger, connection, stored, monkeypatch
+):
+    real, calls = batches.prepare, []
+
+    def prepare(*args, **kw):
+        if not calls:
+            calls.append(1)
+            batches.skip(ledger, stored, 2)
+            assert batches.read(ledger, stored).part(2) is None, "its user is told that it is off"
+        return real(*args, **kw)
+
+    monkeypatch.setattr(batches, "prepare", prepare)
+    batches.send(ledger, connection, stored)
+    assert sorted(sent_pickles(ledger, stored)) == [0, 1, *range(3, 10)]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import threading
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ from fake_sites import Sites
 
 from hpcscale.burst.audit import AuditLog, anchor, audited, data_hash
 from hpcscale.burst.handover import Handover
+from hpcscale.burst.heads import compare, head_line
 from hpcscale.cli.cancel import _audited, _cancel
 from hpcscale.errors import StateError
 from hpcscale.spec import BurstTerms, SecretSource
@@ -179,8 +181,29 @@ def test_each_head_goes_to_syslog(log, monkeypatch):
     said = []
     monkeypatch.setattr("syslog.syslog", lambda *words: said.append(words[-1]))
     head = log.add("update", job="1")
-    assert said == [f"hpcscale audit: line 1 of uid {os.getuid()} is {head.sha256}"]
+    assert said == [
+        f'hpcscale audit: line 1 of uid {os.getuid()} is {head.sha256}, in "{log.path}"'
+    ]
     assert re.fullmatch(r"[0-9a-f]{64}", head.sha256)
+
+
+@pytest.mark.parametrize("name", ["audit.log", 'a "b" \\c', "two\nlines, in \x1b[31m", "Grüße"])
+def test_a_head_is_read_back_of_whatever_path(name):
+    path = Path("/home/somebody") / name
+    line = head_line(path, 1000, 3, "ab" * 32)
+    assert line.isascii()
+    assert "\n" not in line
+    stamped = f"Nov 22 21:00:00 login1 hpcscale: {line}"
+    others = [
+        "Nov 22 21:00:00 login1 sshd[3]: hpcscale audit: line 3",
+        head_line(path, 1001, 3, "cd" * 32),
+        head_line(Path("/home/other"), 1000, 3, "cd" * 32),
+        "hpcscale audit: line 3 of uid 1000 is " + "cd" * 32 + ', in "\\x"',
+    ]
+    assert compare([*others, stamped], path, 1000, {3: "ab" * 32}, "auth.log") == 1
+    with pytest.raises(StateError, match="line 3 is not what it was") as caught:
+        compare([*others, stamped], path, 1000, {3: "cd" * 32}, "auth.log")
+    assert caught.value.hint == "the head is in auth.log:5"
 
 
 def test_hpcscale_cancel_writes_down_what_it_does_to_a_job_that_may_move(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 from decimal import Decimal
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -116,6 +117,20 @@ def test_what_is_older_than_90_days_or_over_the_size_goes(monkeypatch):
     monkeypatch.setattr(kept, "MOST_BYTES", 1)
     kept._prune()
     assert kept.names() == []
+
+
+def test_what_another_run_drops_meanwhile_is_no_error(monkeypatch):
+    name = kept.keep(kept.planned(snapshot(), Foresight()))
+    real = Path.glob
+
+    def dropped_since(self, pattern):
+        return [*real(self, pattern), self / f"{'0' * 64}.json.gz"]
+
+    monkeypatch.setattr(Path, "glob", dropped_since)
+    monkeypatch.setattr(kept, "MOST_BYTES", 1)
+    kept._prune()
+    monkeypatch.undo()
+    assert name not in kept.names()
 
 
 def test_a_tick_keeps_what_it_acts_on_and_the_audit_log_names_it(tmp_path):

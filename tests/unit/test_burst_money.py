@@ -5,15 +5,22 @@ from decimal import Decimal
 
 import msgspec
 import pytest
-from deciding import offered_at
+from deciding import decided, offered_at
+from fake_site import FakeSite
 from fake_sites import Sites
 
+from hpcscale.burst import run
 from hpcscale.burst.budget import Charge, Payer, Purse
 from hpcscale.burst.catalog import Offer
-from hpcscale.burst.moves import Moves, Step
+from hpcscale.burst.charges import charges
+from hpcscale.burst.meter import so_far_usd
+from hpcscale.burst.moves import Move, Moves, Step
+from hpcscale.burst.plan import Action, Candidate
 from hpcscale.burst.policy import AtLimit, Budget, BudgetOf, Policy
+from hpcscale.cost import spent_usd
 from hpcscale.site import load_site
-from hpcscale.spec import BurstTerms, Checkpoint, JobSpec, Resources
+from hpcscale.slurm.types import JobState
+from hpcscale.spec import BurstMode, BurstTerms, Checkpoint, JobSpec, Resources
 
 NOW = dt.datetime(2026, 11, 22, 12, tzinfo=dt.UTC)
 POLICY = Policy(from_site="o", to=("lab-cloud",), cron_interval_s=300)
@@ -120,3 +127,100 @@ def test_or_only_warned_of(running):
     sites.both(5)
     sites.tick()
     assert not sites.target(job).ended
+
+
+def settled(sites, job):
+    """Its cloud job ends, and its move with it."""
+    sites.both(60)
+    sites.tick()
+    assert sites.move(job).step is Step.DONE
+    return sites.target(job)
+
+
+def test_what_comes_back_is_charged_after_the_end_too(running):
+    sites, job = running
+    assert Moves(sites.ledger).save(sites.move(job), egress_usd=Decimal(9))
+    target = settled(sites, job)
+    (charge,) = charges(sites.ledger)
+    assert (charge.usd, charge.settled) == (target.cost_usd + 9, True)
+
+
+def test_what_will_come_back_is_left_of_a_reservation(running):
+    sites, job = running
+    assert Moves(sites.ledger).save(
+        sites.move(job), reserved_usd=Decimal("9.05"), egress_usd=Decimal(9)
+    )
+    (problem,) = sites.tick().problems
+    assert "and $9.00 for what comes back, over the $9.05 reserved for it" in problem
+
+
+def test_the_decision_says_what_comes_back():
+    made = offered(spec(outputs={"o": "out"}, burst=BurstTerms(egress_gb=100.0)), "0.09")
+    assert made.egress_usd == Decimal(9)
+    job = Candidate(
+        run_id="r", ref="o:1", name="j", mode=BurstMode.ONLY, state=JobState.PENDING,
+        waiting_since=NOW, time_limit_s=3600, options=(made,),
+    )  # fmt: skip
+    (decision,) = decided([job], POLICY, NOW).decisions
+    assert (decision.action, decision.egress_usd) == (Action.MOVE, Decimal(9))
+
+
+def test_an_unknown_cost_is_held_against_the_month_of_its_decision_alone(running):
+    sites, job = running
+    reserve(sites, job, "40.00")
+    price = sites.target(job).gpu_hour_usd
+    sites.ledger.set_terms(sites.target(job), sites.target(job).gpus, None, "nobody says")
+    assert price is not None
+    settled(sites, job)
+    (charge,) = charges(sites.ledger)
+    assert charge.usd == Decimal(40)
+    budget, payer = Budget(of=BudgetOf.ALL, usd=Decimal(50)), charge.payer
+    this_month = Purse([budget], [charge], charge.at)
+    assert this_month.refusal(payer, Decimal(11)) is not None
+    later = Purse([budget], [charge], charge.at + dt.timedelta(days=32))
+    assert later.refusal(payer, Decimal(50)) is None
+
+
+def test_each_element_of_a_running_array_counts(tmp_path):
+    site = FakeSite(tmp_path)
+    got = site.submit("sleep 600", array="0-2")
+    site.observe()
+    site.slurm.advance(100)
+    site.observe()
+    attempt = site.ledger.attempt(got.submission_id)
+    assert attempt.gpus == 1, "of one element"
+    now = attempt.start_time + dt.timedelta(seconds=100)
+    spent = so_far_usd(site.ledger, attempt, now)
+    assert spent == spent_usd(1, 300, attempt.gpu_hour_usd)
+    site.ledger.close()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_run_beside_this_one_does_not_spend_the_same_money(tmp_path, monkeypatch, beside):
+    """A lock that was taken over: each of two runs decides while the other does."""
+    sites = Sites(tmp_path)
+    sites.fill()
+    job, other = sites.submit(), sites.submit()
+    budget = Budget(of=BudgetOf.ALL, usd=Decimal(70))  # one of them fits
+    sites.policy = msgspec.structs.replace(sites.policy, budgets=(budget,))
+    if beside:
+        real, moves = run.keep, Moves(sites.ledger)
+        origin = sites.ledger.attempt(other.submission_id)
+
+        def overtaken(seen):
+            move = Move(
+                run_id=other.run_id, from_site="lab-onprem", to_site="lab-cloud",
+                origin=origin.submission_id, reserved_usd=Decimal(66),
+            )  # fmt: skip
+            assert moves.begin(move) is not None
+            return real(seen)
+
+        monkeypatch.setattr(run, "keep", overtaken)
+    sites.tick()
+    monkeypatch.undo()
+    for _ in range(2):
+        sites.tick()
+    begun = Moves(sites.ledger).all()
+    assert [m.run_id for m in begun] == [other.run_id if beside else job.run_id]
+    assert sum(c.usd for c in charges(sites.ledger)) <= budget.usd
+    sites.ledger.close()

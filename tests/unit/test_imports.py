@@ -60,7 +60,17 @@ ALLOWED: dict[str, set[str]] = {
     "inputs": {"errors", "slurm", "transfer", "fetching"},
     "code": {"errors", "spec", "slurm", "transfer"},
     "objects": {"errors", "extras", "settings", "slurm", "transfer", "fetching", "inputs", "urls"},
-    "staging": {"errors", "slurm", "code", "transfer", "fetching", "inputs", "objects", "urls"},
+    "staging": {
+        "errors",
+        "slurm",
+        "code",
+        "transfer",
+        "units",
+        "fetching",
+        "inputs",
+        "objects",
+        "urls",
+    },
     "reports": {"errors", "slurm", "staging"},
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,
@@ -94,6 +104,7 @@ ALLOWED: dict[str, set[str]] = {
     "burst.catalog_load": {"errors", "assets", "settings", "tomlfile", "site", "burst.catalog"},
     "burst.shapes": _DECIDING | {"burst.catalog"},
     "burst.words": set(),
+    "burst.heads": {"errors"},
     "burst.policy": _DECIDING,
     "burst.policy_file": _DECIDING | {"tomlfile", "burst.policy"},
     "burst.policies": {"errors", "assets", "settings", "site", "burst.policy", "burst.policy_file"},
@@ -132,7 +143,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"outlook"}
     | {"burst.policy", "burst.plan", "burst.decide", "burst.words", "burst.budget"}
     | {"burst.catalog_load", "burst.shapes", "burst.worth", "burst.line", "burst.seen"}
-    | {"burst.offer"},
+    | {"burst.offer", "burst.heads"},
     # what is said of a job when it is submitted
     "burst.prospect": _OWNING
     | {"burst", "burst.budget", "burst.catalog_load", "burst.feasible", "burst.offer", "burst.plan"}

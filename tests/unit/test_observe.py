@@ -511,3 +511,55 @@ def test_a_start_that_nobody_watched_is_known_by_its_reports(site):
     attempt = site.see(got)
     assert attempt.ended
     assert attempt.earlier_s == pytest.approx(50)
+
+
+def reported(site, got, *events, task=None):
+    """Reports of one job or element: (restart, kind, seconds from now)."""
+    now = utc_now()
+    last = max(restart for restart, *_ in events)
+    for restart, kind, at in events:
+        time = (now + dt.timedelta(seconds=at)).timestamp()
+        site.report(got, kind, task=task, restart=restart, time=time,
+                    exit_code=0, requeued=restart < last)  # fmt: skip
+
+
+def test_what_stood_at_its_gate_is_paid_for_from_there(site):
+    got, _other = site.submit("sleep 600"), site.submit()
+    reported(site, got, (0, "gated", 0), (0, "started", 300), (0, "ended", 400))
+    site.forget(got)
+    attempt = site.see(got)
+    assert attempt.ended
+    assert attempt.cost_usd == spent_usd(attempt.gpus, 400, attempt.gpu_hour_usd)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_elements_that_only_their_reports_tell_of_are_paid_for(site, watched):
+    got, _other = site.submit("sleep 600", array="0-1"), site.submit()
+    if watched:
+        assert site.see(got).state is JobState.RUNNING
+    for task in (0, 1):
+        reported(site, got, (0, "gated", 0), (0, "started", 300), (0, "ended", 400), task=task)
+    site.forget(got)
+    attempt = site.see(got)
+    assert attempt.ended
+    whole = spent_usd(attempt.gpus, 800, attempt.gpu_hour_usd)
+    assert attempt.cost_usd == pytest.approx(whole, abs=whole / 100)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_all_starts_of_an_element_are_paid_for(site, listed):
+    got, _other = site.submit("sleep 600", array="0-1"), site.submit()
+    site.see(got)
+    first = JobId(got.ref.job_id.base, 0)
+    site.connection.client.requeue(first)
+    site.slurm.advance(700)
+    assert site.connection.client.show(first).restarts == 1
+    reported(site, got, (0, "started", 0), (0, "ended", 200), (1, "started", 210),
+             (1, "ended", 810), task=0)  # fmt: skip
+    if not listed:
+        reported(site, got, (0, "started", 0), (0, "ended", 600), task=1)
+        site.forget(got)
+    attempt = site.see(got)
+    assert attempt.ended
+    whole = spent_usd(attempt.gpus, 200 + 2 * 600, attempt.gpu_hour_usd)
+    assert attempt.cost_usd == pytest.approx(whole, abs=whole / 100)

@@ -1,6 +1,7 @@
 """A live site's forecast, from snapshots made by hand: classes, order, limits, levers."""
 
 import math
+import random
 from dataclasses import replace
 
 import msgspec
@@ -109,6 +110,36 @@ def test_an_array_with_a_throttle_and_a_qos_allowance():
         limits=(RunLimit("qos/user", "normal", "jobs", 1),),
     )  # fmt: skip
     assert model(limited).times().limits_s == {"2": HOUR, "3": 0}
+
+
+def test_a_queue_planned_without_some_jobs_is_that_of_a_site_without_them():
+    rng = random.Random(8)
+    for _ in range(30):
+        waiting = [
+            pending(
+                at, priority=rng.randrange(1, 9), num_nodes=rng.choice((1, 1, 2, 4)),
+                cpus=rng.choice((4, 8, 16)), gpus=rng.choice((0, 2)),
+                limit_s=rng.choice((None, 600, 2 * HOUR)), user=rng.choice(("ann", "bob")),
+                eligible_s=rng.choice((None, NOW + 900)),
+                dependency=rng.choice(("", "", f"afterok:{rng.randrange(1, 22)}(unfulfilled)")),
+                array_pending=rng.choice(("", "", "1-6%2", "3-9")),
+                partitions=rng.choice((("gpu",), ("cpu",), ("gpu", "cpu"))),
+            )
+            for at in range(10, 22)
+        ]  # fmt: skip
+        others = (running(1, "gpu[1-2]", num_nodes=2, cpus=16), running(2, "cpu1", since=900))
+        limits = (RunLimit("qos/user", "normal", "jobs", 3),)
+        whole = model(snapshot(*others, *waiting, limits=limits))
+        for _ in range(3):
+            gone = {job.job_id for job in rng.sample(waiting, 4)}
+            left = [job for job in waiting if job.job_id not in gone]
+            alone = model(snapshot(*others, *left, limits=limits)).times()
+            assert whole.times(without=gone) == alone
+            asked = {job.job_id for job in rng.sample(left, 2)}
+            some = whole.times(of=asked, without=gone)
+            assert asked <= set(some.limits_s) <= set(alone.limits_s)
+            assert all(alone.limits_s[name] == at for name, at in some.limits_s.items())
+            assert all(alone.learned_s[name] == at for name, at in some.learned_s.items())
 
 
 @pytest.mark.parametrize(

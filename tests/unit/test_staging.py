@@ -13,6 +13,7 @@ from hpcscale.errors import HpcscaleError, InvalidFileError, NotFoundError
 from hpcscale.prepare import _stays_here
 from hpcscale.reports import parse_report, read_reports
 from hpcscale.slurm.local import LocalTransport
+from hpcscale.units import JobId
 
 
 class FarAway(LocalTransport):
@@ -153,6 +154,31 @@ def test_files_and_directories_come_back(tmp_path, transport, run_dir):
     assert (tmp_path / "deep" / "f.txt").read_text() == "one"
     assert (tmp_path / "logs" / "1.log").read_text() == "log"
     assert not (tmp_path / "n").exists()
+
+
+def test_of_an_array_one_elements_own_files_come_back(tmp_path, transport, run_dir):
+    for name in ("logs/7_1.log", "logs/7_11.log", "checkpoint/task-1/step", "checkpoint/task-11/s",
+                 "outputs/submitit/7_1_0_result.pkl", "outputs/submitit/7_11_0_result.pkl",
+                 "outputs/model/of-all"):  # fmt: skip
+        there = Path(run_dir) / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_text(name)
+    here = tmp_path / "here"
+    places = {
+        "outputs/submitit": here / "jobs",
+        "outputs/model": here / "model",
+        "checkpoint": here / "ckpt",
+        "logs": here / "logs",
+    }
+    got = staging.fetch_element(transport, run_dir, places, JobId(7, 1))
+    own = ["ckpt/task-1/step", "jobs/7_1_0_result.pkl", "logs/7_1.log"]
+    assert sorted(str(p.relative_to(here)) for p in got.files) == own
+    assert [p for p in tree(here) if (here / p).is_file()] == own
+    assert got.shared == ["outputs/model"]
+    model = {"outputs/model": here / "model"}
+    got = staging.fetch_element(transport, run_dir, model, JobId(7, 1), whole=["outputs/model"])
+    assert got.files == [here / "model" / "of-all"]
+    assert got.shared == []
 
 
 def test_what_is_here_already_is_not_copied_again(tmp_path, transport, run_dir):

@@ -248,6 +248,7 @@ def test_dependencies_name_slurms_ids(site):
 def test_a_dependency_joins_the_users_own(site):
     site.submit()
     assert dependency(site, "1", directives={"dependency": "singleton"})[0] == "singleton,afterok:1"
+    assert dependency(site, directives={"dependency": "afterok:1"})[0] == "afterok:1"
 
 
 def test_a_dependency_on_another_site_is_refused(site):

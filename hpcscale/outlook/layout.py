@@ -1,0 +1,242 @@
+"""A queue laid out for plans: what no plan of it changes is worked out once.
+
+A decision plans one queue several times: with learned runtimes and with limits, with and without
+some of its jobs. Resources, what each job may take of them, and what the jobs in front of others
+are stay the same; a plan picks rows of arrays.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcscale.forecast.plan import plan
+from hpcscale.forecast.problem import NEVER, Checked, Demand, Ints, ProblemBuilder
+from hpcscale.outlook.kinds import NodeKind
+from hpcscale.outlook.reserved import Reserved
+from hpcscale.outlook.snapshot import Snapshot
+from hpcscale.slurm.whole import QueuedJob, RunLimit
+from hpcscale.units import parse_array
+
+WITHOUT_LIMIT_S = 7 * 86400  # believed of a job that has no limit and no like
+_MOST_TASKS = 100_000
+_LONG_QUEUE = 50_000  # jobs from which the plan is in steps of five minutes
+_AFTER = re.compile(r"after\w*:(\d+(?:_(?:\d+|\*))?)")
+
+Expected = Callable[[QueuedJob], float]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What running jobs hold, and until when each does."""
+
+    rows: Ints
+    ends: dict[str, int]
+
+
+class Layout:
+    """Pending jobs in the order in which they are looked at, beside what runs.
+
+    Args:
+        snapshot: of the site.
+        kinds: of its nodes.
+        pending: in order.
+        expected_s: a job's predicted runtime.
+        own: this one is placed by its limit, whatever is learned: so does Slurm's backfill.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, kinds: Sequence[NodeKind], pending: Sequence[QueuedJob],
+        expected_s: Expected, own: QueuedJob | None = None,
+    ) -> None:  # fmt: skip
+        self._snapshot = snapshot
+        self._expected_s = expected_s
+        self._made = ProblemBuilder(snapshot.now_s)
+        for kind in kinds:
+            kind.enter(self._made)
+        self._reserved = Reserved(self._made, snapshot, kinds)
+        self._allowances = _Allowances(self._made, snapshot)
+        self._running = [job for job in snapshot.jobs if job.state.active]
+        self._held: dict[tuple[int, bool], _Held] = {}
+        self.names = [job.job_id for job in pending]
+        self.place = {name: at for at, name in enumerate(self.names)}
+        self._shapes: list[Checked] = []
+        self._closing: list[list[int | None]] = []
+        tasks, shape = self._shaped(pending)
+        self._tasks, self._shape = _ints(tasks), _ints(shape)
+        limits = [float(job.limit_s or WITHOUT_LIMIT_S) for job in pending]
+        learned = [
+            limit if own is not None and job.job_id == own.job_id else expected_s(job)
+            for job, limit in zip(pending, limits, strict=True)
+        ]
+        self._seconds = {True: np.array(learned), False: np.array(limits)}
+        now = snapshot.now_s
+        self._release = _ints([max(job.eligible_s or now, now) for job in pending])
+        # of those that wait for others: whom
+        self._after = {
+            at: [text.removesuffix("_*") for text in _AFTER.findall(job.dependency)]
+            for at, job in enumerate(pending)
+            if job.dependency
+        }
+
+    def _shaped(self, pending: Sequence[QueuedJob]) -> tuple[list[int], list[int]]:
+        """Of each job how many tasks it stands for, and which shape it has."""
+        known: dict[tuple[object, ...], int] = {}
+        tasks, shapes = [], []
+        for job in pending:
+            count, throttle = tasks_of(job)
+            extra = self._allowances.of(job)
+            if throttle is not None:
+                extra = [*extra, (self._made.resource(throttle), 1)]
+            shape = (
+                job.partitions, job.num_nodes, job.cpus, job.gpus, job.exclusive,
+                job.reservation, tuple(extra),
+            )  # fmt: skip
+            at = known.get(shape)
+            if at is None:
+                at = known[shape] = len(self._shapes)
+                able = self._reserved.choices(job)
+                self._shapes.append(self._made.checked([*choice, *extra] for choice, _ in able))
+                self._closing.append([closes for _, closes in able])
+            tasks.append(count)
+            shapes.append(at)
+        return tasks, shapes
+
+    def starts(self, rows: Ints, *, learned: bool) -> dict[str, float]:
+        """Seconds from now until each of these starts, planned without the others.
+
+        Args:
+            rows: places in ``names``, ascending.
+            learned: by predicted runtimes instead of limits.
+        """
+        now = self._snapshot.now_s
+        counts = self._tasks[rows]
+        grain = self._grain_s(int(counts.sum()))
+        held = self._hold(grain, learned=learned)
+        first = np.cumsum(counts) - counts
+        release = self._release[rows]
+        after = self._dependencies(rows, first, counts, release, held.ends)
+        steps = np.maximum(1, np.ceil(self._seconds[learned][rows] / grain)).astype(np.int64)
+        shape, seconds, begin = (
+            np.repeat(column, counts) for column in (self._shape[rows], steps * grain, release)
+        )
+        planned = plan(self._made.many(self._shapes, shape, seconds, begin, after, held.rows))
+        start = planned.start_s[first]
+        late = start >= NEVER
+        if any(closes is not None for closing in self._closing for closes in closing):
+            chosen = planned.chosen[first].tolist()
+            for k in np.flatnonzero(~late).tolist():
+                closes = self._closing[self._shape[rows[k]]][chosen[k]]
+                late[k] = closes is not None and start[k] >= closes
+        waits = np.where(late, math.inf, start - now).tolist()
+        return dict(zip([self.names[at] for at in rows.tolist()], waits, strict=True))
+
+    def _grain_s(self, tasks: int) -> int:
+        """The plan's step: Slurm's own (``bf_resolution``, a minute unless set), or five minutes.
+
+        Ends that coincide make a plan of 100,000 jobs seven times faster.
+        """
+        text = self._snapshot.facts.config.get("SchedulerParameters", "")
+        match = re.search(r"\bbf_resolution=(\d+)", text)
+        return max(300 if tasks >= _LONG_QUEUE else 60, int(match[1]) if match else 0)
+
+    def _hold(self, grain: int, *, learned: bool) -> _Held:
+        """Units of running jobs until their predicted ends; the ends by job id."""
+        key = (grain, learned)
+        if key in self._held:
+            return self._held[key]
+        now = self._snapshot.now_s
+        ends = {}
+        mark = len(self._made.held)
+        for job in self._running:
+            begun = job.start_s or now
+            seconds = self._expected_s(job) if learned else float(job.limit_s or WITHOUT_LIMIT_S)
+            until = now + _up(begun + seconds - now, grain)
+            ends[job.job_id] = until
+            self._reserved.hold_running(job, until)
+            for demand in self._allowances.of(job):
+                self._made.hold(demand[0], demand[1], until)
+        found = self._held[key] = _Held(self._made.held_rows(), ends)
+        del self._made.held[mark:]
+        return found
+
+    def _dependencies(
+        self, rows: Ints, first: Ints, counts: Ints, release: Ints, ends: dict[str, int]
+    ) -> dict[int, list[int]]:
+        """Which tasks each task waits for; and not before the running ones' ends: ``release``."""
+        if not self._after:
+            return {}
+        where = {at: k for k, at in enumerate(rows.tolist())}
+        found: dict[int, list[int]] = {}
+        for at, names in self._after.items():
+            k = where.get(at)
+            if k is None:
+                continue
+            after: list[int] = []
+            for name in names:
+                # what comes behind it in the queue does not hold it back
+                other = where.get(self.place.get(name, at), k)
+                if other < k:
+                    after += range(int(first[other]), int(first[other] + counts[other]))
+                ending = [end for job, end in ends.items() if _same(job, name)]
+                release[k] = max([int(release[k]), *ending])
+            if after:
+                found.update((int(first[k]) + n, after) for n in range(int(counts[k])))
+        return found
+
+
+class _Allowances:
+    """Limits on what runs at one time, as resources: one for each that a job of the plan meets."""
+
+    def __init__(self, made: ProblemBuilder, snapshot: Snapshot) -> None:
+        self._made = made
+        self._limits: dict[tuple[str, str], list[RunLimit]] = {}
+        for limit in snapshot.limits:
+            kind = limit.whose.partition("/")[0]
+            self._limits.setdefault(("account" if kind == "user" else kind, limit.name), []).append(
+                limit
+            )
+        self._known: dict[tuple[str, ...], int] = {}
+
+    def of(self, job: QueuedJob) -> list[Demand]:
+        """What this job takes of its user's, its account's and its QOS's allowances."""
+        if not self._limits:
+            return []
+        takes = {"jobs": 1, "cpu": job.cpus, "gpu": job.gpus, "node": job.num_nodes}
+        found: dict[int, Demand] = {}
+        for place in (("qos", job.qos), ("account", job.account)):
+            for limit in self._limits.get(place, ()):
+                if limit.user not in {"", job.user} or not takes[limit.what]:
+                    continue
+                each = job.user if limit.whose.endswith("/user") else limit.user
+                key = (*place, limit.whose, limit.what, each, str(limit.units))
+                if key not in self._known:
+                    self._known[key] = self._made.resource(limit.units)
+                found[self._known[key]] = (self._known[key], takes[limit.what])
+        return list(found.values())
+
+
+def _ints(values: Sequence[int]) -> Ints:
+    return np.array(values, dtype=np.int64)
+
+
+def _up(seconds: float, grain: int) -> int:
+    """Rounded up to whole steps, one at least."""
+    return max(1, math.ceil(seconds / grain)) * grain
+
+
+def _same(job_id: str, name: str) -> bool:
+    return job_id == name or job_id.partition("_")[0] == name
+
+
+def tasks_of(job: QueuedJob) -> tuple[int, int | None]:
+    """How many jobs a pending record stands for, and its ``%`` limit."""
+    if not job.array_pending:
+        return 1, None
+    try:
+        indices, throttle = parse_array(job.array_pending)
+    except ValueError:
+        return 1, None
+    return min(len(indices), _MOST_TASKS), throttle

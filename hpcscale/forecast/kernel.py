@@ -97,6 +97,7 @@ def plan_jobs(
     time_ceil: Any,
     release: Any,
     alt_ptr: Any,
+    alt_until: Any,
     dem_ptr: Any,
     dem_resource: Any,
     dem_units: Any,
@@ -168,7 +169,7 @@ def plan_jobs(
                 k += 1
                 if k == last:
                     k = first
-            if t < best:
+            if t < best and t < alt_until[a]:
                 best = t
                 best_alternative = a
         start[job] = best

@@ -34,7 +34,7 @@ def naive_plan(problem: Problem) -> tuple[list[int], list[int]]:
             ends = {to for r, _, to, _ in held if r in set(resources) and to > release}
             for candidate in sorted({release} | ends):
                 if all(_fits(problem, held, candidate, duration, d) for d in demands):
-                    if candidate < start[job]:
+                    if candidate < min(start[job], int(problem.alt_until_s[alternative])):
                         start[job], chosen[job] = candidate, alternative - first
                     break
         if start[job] < NEVER:

@@ -76,8 +76,8 @@ def plan(problem: Problem, *, fast: bool | None = None) -> Plan:
         native(a)
         for a in (
             problem.duration_s, time_floor, time_ceil, problem.release_s, problem.alt_ptr,
-            problem.dem_ptr, problem.dem_resource, problem.dem_units, problem.dem_taken,
-            unit_floor, unit_ceil, problem.dep_ptr, problem.dep_job,
+            problem.alt_until_s, problem.dem_ptr, problem.dem_resource, problem.dem_units,
+            problem.dem_taken, unit_floor, unit_ceil, problem.dep_ptr, problem.dep_job,
         )
     ]  # fmt: skip
     order = np.arange(size) if not len(problem.dep_job) else np.array(planning_order(problem))

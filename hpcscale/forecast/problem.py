@@ -39,6 +39,8 @@ class Problem:
         duration_s: predicted, at least 1.
         release_s: not before this (begin time, a dependency outside this queue).
         alt_ptr: the alternatives of job ``j`` are ``alt_ptr[j]`` to ``alt_ptr[j + 1] - 1``.
+        alt_until_s: an alternative must be begun before this; ``NEVER``: at any time. EASY plans do
+            not look at it.
         dem_ptr: likewise the demands of each alternative.
         dem_resource, dem_units, dem_taken: one entry a demand; taken is at most units.
         dep_ptr, dep_job: jobs (positions in this queue) that must end before each job starts.
@@ -50,6 +52,7 @@ class Problem:
     duration_s: Ints
     release_s: Ints
     alt_ptr: Ints
+    alt_until_s: Ints
     dem_ptr: Ints
     dem_resource: Ints
     dem_units: Ints
@@ -62,7 +65,13 @@ class Problem:
 
 
 class Checked(list[list[tuple[int, int, int]]]):
-    """Alternatives in which no mistake is left: what many jobs of one shape share."""
+    """Alternatives in which no mistake is left: what many jobs of one shape share.
+
+    Attributes:
+        until_s: before when each must be begun.
+    """
+
+    until_s: list[int]
 
 
 @dataclass
@@ -116,8 +125,14 @@ class ProblemBuilder:
         self._after.append(tuple(after))
         return len(self._duration) - 1
 
-    def checked(self, alternatives: Iterable[Alternative]) -> Checked:
+    def checked(
+        self, alternatives: Iterable[Alternative], until_s: Sequence[int | None] | None = None
+    ) -> Checked:
         """Alternatives for ``job``: of very many jobs of one shape they are looked at once.
+
+        Args:
+            alternatives: as ``job`` has them.
+            until_s: before when each must be begun; None: at any time.
 
         Raises:
             PlanError: what is wrong with them.
@@ -126,6 +141,10 @@ class ProblemBuilder:
             [(d[0], d[1], d[2] if len(d) == 3 else d[1]) for d in demands if d[1] != 0]
             for demands in alternatives
         )
+        ends = until_s or [None] * len(chosen)
+        if len(ends) != len(chosen):
+            raise PlanError(f"{len(chosen)} alternatives and {len(ends)} ends")
+        chosen.until_s = [NEVER if end is None else end for end in ends]
         for demands in chosen:
             for resource, units, taken in demands:
                 self._check(resource, units)
@@ -199,6 +218,7 @@ class ProblemBuilder:
             duration_s=duration_s,
             release_s=release_s,
             alt_ptr=alt_ptr,
+            alt_until_s=_ints([end for each in shapes for end in each.until_s])[alt],
             dem_ptr=dem_ptr,
             dem_resource=flat[dem, 0],
             dem_units=flat[dem, 1],
@@ -233,6 +253,7 @@ def simple_problem(
         duration_s=np.maximum(1, _ints(pending_s)),
         release_s=np.full(size, now_s, dtype=np.int64),
         alt_ptr=np.arange(size + 1, dtype=np.int64),
+        alt_until_s=np.full(size, NEVER, dtype=np.int64),
         dem_ptr=np.arange(size + 1, dtype=np.int64),
         dem_resource=np.zeros(size, dtype=np.int64),
         dem_units=_ints(pending_units),

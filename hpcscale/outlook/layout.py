@@ -63,7 +63,6 @@ class Layout:
         self.names = [job.job_id for job in pending]
         self.place = {name: at for at, name in enumerate(self.names)}
         self._shapes: list[Checked] = []
-        self._closing: list[list[int | None]] = []
         tasks, shape = self._shaped(pending)
         self._tasks, self._shape = _ints(tasks), _ints(shape)
         limits = [float(job.limit_s or WITHOUT_LIMIT_S) for job in pending]
@@ -98,8 +97,9 @@ class Layout:
             if at is None:
                 at = known[shape] = len(self._shapes)
                 able = self._reserved.choices(job)
-                self._shapes.append(self._made.checked([*choice, *extra] for choice, _ in able))
-                self._closing.append([closes for _, closes in able])
+                choices = [[*choice, *extra] for choice, _ in able]
+                ends = [closes for _, closes in able]
+                self._shapes.append(self._made.checked(choices, ends))
             tasks.append(count)
             shapes.append(at)
         return tasks, shapes
@@ -124,13 +124,7 @@ class Layout:
         )
         planned = plan(self._made.many(self._shapes, shape, seconds, begin, after, held.rows))
         start = planned.start_s[first]
-        late = start >= NEVER
-        if any(closes is not None for closing in self._closing for closes in closing):
-            chosen = planned.chosen[first].tolist()
-            for k in np.flatnonzero(~late).tolist():
-                closes = self._closing[self._shape[rows[k]]][chosen[k]]
-                late[k] = closes is not None and start[k] >= closes
-        waits = np.where(late, math.inf, start - now).tolist()
+        waits = np.where(start >= NEVER, math.inf, start - now).tolist()
         return dict(zip([self.names[at] for at in rows.tolist()], waits, strict=True))
 
     def _grain_s(self, tasks: int) -> int:

@@ -47,8 +47,9 @@ def problems(draw, most_jobs=25):
             if draw(st.integers(0, 5)) == 0
             else []
         )
+        until = [draw(st.none() | st.integers(NOW, NOW + 40)) for _ in alternatives]
         made.job(
-            alternatives,
+            made.checked(alternatives, until if draw(st.booleans()) else None),
             draw(st.integers(0, 30)),
             release_s=draw(st.none() | st.integers(NOW - 5, NOW + 50)),
             after=[k for k in after if k != position],

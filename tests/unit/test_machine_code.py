@@ -80,7 +80,7 @@ def test_it_can_be_declined(without_numba, monkeypatch):
 
 def test_arrays_of_another_kind_are_refused(without_numba):
     code = machine.machine_code(kernel, "plan_jobs")
-    with pytest.raises(TypeError, match="takes 27 arguments"):
+    with pytest.raises(TypeError, match="arguments, not 1"):
         code(1)
     numbers = np.zeros(4)
     given = [0 if kind is int else numbers for kind in machine._parameters(kernel.plan_jobs)]

@@ -181,6 +181,17 @@ def test_a_plan_with_reservations_equals_its_definition(made):
     assert limits(seen) == expected
 
 
+def test_a_job_that_its_reservation_does_not_wait_for_keeps_nobody_off():
+    seen = snapshot(
+        running(1, "gpu1", num_nodes=1, cpus=8, exclusive=True, limit_s=MINUTE),
+        pending(2, num_nodes=3, cpus=24, exclusive=True, priority=9, reservation="a"),
+        pending(3, num_nodes=1, cpus=8, exclusive=True, priority=8, reservation="a"),
+        nodes=nodes(SIZE, "gpu", 4),
+        reservations=(Reservation("a", "gpu[1-3]", NOW, NOW + MINUTE),),
+    )
+    assert limits(seen) == {"2": math.inf, "3": 0}
+
+
 LINE = (
     "ReservationName={name} StartTime={first} EndTime={last} Duration=01:00:00 Nodes={nodes}"
     " NodeCnt=2 CoreCnt=8 Features=(null) PartitionName=(null) Flags={flags} TRES={tres}"

@@ -12,13 +12,13 @@ import datetime as dt
 import json
 import os
 import pwd
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from hpcscale.ledger_file import FILE_NAME, ledger_path
-from hpcscale.ledger_reads import LedgerReads
+from hpcscale.ledger_records import LedgerRecords, to_json_text
 from hpcscale.ledger_rows import (
     MOVED_TO,
     Attempt,
@@ -29,13 +29,11 @@ from hpcscale.ledger_rows import (
     Role,
     Run,
     SiteAnswer,
-    changed_fields,
-    event_fields,
     money_text,
     stamp,
     utc_now,
 )
-from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.slurm.types import JobState
 from hpcscale.spec import JobSpec, to_json
 from hpcscale.units import JobId
 
@@ -58,10 +56,6 @@ __all__ = [
 ]
 
 
-# made once: json.dumps makes one at each call where it has options
-_to_json = json.JSONEncoder(default=str).encode
-
-
 def new_run_id() -> str:
     """``r`` and 10 random base32 characters."""
     return "r" + base64.b32encode(os.urandom(7)).decode("ascii").lower()[:10]
@@ -72,7 +66,7 @@ def new_submission_id() -> str:
     return "hs-" + os.urandom(8).hex()
 
 
-class Ledger(LedgerReads):
+class Ledger(LedgerRecords):
     """Reads and writes the ledger. ``Ledger.open`` makes one; several processes may at once."""
 
     def new_run(
@@ -300,76 +294,6 @@ class Ledger(LedgerReads):
         data = {"at": where, "seconds": seconds, "usd": money_text(usd), **fields}
         return self._set(attempt, "attempt.repriced", data, **fields)
 
-    def record_status(self, attempt: Attempt, status: JobStatus) -> Attempt:
-        """Record what Slurm said of one attempt that is no array."""
-        self.record([(attempt, status)])
-        return self.attempt(attempt.submission_id)
-
-    def record(self, statuses: Iterable[tuple[Attempt, JobStatus]]) -> int:
-        """Record many statuses in one transaction; unchanged ones cost nothing.
-
-        Returns:
-            How many attempts changed.
-        """
-        changes = [
-            (attempt, fields)
-            for attempt, status in statuses
-            if (fields := changed_fields(attempt, status))
-        ]
-        self.update_attempts(changes)
-        return len(changes)
-
-    def update_attempts(self, changes: Sequence[tuple[Attempt, Mapping[str, Any]]]) -> None:
-        """Set columns (stored values) of many attempts in one transaction, with their events."""
-        if not changes:
-            return
-        with self._write():
-            for attempt, fields in changes:
-                if self._update(attempt.attempt_id, fields) and "state" in fields:
-                    self._event(
-                        attempt.run_id,
-                        attempt.submission_id,
-                        "attempt.state",
-                        {"from": attempt.state.value, **event_fields(fields)},
-                    )
-
-    def record_elements(self, attempt: Attempt, elements: Iterable[Element]) -> None:
-        """Record elements of an array; pass those that changed."""
-        rows = [
-            (
-                attempt.attempt_id,
-                e.task,
-                e.state.value,
-                e.raw_state,
-                e.reason,
-                e.nodes,
-                stamp(e.start_time),
-                stamp(e.end_time),
-                e.restarts,
-                e.exit_code,
-                e.exit_signal,
-            )
-            for e in elements
-        ]
-        if rows:
-            with self._write():
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO elements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    rows,
-                )
-
-    def record_answers(self, answers: Iterable[SiteAnswer]) -> None:
-        """Note which sites answered when, and which did not and why."""
-        rows = [(a.site, stamp(a.asked_at), stamp(a.answered_at), a.error) for a in answers]
-        if rows:
-            with self._write():
-                self._db.executemany(
-                    "INSERT INTO sites VALUES (?, ?, ?, ?) ON CONFLICT (site) DO UPDATE SET "
-                    "asked_at = excluded.asked_at, error = excluded.error, "
-                    "answered_at = coalesce(excluded.answered_at, answered_at)",
-                    rows,
-                )
-
     def event(
         self,
         run_id: str | None,
@@ -399,43 +323,9 @@ class Ledger(LedgerReads):
             run_id=run_id,
             kind=kind,
             reason=reason,
-            data=_to_json(data),
+            data=to_json_text(data),
         )
         return int(cursor.lastrowid or 0)
-
-    # --- helpers
-
-    def _update(self, attempt_id: int, fields: Mapping[str, Any], *, revive: bool = False) -> bool:
-        """Set columns; False when another process saw the attempt's end meanwhile.
-
-        An end is not taken back by an older sight of the job, unless ``revive`` says so.
-        """
-        sets = ", ".join(f"{name} = ?" for name in fields)
-        goes_on = "state" in fields and not fields.get("ended")
-        guard = " AND ended = 0" if goes_on and not revive else ""
-        cursor = self._db.execute(
-            f"UPDATE attempts SET {sets} WHERE attempt_id = ?{guard}",  # noqa: S608 # names are this module's own
-            (*fields.values(), attempt_id),
-        )
-        return cursor.rowcount > 0
-
-    def _set(self, attempt: Attempt, kind: str, data: Mapping[str, Any], **fields: Any) -> Attempt:
-        with self._write():
-            self._update(attempt.attempt_id, fields, revive=True)
-            self._event(attempt.run_id, attempt.submission_id, kind, data)
-        return self.attempt(attempt.submission_id)
-
-    def _event(
-        self, run_id: str | None, submission_id: str | None, kind: str, data: Mapping[str, Any]
-    ) -> None:
-        self._insert(
-            "events",
-            at=stamp(utc_now()),
-            run_id=run_id,
-            submission_id=submission_id,
-            kind=kind,
-            data=_to_json(data),
-        )
 
 
 def whoami() -> str:

@@ -17,7 +17,8 @@ import msgspec
 from hpcscale.connect import Connection
 from hpcscale.cost import held_s
 from hpcscale.errors import HpcscaleError, UnreachableError
-from hpcscale.judge import Heard, judge, judge_array, pending_tasks
+from hpcscale.judge import Heard, judge
+from hpcscale.judge_arrays import judge_array, pending_tasks
 from hpcscale.ledger import Attempt, Ledger, SiteAnswer, utc_now
 from hpcscale.ledger_rows import money_text, read_time
 from hpcscale.reports import Report, read_reports

@@ -224,15 +224,19 @@ def sbatch_options(
 
 
 def log_notices(spec: JobSpec, run_dir: str) -> tuple[str, ...]:
-    """Say so when a script names logs of its own: ours are where ``hpcscale logs`` reads them."""
+    """Say so when a script or an option names other logs than ``hpcscale logs`` reads."""
+    asked = [
+        (option, value) for _, option, value in (spec.script.directives if spec.script else ())
+    ]
     own = [
         f"--{'error' if option in {'e', 'error'} else 'output'}={value}"
-        for _, option, value in (spec.script.directives if spec.script else ())
+        for option, value in (*asked, *spec.directives.items())
         if option in {"o", "output", "e", "error"}
     ]
     if not own:
         return ()
-    text = f"the script's {' '.join(own)} is not used: output and errors go to {run_dir}/logs, "
+    whose = "the script's" if spec.script else "the option"
+    text = f"{whose} {' '.join(own)} is not used: output and errors go to {run_dir}/logs, "
     return (text + "where `hpcscale logs` reads them",)
 
 

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 
 from hpcscale.errors import HpcscaleError, NotFoundError, UnreachableError
 from hpcscale.settings import state_dir
-from hpcscale.slurm.transport import Transport
+from hpcscale.slurm.transport import Transport, open_here
 
 SMALL_BYTES = 4 * 1024**2
 BLOCK_BYTES = 16 * 1024**2
@@ -90,9 +90,11 @@ def send(
 
     Raises:
         UnreachableError: cut, and not mended by some tries; call again, it goes on from there.
-        HpcscaleError: no room there, or it was changed here meanwhile.
+        NotFoundError: it is not here.
+        HpcscaleError: no room there, or it cannot be read here or was changed meanwhile.
     """
-    found = local.stat()
+    with open_here(local) as source:
+        found = os.fstat(source.fileno())
     if found.st_size <= SMALL_BYTES or transport.is_local:
         transport.put_file(local, remote, mode=mode)
         _run(transport, ["touch", "-c", "-d", f"@{_stamp(found.st_mtime_ns)}", "--", remote])

@@ -6,7 +6,7 @@ import msgspec
 
 from hpcscale.burst.elements import runs_of
 from hpcscale.connect import Connection
-from hpcscale.judge import pending_tasks
+from hpcscale.judge_arrays import pending_tasks
 from hpcscale.ledger import Attempt, Element, Ledger, Role
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.units import JobId, expand_hostlist, fold_hostlist, parse_array

@@ -90,7 +90,11 @@ class AuditLog:
 
     def _append(self, file: int, act: str, data: Mapping[str, Any]) -> Head:
         size = os.fstat(file).st_size
-        tail = os.pread(file, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        part = _TAIL_BYTES
+        tail = os.pread(file, part, max(0, size - part))
+        while part < size and b"\n" not in tail.rstrip(b"\n"):  # the last line is a long one
+            part *= 2
+            tail = os.pread(file, part, max(0, size - part))
         torn = bool(tail) and not tail.endswith(b"\n")  # a power cut, a full disk
         last = tail.rstrip(b"\n").rpartition(b"\n")[2]
         number, previous = 1, GENESIS

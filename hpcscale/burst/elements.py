@@ -14,7 +14,7 @@ import msgspec
 
 from hpcscale.burst.moves import Move, Moves
 from hpcscale.errors import StateError
-from hpcscale.judge import pending_tasks
+from hpcscale.judge_arrays import pending_tasks
 from hpcscale.ledger import Attempt, Ledger, Run
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.units import JobId, parse_array

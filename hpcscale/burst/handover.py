@@ -30,6 +30,7 @@ from hpcscale.burst.words import show_s
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, SubmitUnknownError, UnreachableError
 from hpcscale.ledger import MOVED_TO, Attempt, Ledger
+from hpcscale.reports import OWN_CODES
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.units import parse_array
 
@@ -40,10 +41,10 @@ def _gone(move: Move, seen: Sight) -> bool:
 
 
 def _ended(move: Move, seen: Sight) -> bool:
-    """Once its claim is ours: by itself it can only have ended with 98."""
+    """Once its claim is ours: by itself it can only have ended in vain (97, 98)."""
     if seen.status is not None:
         return seen.status.state is JobState.CANCELLED
-    return move.kept and seen.exit_code != 98
+    return move.kept and seen.exit_code not in OWN_CODES
 
 
 class Handover(Wishes):
@@ -309,11 +310,7 @@ class Handover(Wishes):
             seen = self._until_over(connection, origin)
             if not seen.over:
                 return move
-        elif (
-            not move.cancel_asked
-            and seen.status is not None
-            and (seen.status.state is JobState.CANCELLED)
-        ):
+        elif not move.cancel_asked and _ended(move, seen):
             return self._end(
                 move, f"its job on {move.from_site} was ended ({seen.word})", Step.CANCELLED
             )

@@ -17,7 +17,8 @@ from hpcscale.burst.acts import age_s
 from hpcscale.burst.arrays import records_of
 from hpcscale.burst.sight import end, reports_of
 from hpcscale.connect import Connection
-from hpcscale.judge import by_report, element_of
+from hpcscale.judge import by_report
+from hpcscale.judge_arrays import element_of
 from hpcscale.ledger import Attempt, Ledger, utc_now
 from hpcscale.reports import Report
 from hpcscale.slurm.types import JobState, JobStatus

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hpcscale.burst.arrays import show_array
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, UnreachableError
-from hpcscale.judge import element_of
+from hpcscale.judge_arrays import element_of
 from hpcscale.ledger import Attempt, Ledger, utc_now
 from hpcscale.observe import observe
 from hpcscale.reports import Report, read_reports

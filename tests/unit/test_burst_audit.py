@@ -45,6 +45,13 @@ def test_lines_follow_each_other(log):
     assert log.path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_line_follows_one_of_any_length(log):
+    log.add("update", fields={"ExcNodeList": ",".join(f"node{n * n}" for n in range(10_000))})
+    log.add("cancel", job="1")
+    head, _ = log.verify()
+    assert head.number == 2
+
+
 @pytest.mark.parametrize(
     ("change", "number"),
     [("edit", 4), ("remove", 3), ("insert", 3), ("swap", 3), ("remove first", 1)],

@@ -263,7 +263,7 @@ def test_a_cancel_counts_whatever_the_clocks_say(gate_first, monkeypatch):
 
     job = stopped_before(sites, "_claiming")
     real = utc_now
-    for module in ("ledger", "ledger_rows"):
+    for module in ("ledger", "ledger_records", "ledger_rows"):
         monkeypatch.setattr(f"hpcscale.{module}.utc_now", lambda: real() - dt.timedelta(hours=2))
     sites.ledger.event(job.run_id, "attempt.cancel", {"job": str(job.ref.job_id)})
     sites.tick()

@@ -251,3 +251,37 @@ def test_a_state_that_nobody_knows_is_no_answer(sites, monkeypatch):
     fake.state = "PENDING"
     sites.tick()
     assert sites.move(job).step is Step.CANCELLING
+
+
+def test_nor_is_it_once_its_command_has_begun_there(sites, monkeypatch):
+    """It was cancelled between two runs, in which its command began, and is purged since."""
+    job = sites.submit()
+    sites.both(60)
+    sites_submit = sites.submit
+    sites.submit = lambda: job
+    killed_before(sites, monkeypatch, "_cancelling")
+    sites.submit = sites_submit
+    assert sites.move(job).kept
+    sites.report(sites.target(job).submission_id)
+    del sites.onprem.jobs[job.ref.job_id.base]
+    sites.tick()
+    assert sites.move(job).step is Step.CANCELLED
+    assert sites.target(job).state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("code", [97, 98])
+def test_one_that_ended_by_itself_and_is_purged_was_not_cancelled(sites, monkeypatch, code, begun):
+    """It started in vain: its claim was taken (98), or could not be read on a full disk (97)."""
+    job = sites.submit()
+    sites.both(60)
+    sites_submit = sites.submit
+    sites.submit = lambda: job
+    killed_before(sites, monkeypatch, "_cancelling")
+    sites.submit = sites_submit
+    sites.report(job.submission_id, "ended", exit_code=code)
+    del sites.onprem.jobs[job.ref.job_id.base]
+    if begun:
+        sites.report(sites.target(job).submission_id)
+    sites.tick()
+    assert sites.move(job).step is (Step.MOVED if begun else Step.CANCELLING)

@@ -81,16 +81,18 @@ ALLOWED: dict[str, set[str]] = {
     "ledger_rows": {"errors", "units", "spec", "slurm.types", "ledger_schema"},
     "ledger_file": {"errors", "settings", "ledger_schema"},
     "ledger_reads": _DECIDING | {"settings", "ledger_schema", "ledger_rows", "ledger_file"},
+    "ledger_records": _DECIDING | {"ledger_rows", "ledger_file", "ledger_reads"},
     "ledger": _DECIDING
     | {"settings", "ledger_schema", "ledger_rows", "ledger_file"}
-    | {"ledger_reads"},
+    | {"ledger_reads", "ledger_records"},
     "verify": _DECIDING | {"slurm", "ledger"},
     "prepare": _OWNING,
     "after": _DECIDING | {"ledger"},
     "submit": _OWNING | {"prepare", "after"},
     "cancelled": {"ledger", "reports", "slurm.types", "units"},
     "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify", "cancelled"},
-    "observe": _OWNING | {"ledger_rows", "judge"},
+    "judge_arrays": _DECIDING | {"ledger", "ledger_rows", "reports", "cancelled", "judge"},
+    "observe": _OWNING | {"ledger_rows", "judge", "judge_arrays"},
     "results": _OWNING,
     # changes a waiting job's request, with consent
     "squeeze": _OWNING | {"outlook", "train"},
@@ -134,6 +136,7 @@ ALLOWED: dict[str, set[str]] = {
         "after",
         "submit",
         "judge",
+        "judge_arrays",
         "observe",
         "results",
         "executor",

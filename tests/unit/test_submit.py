@@ -19,7 +19,7 @@ from hpcscale.errors import (
 from hpcscale.ledger import Role
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.spec import JobSpec, Resources, Script, SecretSource
-from hpcscale.submit import submit
+from hpcscale.submit import log_notices, submit
 from hpcscale.units import JobId
 from hpcscale.verify import comment_with, submission_of
 
@@ -225,6 +225,13 @@ def test_secrets_of_a_job_that_never_started_are_removed(site, monkeypatch):
     assert site.see(got).state is JobState.CANCELLED
     assert not Path(path).exists()
     assert Path(blocker[0].run_dir).exists()
+
+
+def test_logs_that_an_option_names_are_told_to_be_elsewhere():
+    spec = JobSpec(command=("true",), directives={"output": "/tmp/x", "nice": "3"})
+    (text,) = log_notices(spec, "/run")
+    assert text.startswith("the option --output=/tmp/x is not used: ")
+    assert log_notices(JobSpec(command=("true",)), "/run") == ()
 
 
 # --- dependencies

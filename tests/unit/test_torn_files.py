@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_sites import Sites
 
-from hpcscale import inputs
+from hpcscale import inputs, transfer
 from hpcscale.burst.handover import Handover
 from hpcscale.burst.moves import Step
 from hpcscale.code.tree import read_tree
@@ -59,6 +59,25 @@ def test_what_cannot_be_read_here_is_an_error_of_ours(make, tmp_path):
     assert not (tmp_path / "there").exists()
     with pytest.raises(HpcscaleError, match="cannot read"):
         make().put_file(tmp_path, str(tmp_path / "there"))  # a directory
+
+
+def test_nor_is_a_large_file_that_is_sent_in_parts(tmp_path, monkeypatch):
+    large = tmp_path / "large"
+    large.write_bytes(b"x" * (transfer.SMALL_BYTES + 1))
+    real = Path.open
+
+    def refused(self, *args, **kw):
+        if self == large:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *args, **kw)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(HpcscaleError, match="cannot read"):
+        transfer.send(Shell(), large, str(tmp_path / "there"))
+    monkeypatch.undo()
+    large.unlink()
+    with pytest.raises(NotFoundError):
+        transfer.send(Shell(), large, str(tmp_path / "there"))
 
 
 def test_what_vanishes_from_an_input_while_it_is_listed_is_left_out(tmp_path, monkeypatch):

@@ -23,7 +23,11 @@ _TOLD_FROM = 20  # residuals below which nothing is stated
 # weight of a forecast that has nothing in common, next to 1 of its twin: tails need more of them
 _ALIKE_P50, _ALIKE_UPPER = 0.01, 0.1
 _LEAST_SPREAD = 0.2  # of logarithms: closer than that is alike, whatever the others are
-_SLOW_START = 0.3  # few residuals: the bound aims higher by so much over the root of their number
+# the bound aims higher by so many standard errors of a share of misses that come in crowds
+_ERRORS = 1.2
+_CROWD = 50  # forecasts, one after the other, whose misses may have one cause
+_CROWDED, _CROWDED_BLOCKS = 8.0, 4  # variance over that of single misses, believed like 4 blocks
+_OWED = 0.1  # misses more than were to be are made up for, up to this level
 
 Floats = NDArray[np.float64]
 
@@ -35,11 +39,14 @@ class Case(NamedTuple):
         planned_s: wait by the plan.
         nodes: of the job.
         limit_s: its time limit; 0: none.
+        own: jobs of the same user that wait as well: who sends hundreds at once meets limits and a
+            falling priority, which no plan shows.
     """
 
     planned_s: float
     nodes: int = 1
     limit_s: float = 0.0
+    own: int = 0
 
 
 class Said(NamedTuple):
@@ -59,12 +66,16 @@ class AdaptiveBound:
     ``window`` residuals, those of like jobs weighing more, or of the last ``recent``, all alike:
     the greater of the two. The first is sharp, the second is quick when everything changes.
 
+    What is aimed at is above ``level`` by what the share of misses is uncertain: misses come in
+    crowds (one cause, many jobs), so that is more than their number says, and is learned from how
+    much one stretch after another differs. Misses in excess are owed: the rate that is asked may
+    fall below what a quantile can give, and the bound stays careful until it is back.
+
     Args:
         level: share of waits that shall be at or below the bound.
         window: residuals that are remembered.
         recent: of them those that answer for a change.
         rate: how fast misses change the level that is asked of the residuals.
-        margin: aimed at on top of ``level``.
     """
 
     def __init__(
@@ -73,16 +84,17 @@ class AdaptiveBound:
         *,
         window: int = 2000,
         recent: int = 400,
-        rate: float = 0.005,
-        margin: float = 0.015,
+        rate: float = 0.01,
     ) -> None:
         self._misses = 1.0 - level
-        self._margin, self._rate = margin, rate
+        self._rate = rate
         self._window, self._recent = window, recent
+        self._crowded = _CROWDED
         self._aim = self._miss_rate = self._aimed(0)
         self._size = self._known = 0
+        self._missed: list[bool] = []
         # a row a forecast: asked, start (infinite: it waits), planned, scale, and what it is like
-        self._rows: Floats = np.zeros((64, 7))
+        self._rows: Floats = np.zeros((64, 8))
         self._upper: list[float] = []
         self._passed: set[int] = set()
         self._due: list[tuple[float, int]] = []  # by when the bound is passed
@@ -152,14 +164,23 @@ class AdaptiveBound:
         self._table = None
 
     def _aimed(self, known: int) -> float:
-        more = self._margin + (_SLOW_START / math.sqrt(known) if known else 1.0)
-        return self._misses - min(self._misses / 2, more)
+        variance = self._misses * (1.0 - self._misses) * self._crowded
+        error = math.sqrt(variance / min(max(1, known), self._window))
+        return self._misses - min(self._misses / 2, _ERRORS * error)
 
     def _count(self, *, missed: bool) -> None:
         self.told += 1
         self.kept += not missed
+        self._missed.append(missed)
+        if self.told % _CROWD == 0:
+            self._crowded = _crowded(self._missed[-self._window :])
         step = self._rate * (self._aim - missed)
-        self._miss_rate = min(0.5, max(self._misses / 5, self._miss_rate + step))
+        self._miss_rate = min(0.5, max(-_OWED, self._miss_rate + step))
+
+    @property
+    def _asked_rate(self) -> float:
+        """What is asked of the residuals; a tail of less has too few of them."""
+        return max(self._misses / 5, self._miss_rate)
 
     def _scores(self, like: Floats) -> tuple[float, float]:
         """Median and upper quantile of the residuals, for a job like this."""
@@ -169,7 +190,7 @@ class AdaptiveBound:
         alike = np.exp(-0.5 * (((likeness - like) / spread) ** 2).sum(axis=1))
         middle = _quantile(scores, ended, alike + _ALIKE_P50, 0.5)
         weights = alike + _ALIKE_UPPER
-        high = _quantile(scores, ended, weights, self._miss_rate, own=_own(weights))
+        high = _quantile(scores, ended, weights, self._asked_rate, own=_own(weights))
         return middle, max(high, quick)
 
     def _sorted(self) -> tuple[Floats, NDArray[np.bool_], Floats, Floats, float]:
@@ -182,7 +203,7 @@ class AdaptiveBound:
         order = np.argsort(scores, kind="stable")
         recent = order[order >= np.flatnonzero(ended)[-self._recent :][0]]
         equal = np.ones(len(recent))
-        quick = _quantile(scores[recent], ended[recent], equal, self._miss_rate, own=1.0)
+        quick = _quantile(scores[recent], ended[recent], equal, self._asked_rate, own=1.0)
         spread = np.maximum(_LEAST_SPREAD, rows[:, 4:].std(axis=0))
         return scores[order], ended[order], rows[order, 4:], spread, quick
 
@@ -191,11 +212,25 @@ def _scale(case: Case) -> float:
     return float((case.planned_s + _SOFT_S) ** _SPREAD)
 
 
-def _likeness(case: Case) -> tuple[float, float, float]:
+def _crowded(missed: list[bool]) -> float:
+    """By how much misses vary from stretch to stretch, over what single ones would (1: no crowds).
+
+    The design effect of samples drawn in clusters (Kish, "Survey sampling", 1965).
+    """
+    blocks = len(missed) // _CROWD
+    found = np.array(missed[len(missed) - blocks * _CROWD :], dtype=np.float64)
+    share = float(found.mean())
+    single = max(share * (1.0 - share), 1e-9) / _CROWD
+    vary = float(((found.reshape(blocks, _CROWD).mean(axis=1) - share) ** 2).sum()) / single
+    return max(1.0, (vary + _CROWDED * _CROWDED_BLOCKS) / (blocks - 1 + _CROWDED_BLOCKS))
+
+
+def _likeness(case: Case) -> tuple[float, float, float, float]:
     return (
         math.log(case.planned_s + _SOFT_S),
         math.log(max(1, case.nodes)),
         math.log(max(60.0, case.limit_s)),
+        math.log(1 + case.own),
     )
 
 

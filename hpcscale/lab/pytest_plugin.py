@@ -70,7 +70,7 @@ def pytest_runtest_makereport(
 
 
 def diagnosis(lab: Lab, name: str) -> str:
-    """Nodes, jobs and the end of the controller's log."""
+    """Nodes, jobs, and the end of the logs of controller, boots and nodes that are down."""
     site = lab.site(name)
     parts = []
     for argv in (["sinfo", "-N"], ["squeue", "-o", "%i %T %r %S %N %k %j"]):
@@ -79,7 +79,17 @@ def diagnosis(lab: Lab, name: str) -> str:
             parts.append(f"$ {' '.join(argv)}\n{done.stdout}{done.stderr}")
         except LabError as exc:
             parts.append(f"$ {' '.join(argv)}\n{exc}")
-    parts.append(f"slurmctld.log:\n{tail(site.paths.log / 'slurmctld.log', 40)}")
+    logs = ["slurmctld", *(["power"] if site.booting_nodes else [])]
+    try:
+        states = site.node_states(timeout_s=5)
+        logs += [f"slurmd.{node}" for node, state in states.items() if state.startswith("down")]
+    except LabError:
+        pass  # it has been told above
+    parts += [
+        f"{log}.log:\n{tail(file, 40)}"
+        for log in logs
+        if (file := site.paths.log / f"{log}.log").exists()
+    ]
     return "\n".join(parts)
 
 

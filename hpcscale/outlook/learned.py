@@ -9,6 +9,7 @@ import datetime as dt
 import math
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,9 @@ from hpcscale.history.tables import parse_table
 from hpcscale.outlook.snapshot import Level, Snapshot
 from hpcscale.settings import state_dir
 from hpcscale.slurm import whole
+from hpcscale.slurm.types import JobState
 from hpcscale.slurm.whole import ENDED_COLUMNS, QueuedJob
+from hpcscale.units import parse_array
 
 MOST_ROWS = 20_000
 FIRST_DAYS = 30  # how far back the first call asks
@@ -38,10 +41,11 @@ class _Asked(msgspec.Struct, array_like=True):
     upper_s: float | None = None
     nodes: int = 1
     limit_s: float = 0.0
+    own: int = 0
 
     @property
     def case(self) -> Case:
-        return Case(self.planned_s, self.nodes, self.limit_s)
+        return Case(self.planned_s, self.nodes, self.limit_s, self.own)
 
 
 class _Settled(msgspec.Struct, array_like=True):
@@ -53,10 +57,11 @@ class _Settled(msgspec.Struct, array_like=True):
     at_s: float = 0.0
     nodes: int = 1
     limit_s: float = 0.0
+    own: int = 0
 
     @property
     def case(self) -> Case:
-        return Case(self.planned_s, self.nodes, self.limit_s)
+        return Case(self.planned_s, self.nodes, self.limit_s, self.own)
 
 
 class _Forecasts(msgspec.Struct):
@@ -143,6 +148,11 @@ class Track:
     def __init__(self, snapshot: Snapshot, past: Reading | None, level: float = 0.9) -> None:
         self._snapshot = snapshot
         self._path = _path(snapshot.site, "json")
+        waiting = [job for job in snapshot.jobs if job.state is JobState.PENDING]
+        self._pending = {job.job_id for job in waiting}
+        self._waiting = Counter[str]()
+        for job in waiting:
+            self._waiting[job.user] += _tasks(job.array_pending)
         self._kept = self._load()
         if self._settle(past):
             self._save()
@@ -176,7 +186,9 @@ class Track:
             start = started.get(name, float("nan"))
             if start >= was.at_s and name not in pending:
                 waited = start - was.at_s
-                row = _Settled(was.planned_s, waited, was.upper_s, was.at_s, was.nodes, was.limit_s)
+                row = _Settled(
+                    was.planned_s, waited, was.upper_s, was.at_s, was.nodes, was.limit_s, was.own
+                )  # fmt: skip
                 known.append((start, len(known), row))
                 del self._kept.asked[name]
             elif self._snapshot.now_s - was.at_s > _FORGET_S:
@@ -210,7 +222,7 @@ class Track:
 
     def say(self, job: QueuedJob, planned_s: float) -> Said:
         """What forecasts like this one have come to: median and bound; NaN: too few."""
-        return self._bound.say(_case(job, planned_s))
+        return self._bound.say(self._case(job, planned_s))
 
     @property
     def coverage(self) -> float:
@@ -222,13 +234,19 @@ class Track:
         jobs = {job.job_id: job for job in self._snapshot.jobs}
         for name, planned in planned_s.items():
             if name not in self._kept.asked and len(self._kept.asked) < _MOST_ASKED:
-                case = _case(jobs.get(name), planned)
+                case = self._case(jobs.get(name), planned)
                 bound = self._bound.say(case).upper_s
                 self._kept.asked[name] = _Asked(
                     self._snapshot.now_s, planned, None if math.isnan(bound) else bound,
-                    case.nodes, case.limit_s,
+                    case.nodes, case.limit_s, case.own,
                 )  # fmt: skip
         self._save()
+
+    def _case(self, job: QueuedJob | None, planned_s: float) -> Case:
+        if job is None:
+            return Case(planned_s)
+        own = self._waiting[job.user] - (job.job_id in self._pending)
+        return Case(planned_s, job.num_nodes, float(job.limit_s or 0), own)
 
     @property
     def residuals(self) -> int:
@@ -236,7 +254,9 @@ class Track:
         return len(self._kept.residuals)
 
 
-def _case(job: QueuedJob | None, planned_s: float) -> Case:
-    if job is None:
-        return Case(planned_s)
-    return Case(planned_s, job.num_nodes, float(job.limit_s or 0))
+def _tasks(array_pending: str) -> int:
+    """How many tasks the pending rest of an array has; squeue may cut a long list short."""
+    try:
+        return len(parse_array(array_pending)[0]) if array_pending else 1
+    except ValueError:
+        return 1

@@ -141,7 +141,9 @@ def backtest(
             )[-1]
             for _ in range(draws)
         ]
-        case = Case(float(np.mean(drawn)), int(nodes[job]), float(limit[job]))
+        user = jobs.user[job]
+        own = int((jobs.user[waits] == user).sum()) - 1 if user >= 0 else 0
+        case = Case(float(np.mean(drawn)), int(nodes[job]), float(limit[job]), own)
         said, by_qbets = bound.say(case), qbets.upper_s()
         point = case.planned_s if math.isnan(said.p50_s) else said.p50_s
         waited = float(start_s[job] - now)

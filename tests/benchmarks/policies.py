@@ -1,6 +1,7 @@
 """Overflow policies against Compute-Wait at equal mean wait; raw figures to results/policies.json.
 
-    python tests/benchmarks/policies.py [starburst] [philly] [bounds] [spot] [split]
+    python tests/benchmarks/policies.py [starburst] [philly] [philly_split] [philly_draws] [bounds]
+        [spot] [split]
 
 Traces come from HPCSCALE_TRACES or from beside the checkout. Two ways of setting knobs are shown:
 in hindsight, as published comparisons do, and beforehand: one knob for all instances, found on
@@ -11,6 +12,7 @@ hindsight, at the very mean wait that ``value`` came to, so the comparison favou
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,10 @@ from hpcscale.simulate.policies import at_mean_wait, rules_of
 RESULTS = Path(__file__).with_name("results") / "policies.json"
 ONE_KNOB = Rules(kernel.VALUE, 12.0, gain=3.0)  # found on seeds 1 to 4 of the same distributions
 FACTORS = np.geomspace(0.003, 3, 60)
+# down to waits of a second: where a front ended at longer waits its last cost stood for shorter ones
+TO_SECONDS = np.concatenate([[0.0], np.geomspace(3e-5, 0.003, 14, endpoint=False), FACTORS[::3]])
+DRAWS = 6
+SHIFT_H = 0.1
 
 
 def cheapest(front: list[tuple[float, float]], wait_h: float) -> float:
@@ -89,17 +95,40 @@ def starburst() -> dict:
     return out
 
 
-def philly() -> dict:
-    """Shared virtual clusters as one, jobs of at most 8 GPUs, learned runtimes, knob fronts."""
+def philly_jobs():
+    """Shared virtual clusters as one, jobs of at most 8 GPUs, days 25 to 109."""
     work = read_history(trace("philly-2017-vcs.csv.gz")).workload
     days = (work.submit_s - work.submit_s[0]) / 86400
-    work = work.select((work.gpus <= 8) & (days >= 25) & (days <= 109))
+    return work.select((work.gpus <= 8) & (days >= 25) & (days <= 109))
+
+
+def by_cost(factor: float) -> Rules:
+    return Rules(kernel.PATIENCE_BY_COST, factor)
+
+
+def philly() -> dict:
+    """Learned runtimes, knob fronts; and what following the cheaper policy so far would have come to."""
+    work = philly_jobs()
     expect = Expect(learned=True)
+    knobs = np.geomspace(1.25, 1280, 31)
     out: dict = {"jobs": len(work), "waits_h": [0.03, 0.08, 0.15], "clusters": []}
     for nodes in (64, 40, 24):
         one = instance_of(work, Cluster(nodes, 8))
-        front = front_of(one, lambda f: Rules(kernel.PATIENCE_BY_COST, f), FACTORS[::3], expect)
-        value = front_of(one, lambda mu: Rules(kernel.VALUE, mu), np.geomspace(2.5, 40, 7), expect)
+        theirs = [simulate(one, by_cost(float(f)), expect) for f in TO_SECONDS]
+        ours = [simulate(one, Rules(kernel.VALUE, float(mu)), expect) for mu in knobs]
+        front, value = (
+            [(run.mean_wait_h, float(run.cloud_cost_usd)) for run in runs]
+            for runs in (theirs, ours)
+        )
+        followed = [
+            {
+                "hour_usd": float(mu),
+                "wait_h": run.mean_wait_h,
+                "ratio": float(run.cloud_cost_usd) / cheapest(front, run.mean_wait_h),
+                "ratio_followed": follow(run, theirs, float(mu), front),
+            }
+            for mu, run in zip(knobs, ours, strict=True)
+        ]
         row = {
             "nodes": nodes,
             "load": float(one.gpu_hours.sum() / (nodes * 8 * one.arrival_h[-1])),
@@ -111,10 +140,30 @@ def philly() -> dict:
                 else None
                 for w in out["waits_h"]
             ],
+            "bare_knobs": followed,
         }
         out["clusters"].append(row)
-        print(nodes, row["ratio"], flush=True)
+        print(nodes, row["ratio"], max(k["ratio"] for k in followed), flush=True)
     return out
+
+
+def follow(ours, theirs, hour_usd: float, front, looks: int = 100) -> float:
+    """The ratio of a mixture of ``value`` and Compute-Wait with any knob, No-Wait among them.
+
+    It looks so many times, and from then on does what has cost least up to there, in dollars and in
+    waits at what an hour is worth, once that is 2 % less than what it does. Each policy's figures
+    are of a run of its own, which favours the mixture: it switches for nothing.
+    """
+    runs = [ours, *theirs]
+    usd, wait = np.array([run.usd for run in runs]), np.array([run.wait_h for run in runs])
+    so_far, now, paid, waited = np.zeros(len(runs)), 0, 0.0, 0.0
+    for part in np.array_split(np.arange(usd.shape[1]), looks):
+        best = int(np.argmin(so_far))
+        now = best if so_far[best] < 0.98 * so_far[now] else now
+        paid += usd[now, part].sum()
+        waited += wait[now, part].sum()
+        so_far += usd[:, part].sum(axis=1) + hour_usd * wait[:, part].sum(axis=1)
+    return float(paid / cheapest(front, waited / usd.shape[1]))
 
 
 def philly_split() -> dict:
@@ -125,16 +174,14 @@ def philly_split() -> dict:
     two ended jobs (its own published one; kept in policies.json from an earlier run).
     """
     kept = json.loads(RESULTS.read_text())["philly_last_two"]
-    work = read_history(trace("philly-2017-vcs.csv.gz")).workload
-    days = (work.submit_s - work.submit_s[0]) / 86400
-    work = work.select((work.gpus <= 8) & (days >= 25) & (days <= 109))
+    work = philly_jobs()
     expect = Expect(learned=True)
     out: dict = {"jobs": len(work), "waits_h": [0.03, 0.08, 0.15], "clusters": []}
     for nodes in (64, 40, 24):
         one = instance_of(work, Cluster(nodes, 8))
         cut = int(0.4 * len(one))
         early, late = one.part(slice(0, cut)), one.part(slice(cut, None))
-        front = front_of(late, lambda f: Rules(kernel.PATIENCE_BY_COST, f), FACTORS[::3], expect)
+        front = front_of(late, by_cost, TO_SECONDS, expect)
         both = front + [tuple(point) for point in kept[str(nodes)]]
         rows = []
         for knob in np.geomspace(1.25, 80, 7):
@@ -158,6 +205,59 @@ def philly_split() -> dict:
              "set_on_the_first_part": chosen}
         )  # fmt: skip
     return out
+
+
+def philly_draws() -> dict:
+    """The last 60 % of Philly with bare knobs, arrivals shifted by up to minutes, several draws.
+
+    One heavy job more or less in the cloud moves a policy's cost by some percent, and which one it
+    is hangs on minutes. So costs and waits of each knob are averaged over draws before fronts are
+    made; the ratio of each draw alone to its own front is kept as well, and so is that of each of
+    Compute-Wait's own knobs to the front of all of them.
+    """
+    work = philly_jobs()
+    expect = Expect(learned=True)
+    knobs = np.geomspace(5, 320, 7)
+    out: dict = {"draws": DRAWS, "shift_h": SHIFT_H, "clusters": []}
+    for nodes in (64, 40, 24):
+        one = instance_of(work, Cluster(nodes, 8))
+        late = one.part(slice(int(0.4 * len(one)), None))
+        rng = np.random.default_rng(7)
+        fronts, values = [], []
+        for draw in range(DRAWS):
+            part = late if draw == 0 else shifted(late, rng.uniform(0, SHIFT_H, len(late)))
+            fronts.append(front_of(part, by_cost, TO_SECONDS, expect))
+            values.append(front_of(part, lambda mu: Rules(kernel.VALUE, mu), knobs, expect))
+        theirs, ours = np.array(fronts), np.array(values)
+        mean = [tuple(point) for point in theirs.mean(axis=0)]
+        rows = []
+        for i, knob in enumerate(knobs):
+            wait, cost = ours[:, i].mean(axis=0)
+            alone = [
+                float(run[i][1] / cheapest(f, run[i][0]))
+                for run, f in zip(values, fronts, strict=True)
+            ]
+            rows.append(
+                {"hour_usd": float(knob), "wait_h": float(wait), "usd": float(cost),
+                 "usd_deviation": float(ours[:, i, 1].std()),
+                 "ratio": float(cost / cheapest(mean, wait)), "each_alone": alone}
+            )  # fmt: skip
+            print(nodes, rows[-1], flush=True)
+        own = [cost / cheapest(f, wait) for f in fronts for wait, cost in f]
+        out["clusters"].append(
+            {"nodes": nodes, "knobs": rows, "compute_wait_mean_front": mean,
+             "compute_wait_to_its_own_front": {"mean": float(np.mean(own)), "worst": max(own)}}
+        )  # fmt: skip
+    return out
+
+
+def shifted(one, by_h):
+    """The same jobs, each arriving that much later."""
+    arrival = one.arrival_h + by_h
+    order = np.argsort(arrival, kind="stable")
+    columns = ("run_h", "per_node", "count", "group", "deadline_h", "rows")
+    moved = {name: getattr(one, name)[order] for name in columns}
+    return replace(one, arrival_h=arrival[order], **moved)
 
 
 def bounds() -> dict:
@@ -242,6 +342,7 @@ def main() -> None:
             "starburst": starburst,
             "philly": philly,
             "philly_split": philly_split,
+            "philly_draws": philly_draws,
             "bounds": bounds,
             "spot": spot,
             "split": split,

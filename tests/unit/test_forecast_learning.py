@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpcscale.forecast import bounds
 from hpcscale.forecast.bounds import AdaptiveBound, Case, Qbets
 from hpcscale.forecast.queue import Queue
 from hpcscale.forecast.runtimes import LeakError, RuntimeModel
@@ -171,6 +172,41 @@ def test_like_jobs_say_more_than_others():
     narrow, wide = bound.say(Case(HOUR, 1, HOUR)), bound.say(Case(HOUR, 64, HOUR))
     assert narrow.p50_s == pytest.approx(HOUR)
     assert wide.p50_s == pytest.approx(9 * HOUR)
+
+
+def test_who_sends_many_at_once_has_a_bound_of_their_own():
+    """Jobs of a crowd wait long, though the plan sees the same for all."""
+    bound = AdaptiveBound(0.9)
+    for step in range(400):
+        crowd = step % 2
+        bound.at(step * 60.0)
+        key = bound.asked(Case(HOUR, own=300 if crowd else 0))
+        bound.started(key, step * 60.0 + (9 * HOUR if crowd else HOUR))
+    bound.at(1e9)
+    assert bound.say(Case(HOUR)).p50_s == pytest.approx(HOUR)
+    assert bound.say(Case(HOUR, own=300)).p50_s == pytest.approx(9 * HOUR)
+
+
+def test_misses_that_come_in_crowds_raise_the_aim():
+    spread = [step % 10 == 0 for step in range(2000)]
+    crowds = [step % 500 < 50 for step in range(2000)]
+    assert sum(spread) == sum(crowds)
+    assert bounds._crowded(spread) < 2
+    assert bounds._crowded(crowds) > 20
+
+
+def test_misses_in_excess_are_owed():
+    """A crowd of misses asks for care for as long as it takes to make up for it, and no longer."""
+    bound = AdaptiveBound(0.9)
+    for _ in range(200):
+        bound._count(missed=True)
+    careful = bound._asked_rate
+    for _ in range(100):
+        bound._count(missed=False)
+    assert bound._asked_rate == careful == pytest.approx(0.02)
+    for _ in range(300):
+        bound._count(missed=False)
+    assert bound._asked_rate > 3 * careful
 
 
 def test_a_miss_is_known_before_the_start():

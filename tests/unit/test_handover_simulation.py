@@ -4,6 +4,7 @@ What is simulated, and how, is in ``sim_world``; very many of them run in ``test
 """
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,17 @@ def test_the_page_says_what_was_run(name, what):
         assert sum(r["count"] for r in result["ranges"]) == result["interleavings"]
         assert f"{result['different_seeds']:,} different seeds" in page
         assert result["violations"] == []
+
+
+def test_the_page_says_what_was_injected():
+    result = latest("handover")
+    page = " ".join((ROOT / "docs/handover.md").read_text().split())
+    assert f"On real Slurm {result['injections']} injections" in page
+    assert f"of the code of commit {result['commit']}" in page
+    bound = math.ceil(3 / result["injections"] * 10_000) / 10_000  # the rule of three, rounded up
+    assert f"its rate is below {bound}" in page
+    what = ("double_starts", "lost", "orphans", "wrong_behind", "unsettled", "not_carried_out")
+    assert {name: result[name] for name in what if result[name]} == {}
 
 
 @pytest.mark.parametrize(

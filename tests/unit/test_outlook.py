@@ -243,6 +243,20 @@ def test_forecasts_are_compared_with_what_came(monkeypatch, tmp_path):
     assert Track(later, None).residuals == 0
 
 
+def test_a_forecast_knows_how_many_jobs_its_user_has_waiting(monkeypatch, tmp_path):
+    monkeypatch.setenv("HPCSCALE_STATE_DIR", str(tmp_path))
+    seen = snapshot(
+        running(1, "gpu1"),
+        pending(2, array_pending="0-9:3,20,..."),  # cut short by squeue: counted as one
+        pending(3, array_pending="4-99%4"),
+        pending(4),
+        pending(5, user="bob"),
+    )
+    Track(seen, None).remember(dict.fromkeys("2345", 600.0))
+    kept = msgspec.json.decode((tmp_path / "forecast" / "onprem.json").read_bytes())["asked"]
+    assert {name: row[-1] for name, row in kept.items()} == {"2": 97, "3": 97, "4": 97, "5": 0}
+
+
 def test_a_row_that_slurmdbd_completes_later_takes_the_place_of_the_first(monkeypatch, tmp_path):
     from hpcscale.outlook import learned
 

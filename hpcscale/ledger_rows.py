@@ -328,6 +328,11 @@ def _is_recorded(attempt: Attempt, status: JobStatus) -> bool:
     )
 
 
+# A controller forgets its last seconds alone (it saves every 5), and what ran is ended as its nodes
+# register with it again. How long it was away nobody can tell, so that is not counted.
+FORGOTTEN_S = 60.0
+
+
 def _start_forgotten(attempt: Attempt, status: JobStatus) -> bool:
     """Whether it ran, and its controller knows nothing of that start: it died right after it.
 
@@ -360,10 +365,11 @@ def changed_fields(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
         fields["earlier_s"] = attempt.earlier_s + held
     elif _start_forgotten(attempt, status):
         assert attempt.start_time is not None
-        until = status.observed_at or utc_now()
+        until = status.observed_at or utc_now()  # this machine's clock, which may jump
         if status.start_time is not None and status.state is not JobState.PENDING:
-            until = min(until, status.start_time)
-        held = max(0.0, (until - attempt.start_time).total_seconds())
+            until = status.start_time
+        held = (until - attempt.start_time).total_seconds()
+        held = min(max(0.0, held), FORGOTTEN_S)
         fields["earlier_s"] = attempt.earlier_s + held
     if status.state is attempt.state and attempt.reason.startswith(MOVED_TO):
         fields.pop("reason", None)  # Slurm has why it waited

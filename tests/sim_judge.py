@@ -77,7 +77,10 @@ class Judge:
 
     def _judge_price(self):
         """Its hours are counted at the price of the partition that it began in."""
-        self.counts[f"began in partition {self.began_in}"] += 1
+        partition, restart = self.began_in
+        self.counts[f"began in partition {partition}"] += 1
+        if self._origin_job().restarts > restart:
+            return  # Slurm has started it again since, wherever it was by then
         moved = [ledger for ledger in self._led() if Moves(ledger).of_run(self.job.run_id)]
         for ledger in moved:
             done = Moves(ledger).of_run(self.job.run_id)[-1]
@@ -85,7 +88,7 @@ class Judge:
                 continue  # the other ledger moved it
             if done.step is Step.DONE and self.counts["fault.onprem_crash"]:
                 continue  # its controller may have forgotten the end that was told, and begun it again
-            at = self.sites[ONPREM].gpu_hour_usd(self.began_in)
+            at = self.sites[ONPREM].gpu_hour_usd(partition)
             attempt = ledger.attempt(self.job.submission_id)
             counted = attempt.gpu_hour_usd
             for event in ledger.events(self.job.run_id, "attempt.repriced")[:1]:
@@ -94,7 +97,7 @@ class Judge:
                     counted = at
             if at != counted:
                 raise ViolationError(
-                    f"money: it began in partition {self.began_in} at {at}, counted at {counted}"
+                    f"money: it began in partition {partition} at {at}, counted at {counted}"
                 )
 
     def _judge_money(self):

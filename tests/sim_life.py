@@ -59,10 +59,22 @@ class Life:
                     self.counts["killed while running"] += 1
                 continue
             strays[script.site] = True
+        self._show_completing()
         for name, sim in self.sim.items():
             sim.frozen = strays[name] and sim.frozen
         if self.behind:
             self._look_behind()
+
+    def _show_completing(self):
+        """A job that was requeued is COMPLETING until its processes are gone (seen on 22.05)."""
+        alive = {(s.site, s.submission, s.task): s.restart for s in self.scripts}
+        for name, sim in self.sim.items():
+            for job in sim.jobs.values():
+                restart = alive.get((name, submission_of(job.comment), job.task))
+                completing = restart is not None and job.restarts > restart
+                if job.completing != completing:
+                    job.completing = completing
+                    sim.touched()
 
     def _start_script(self, key, job):
         name, submission, task, restart, _ = key
@@ -96,7 +108,9 @@ class Life:
         sim = self.sim[script.site]
         if sim.silent:
             return None
-        return sim.plain(["scontrol", "requeue", str(script.number)]).returncode == 0
+        done = sim.plain(["scontrol", "requeue", str(script.number)]).returncode == 0
+        self._show_completing()
+        return done
 
     def step_script(self, script, *, late=False):
         """Its next act; ``late``: at the time when it was due."""
@@ -147,7 +161,7 @@ class Life:
         entry = (script.site, script.submission, script.task, script.restart)
         self.begun.append((*entry, script))
         if self.within and script.site == ONPREM:
-            self.began_in = self._origin_job().partition
+            self.began_in = (self._origin_job().partition, script.restart)
         self.trace.append(f"{self.now_s:7.1f} user code begins: {entry}")
 
     def _finish(self, script):

@@ -1,6 +1,6 @@
 """The scripts' halves of the handover, act by act: ``templates/_lib/claim.sh.j2`` in Python.
 
-``tests/unit/test_sim_script.py`` runs them against the rendered shell code.
+``tests/unit/test_sim_site.py`` runs them against the rendered shell code.
 """
 
 import json

@@ -190,12 +190,16 @@ class Acts:
                 self._say(f"{move.run_id}: the fence on {move.from_site} is gone, set again")
             self._note_fence(move, origin, connection)
         comment = with_note(seen.status.comment, move.to_site, move.run_id)
-        # no fence without its note, by which it is found when it is left behind: it is written
-        # also where it was just seen, as another process may have lifted both since
+        # No fence without its note, by which it is found when it is left behind: it is written
+        # also where it was just seen, as another process may have lifted both since, and by one
+        # update, as one may do so in between.
+        changes = {}
         if missing or comment != seen.status.comment:
-            connection.client.update(origin.job_id, {"Comment": comment})
+            changes["Comment"] = comment
         if missing:
-            connection.client.update(origin.job_id, {"ExcNodeList": lists(move).fenced})
+            changes["ExcNodeList"] = lists(move).fenced
+        if changes:
+            connection.client.update(origin.job_id, changes)
         return missing
 
     def _never_begins(self, move: Move, target: Attempt, connection: Connection) -> bool:
@@ -296,7 +300,8 @@ class Acts:
         assert origin.job_id is not None
         if seen.status is not None:
             comment = without_note(seen.status.comment)
-            if comment != seen.status.comment:
+            # an array is seen by one of its records, and others may have the note
+            if comment != seen.status.comment or origin.array_size is not None:
                 connection.client.update(origin.job_id, {"Comment": comment})
 
     def _lifted(self, move: Move, seen: Sight) -> bool:

@@ -28,10 +28,10 @@ class Later(Generic[T]):
     def _run(self) -> None:
         try:
             self._found.append(self._call())
-        except BaseException as exc:  # noqa: BLE001  # handed on by ``result``
+        except BaseException as exc:  # noqa: BLE001  # handed on by ``answer``
             self._error = exc
 
-    def result(self) -> T:
+    def answer(self) -> T:
         """What the call returned, or its error; called once."""
         if self._thread is None:
             return self._call()

@@ -72,13 +72,13 @@ def take(connection: Connection) -> Snapshot:
     listed = Later(lambda: whole.nodes(client), at_once=at_once)
     clock = Later(client.now, at_once=at_once)
     kept = Later(lambda: whole.reservations(client), at_once=at_once)
-    facts, jobs, nodes = told.result(), asked.result(), listed.result()
-    now_s = int(clock.result().timestamp())
+    facts, jobs, nodes = told.answer(), asked.answer(), listed.answer()
+    now_s = int(clock.answer().timestamp())
     user = client.user_name()
     notes: list[str] = []
     reservations: tuple[whole.Reservation, ...] = ()
     try:
-        reservations = kept.result()
+        reservations = kept.answer()
     except UnreachableError as exc:
         notes.append(f"reservations are not known: {exc.message}")
     hidden = whole.hidden(facts)

@@ -194,13 +194,19 @@ class CliClient:
         Asked of squeue, whose text cannot be fooled by a job's name as scontrol's can. For the base
         id of an array or of a het job: the record with the most still to do, under the base id.
         """
-        wanted = _squeue.Wanted([job_id])
-        found = Answer(self._squeue([f"--jobs={job_id}"], wanted), complete=True)
-        records = found.of(job_id)
+        records = self._records(job_id, job_id)
+        if not records and job_id.array_task is not None:
+            # of an element silence says nothing: of its array squeue lists all, or says no
+            records = self._records(job_id, JobId(job_id.base))
         if not records:
             return None
         first = min(records, key=_least_done)
         return msgspec.structs.replace(first, job_id=job_id, exc_nodes=self._excluded(first.job_id))
+
+    def _records(self, job_id: JobId, asked: JobId) -> tuple[JobStatus, ...]:
+        """Records of a job, from an answer about it or about its array."""
+        jobs = self._squeue([f"--jobs={asked}"], _squeue.Wanted([asked]))
+        return tuple(Answer(jobs, complete=True).of(job_id))
 
     def node_states(self, nodes: str) -> dict[str, str]:
         """Slurm's state word of each node, all flags: ``IDLE+CLOUD+POWERED_DOWN``."""

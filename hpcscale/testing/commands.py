@@ -135,7 +135,7 @@ class FakeCommands(FakeController):
         gpus = f"gres:gpu:h100:{job.gpus_per_node}" if job.gpus_per_node else "N/A"
         return {
             "JobArrayID": job.shown_id,
-            "State": job.state,
+            "State": "COMPLETING" if job.completing and job.state == "PENDING" else job.state,
             "UserName": job.user,
             "Account": "(null)",
             "Partition": job.partition,

@@ -151,7 +151,7 @@ class FakeController:
     def _schedule(self, now: int) -> None:
         blocked: set[str] = set()
         for job in sorted(self.jobs.values(), key=lambda j: j.number):
-            while job.state == "PENDING":
+            while job.state == "PENDING" and not job.completing:
                 if job.held:
                     if not job.reason.endswith("requeued held"):  # Slurm goes on saying why
                         job.reason = "JobHeldUser"

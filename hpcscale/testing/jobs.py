@@ -40,6 +40,7 @@ class FakeJob:
     ends: int | None = None
     status: int = 0  # wait status
     restarts: int = 0
+    completing: bool = False  # requeued, and its processes are not gone yet
     held: bool = False
     dependency: str = ""  # as sbatch was given it; "?" is not faked
 

@@ -15,6 +15,7 @@ from hpcscale.burst.orphans import orphans
 from hpcscale.burst.plan import Action
 from hpcscale.cost import CostEstimate
 from hpcscale.ledger import Ledger
+from hpcscale.slurm.transport import Completed
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.spec import BurstMode, BurstTerms
 from hpcscale.units import JobId
@@ -125,6 +126,23 @@ def test_only_its_own_record_is_fenced_and_undone(sites, job):
     assert (shown.exc_nodes, "fenced" in shown.comment) == ("", False)
     origin = sites.ledger.attempt(job.submission_id)
     assert take(sites.onprem, origin.element(1), job.submission_id).owner == job.submission_id
+
+
+def test_a_silence_of_squeue_does_not_end_an_element(sites, job, monkeypatch):
+    """Of an element squeue may list nothing without an error; that alone is no answer."""
+    at_the_gate(sites, job)
+    run, silent = sites.onprem.run, []
+
+    def once_silent(argv, **options):
+        if "squeue" in argv[0] and f"--jobs={element(job, 1)}" in argv and not silent:
+            silent.append(argv)
+            return Completed(tuple(argv), 0, "", "")
+        return run(argv, **options)
+
+    monkeypatch.setattr(sites.onprem, "run", once_silent)
+    sites.tick()
+    assert silent
+    assert decision(sites.cloud, target(sites, job)) is Word.OPENED, child(sites, job)
 
 
 def test_an_element_that_begins_on_prem_wins(sites, job):

@@ -195,3 +195,19 @@ def test_a_slow_process_that_fences_after_an_undo_leaves_no_fence_without_its_no
     assert sites.move(job).step is Step.FAILED
     # by its note the same run finds the fence, and lifts it
     assert (sites.excluded(job), "fenced" in sites.comment(job)) == ("node2", False)
+
+
+def test_between_the_fence_and_its_note_nobody_can_come(sites, monkeypatch):
+    """One update sets both: an undo between two of them would leave a fence without its note."""
+    asked, run = [], sites.onprem.run
+
+    def heeding(argv, **options):
+        asked.append(list(argv))
+        return run(argv, **options)
+
+    monkeypatch.setattr(sites.onprem, "run", heeding)
+    killed_at(sites, "_claiming")
+    setting = [a for a in asked if any(w == f"ExcNodeList={NODES}" for w in a)]
+    assert setting
+    for argv in setting:
+        assert any(word.startswith("Comment=") and "fenced" in word for word in argv)

@@ -21,7 +21,7 @@ TOML = [pytest.param(block.where, block.text, id=block.where) for block in block
 
 def parse(words):
     """What click makes of the words; raises what a user would see."""
-    command, context = main, click.Context(main, info_name="hpcscale")
+    command, context = main, click.Context(main, info_name="hpcscale", **main.context_settings)
     while isinstance(command, click.Group) and not words[0].startswith("-"):
         name, *words = words
         child = command.get_command(context, name)

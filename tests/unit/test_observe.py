@@ -11,7 +11,7 @@ from hpcscale.cli.cancel import _cancel
 from hpcscale.cost import spent_usd
 from hpcscale.errors import NotFoundError, NotThisJobError, SubmitUnknownError
 from hpcscale.ledger import utc_now
-from hpcscale.ledger_rows import changed_fields
+from hpcscale.ledger_rows import FORGOTTEN_S, changed_fields
 from hpcscale.observe import observe
 from hpcscale.slurm.types import Answer, JobState, JobStatus
 from hpcscale.spec import Resources
@@ -487,6 +487,11 @@ def test_a_start_that_its_controller_forgot_is_paid_for(site):
         observed_at=before.start_time + dt.timedelta(seconds=7),
     )
     assert site.ledger.record_status(before, forgotten).earlier_s == pytest.approx(7)
+    # our clock may have jumped meanwhile, and a controller forgets seconds
+    later = msgspec.structs.replace(
+        forgotten, observed_at=before.start_time + dt.timedelta(hours=2)
+    )
+    assert changed_fields(before, later)["earlier_s"] == FORGOTTEN_S
     # cancelled as it waits: Slurm gives it a start and an end, which are one moment
     at = before.start_time + dt.timedelta(seconds=5)
     cancelled = msgspec.structs.replace(

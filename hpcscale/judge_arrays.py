@@ -25,8 +25,12 @@ def judge_array(
     """As ``judge``, for an array; its elements are recorded here."""
     current = said.current.get(attempt.submission_id, [])
     reports = said.reports.get(attempt.submission_id, [])
-    if not current and attempt.job_id is None and not reports:
-        return never_reached(ledger, attempt)
+    if not current and attempt.job_id is None:
+        reported = next(filter(None, map(job_of, reports)), None)
+        if reported is None:
+            return never_reached(ledger, attempt)
+        # sbatch gave no answer, its elements began, and the controller has forgotten them
+        attempt = ledger.set_submitted(attempt, reported)
     known = ledger.elements(attempt)
     elements = dict(known)
     for past in said.history.jobs.values():

@@ -73,7 +73,9 @@ class FakeSite:
         """What the job's script would write into its run's directory."""
         part = "" if task is None else f".task{task}"
         name = f"{submission.submission_id}{part}.{restart}.{kind}"
-        data = {"event": kind, "job": str(submission.ref.job_id), "time": 1795000000, **data}
+        if "job" not in data:
+            data["job"] = str(submission.ref.job_id)
+        data = {"event": kind, "time": 1795000000, **data}
         path = self.state_dir / "runs" / submission.run_id / "events" / name
         path.write_text(json.dumps(data))
 

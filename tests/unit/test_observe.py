@@ -359,6 +359,22 @@ def never(site, monkeypatch):
     return site.ledger.open_attempts()[-1]
 
 
+def test_an_array_that_began_behind_a_lost_answer_is_known_by_its_reports(site):
+    """Its controller has forgotten it since: without its id its move would wait for ever."""
+    site.slurm.lose_next_submit_answer()
+    with pytest.raises(SubmitUnknownError):
+        site.submit(array="0-1")
+    attempt = site.ledger.open_attempts()[-1]
+    base = min(job.base for job in site.slurm.jobs.values())
+    (site.state_dir / "runs" / attempt.run_id / "events").mkdir(parents=True, exist_ok=True)
+    site.report(attempt, "gated", task=0, job=f"{base}_0")
+    site.slurm.jobs.clear()
+    site.submit()  # so that something is listed
+    site.observe()
+    after = site.ledger.attempt(attempt.submission_id)
+    assert (str(after.job_id), after.ended) == (str(base), False)
+
+
 def age(monkeypatch, seconds):
     later = utc_now() + dt.timedelta(seconds=seconds)
     monkeypatch.setattr("hpcscale.judge.utc_now", lambda: later)

@@ -63,9 +63,20 @@ class Back(Acts):
                 self._lift(move, seen, from_connection, origin)
                 if self._waits_in_part(move, origin, look(from_connection, origin, self.ledger)):
                     return move
-            elif not seen.pending and not seen.over:  # it runs: its comment tells of no fence
+            elif self._runs_unfenced(move, origin, seen):
                 self._remove_note(seen, from_connection, origin)
         return self.moves.save(move, step=move.ends_as)
+
+    def _runs_unfenced(self, move: Move, origin: Attempt, seen: Sight) -> bool:
+        """Whether it runs, and its comment is to tell of no fence.
+
+        What was fenced and runs waits behind its fence once it is requeued (a record that is
+        COMPLETING does so in a moment): by the note that fence is found then. Of an array without a
+        record that waits nobody sees which of them are fenced.
+        """
+        if seen.pending or seen.over or seen.status is None or origin.array_size is not None:
+            return False
+        return not stands(seen.status, move.fence or "")
 
     def _unfencing(self, move: Move) -> Move | None:
         origin, connection = self._origin(move)

@@ -211,3 +211,18 @@ def test_between_the_fence_and_its_note_nobody_can_come(sites, monkeypatch):
     assert setting
     for argv in setting:
         assert any(word.startswith("Comment=") and "fenced" in word for word in argv)
+
+
+def test_what_began_behind_its_fence_and_is_requeued_is_found_by_its_note(sites):
+    """A list stays with a job that runs; once requeued it would wait behind it for ever."""
+    job, _ = killed_at(sites, "_claiming")
+    fake = sites.onprem.jobs[job.ref.job_id.base]
+    fake.state, fake.started, fake.nodes = "RUNNING", sites.onprem.now(), ["node1"]
+    take(sites.onprem, sites.ledger.attempt(job.submission_id), job.submission_id)
+    sites.tick()
+    assert sites.move(job).step is Step.WITHDRAWN
+    assert (sites.excluded(job), "fenced" in sites.comment(job)) == (NODES, True)
+    fake.state, fake.started, fake.nodes, fake.restarts = "PENDING", None, [], 1
+    sites.policy = POLICY
+    orphans(sites.ledger, sites, "lab-onprem")
+    assert (sites.excluded(job), "fenced" in sites.comment(job)) == ("node2", False)

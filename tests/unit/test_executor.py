@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import submitit
-from fake_executor import executor_at, fresh, spec_of, submitted
+from fake_executor import spec_of, submitted
 from submitit.core import plugins, utils
 
 import hpcscale
@@ -17,22 +17,8 @@ from hpcscale.ledger import Ledger
 from hpcscale.render import render
 from hpcscale.site import load_site
 from hpcscale.spec import JobSpec
-from hpcscale.testing import FakeSlurm
 
-
-@pytest.fixture(autouse=True)
-def _fresh_registries(monkeypatch):
-    fresh(monkeypatch)
-
-
-@pytest.fixture
-def slurm():
-    return FakeSlurm()
-
-
-@pytest.fixture
-def executor(tmp_path, slurm):
-    return executor_at(tmp_path, slurm)
+pytestmark = pytest.mark.usefixtures("fresh_registries")
 
 
 def test_submitit_finds_us_and_never_prefers_us(tmp_path):

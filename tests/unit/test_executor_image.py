@@ -5,7 +5,6 @@ import os
 import sys
 
 import pytest
-from fake_executor import executor_at, fresh
 
 from hpcscale.connect import Connection
 from hpcscale.errors import (
@@ -19,22 +18,8 @@ from hpcscale.executor import (
 )
 from hpcscale.site import load_site
 from hpcscale.slurm.cli import CliClient
-from hpcscale.testing import FakeSlurm
 
-
-@pytest.fixture(autouse=True)
-def _fresh_registries(monkeypatch):
-    fresh(monkeypatch)
-
-
-@pytest.fixture
-def slurm():
-    return FakeSlurm()
-
-
-@pytest.fixture
-def executor(tmp_path, slurm):
-    return executor_at(tmp_path, slurm)
+pytestmark = pytest.mark.usefixtures("fresh_registries")
 
 
 OURS = f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from fake_executor import SOFTWARE, executor_at, fresh, spec_of
+from fake_executor import SOFTWARE, spec_of
 
 from hpcscale.connect import Connection
 from hpcscale.executor import (
@@ -16,20 +16,7 @@ from hpcscale.slurm.cli import CliClient
 from hpcscale.submit import submit
 from hpcscale.testing import FakeSlurm
 
-
-@pytest.fixture(autouse=True)
-def _fresh_registries(monkeypatch):
-    fresh(monkeypatch)
-
-
-@pytest.fixture
-def slurm():
-    return FakeSlurm()
-
-
-@pytest.fixture
-def executor(tmp_path, slurm):
-    return executor_at(tmp_path, slurm)
+pytestmark = pytest.mark.usefixtures("fresh_registries")
 
 
 def moved(executor, slurm, tmp_path, *, says=True, state=None):

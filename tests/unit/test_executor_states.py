@@ -1,7 +1,7 @@
 """States, cancelling and logs of the executor's jobs, on a faked site."""
 
 import pytest
-from fake_executor import executor_at, fresh, submitted
+from fake_executor import submitted
 from submitit.core import utils
 
 from hpcscale.errors import (
@@ -14,23 +14,9 @@ from hpcscale.executor import (
 )
 from hpcscale.slurm.states import job_state
 from hpcscale.slurm.types import Answer, JobState, JobStatus
-from hpcscale.testing import FakeSlurm
 from hpcscale.units import JobId
 
-
-@pytest.fixture(autouse=True)
-def _fresh_registries(monkeypatch):
-    fresh(monkeypatch)
-
-
-@pytest.fixture
-def slurm():
-    return FakeSlurm()
-
-
-@pytest.fixture
-def executor(tmp_path, slurm):
-    return executor_at(tmp_path, slurm)
+pytestmark = pytest.mark.usefixtures("fresh_registries")
 
 
 def report_end(executor, job, code):

@@ -54,15 +54,19 @@ class Follow(Net, Again):
         target = self.ledger.attempt(target.submission_id)
         if not target.ended:
             if target.state is not JobState.UNKNOWN:
-                return move if move.lost_at is None else self.moves.save(move, lost_at=None)
+                known = move.lost_at is None
+                return move if known else self.moves.save(move, lost_at=None, lost_there=None)
             # neither Slurm nor the script tells its end: no guess, for a while
             if move.lost_at is None:
-                return self.moves.save(move, lost_at=utc_now())
+                there = connection.clock.now()
+                return self.moves.save(move, lost_at=utc_now(), lost_there=there)
             message = f"{target.ref} is no longer known to Slurm; its end was not seen"
-            if age_s(move.lost_at) < LOST_S:
-                if age_s(move.lost_at) < FORGOTTEN_S or not self._surely_forgotten(
-                    move, target, connection
-                ):
+            lost_s = age_s(move.lost_at)
+            if move.lost_there is not None:  # our own clock may have jumped, or that site's
+                here_s = (connection.clock.now() - move.lost_there).total_seconds()
+                lost_s = min(lost_s, here_s)
+            if lost_s < LOST_S:
+                if lost_s < FORGOTTEN_S or not self._surely_forgotten(move, target, connection):
                     return move
                 message = (
                     f"{target.ref} was forgotten by its controller after it had begun; its end was "
@@ -87,13 +91,15 @@ class Follow(Net, Again):
         origin, connection = self._origin(move)
         target, _ = self._target(move)
         seen = look(connection, origin, self.ledger)
+        if not seen.over and target.state is not JobState.CANCELLED:
+            # also where it runs in vain, without its fence: its next start may be its last
+            array = self.ledger.run(move.run_id).spec.array
+            for suffix, code in exit_codes(self.ledger, target, array).items():
+                put_outcome(connection.transport, origin, suffix, code)
         if seen.pending:
             if target.state is JobState.CANCELLED:
                 end(connection, origin)
             else:
-                array = self.ledger.run(move.run_id).spec.array
-                for suffix, code in exit_codes(self.ledger, target, array).items():
-                    put_outcome(connection.transport, origin, suffix, code)
                 assert origin.job_id is not None
                 assert seen.status is not None
                 # it needs a second, on one node: Slurm finds a place for that soon
@@ -135,7 +141,7 @@ class Follow(Net, Again):
             UnreachableError: no answer from a site.
         """
         since = utc_now() - dt.timedelta(seconds=WATCH_ORIGIN_S)
-        settled = self.moves.settled_since(since)
+        settled = [m for m in self.moves.settled_last() if self._is_watched(m, since)]
         for move in settled:
             ended_here = move.step in {Step.DONE, Step.CANCELLED} and move.target is not None
             if ended_here and not move.stand_in and not move.same_job:
@@ -145,6 +151,21 @@ class Follow(Net, Again):
         for move in settled:
             if move.step is Step.DONE and move.target is not None and not move.same_job:
                 self._watch_target(move)
+
+    def _is_watched(self, move: Move, since: dt.datetime) -> bool:
+        """Whether it settled a short time ago; put back by its partition, it waits or ran till now.
+
+        Our own clock may jump past the time in which a controller forgets that, and the job is then
+        paid for where it begins.
+        """
+        if move.updated_at is not None and move.updated_at >= since:
+            return True
+        if not move.same_job or move.step is Step.DONE or move.old_partition is None:
+            return False
+        origin, connection = self._origin(move)
+        if not origin.ended or origin.end_time is None:
+            return not origin.ended
+        return (connection.clock.now() - origin.end_time).total_seconds() < WATCH_ORIGIN_S
 
     def watch_shift(self, move: Move) -> None:
         """See ``Shift``."""

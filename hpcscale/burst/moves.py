@@ -112,6 +112,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         gpus: GPUs that are paid for there, and ``gpu_hour_usd`` at which price.
         refused: Slurm did not take it there, so that it is not tried again.
         lost_at: when the running cloud job was first no longer known to its Slurm.
+        lost_there: the same by that site's clock.
         net: partition that takes a job over whose nodes were taken back (``line`` says when), with
             its ``net_gpus`` and ``net_gpu_hour_usd``; None: nobody takes its nodes.
         taken: how often its nodes were taken back, as far as it was seen.
@@ -161,6 +162,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     gpu_hour_usd: Decimal | None = None
     refused: bool = False
     lost_at: dt.datetime | None = None
+    lost_there: dt.datetime | None = None
     net: str | None = None
     net_gpus: int = 0
     net_gpu_hour_usd: Decimal | None = None
@@ -265,12 +267,10 @@ class Moves:
         """Moves under way, oldest first."""
         return self._read("WHERE settled = 0")
 
-    def settled_since(self, since: dt.datetime) -> list[Move]:
-        """The last moves of their runs that were settled since then."""
+    def settled_last(self) -> list[Move]:
+        """The last moves of their runs, where they are settled."""
         last = {move.run_id: move for move in self._read("")}
-        return [
-            m for m in last.values() if m.step.settled and m.updated_at and m.updated_at >= since
-        ]
+        return [move for move in last.values() if move.step.settled]
 
     def all(self) -> list[Move]:
         """Every move, oldest first."""

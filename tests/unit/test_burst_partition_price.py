@@ -15,7 +15,8 @@ from hpcscale.burst.moves import Step
 from hpcscale.burst.shapes import shapes
 from hpcscale.cost import spent_usd
 from hpcscale.errors import BurstRefusedError
-from hpcscale.ledger import Ledger
+from hpcscale.ledger import Ledger, utc_now
+from hpcscale.observe import observe
 from hpcscale.site import BurstTarget, Fabric, Partition
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import Checkpoint
@@ -102,6 +103,29 @@ def test_a_controller_that_forgets_that_it_was_put_back_is_paid(sites):
     sites.connections["lab-onprem"].client.update(waiting.ref.job_id, {"Partition": "gpu"})
     sites.tick()
     assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
+
+
+@pytest.mark.parametrize("it", ["waits", "has ended"])
+def test_it_is_paid_though_our_clock_has_jumped_past_the_time_of_watching(sites, monkeypatch, it):
+    sites.busy_cloud()
+    waiting = sites.submit()
+    sites.tick()
+    sites.both(10)
+    sites.handover().undo(sites.move(waiting))
+    sites.onprem.crash()
+    if it == "has ended":
+        fake = sites.onprem.jobs[waiting.ref.job_id.base]
+        now = int(sites.onprem.now())
+        fake.state, fake.started, fake.ends = "COMPLETED", now - 8, now
+        observe(sites.ledger, sites)
+        assert sites.attempt(waiting).ended
+    later = utc_now() + dt.timedelta(hours=1)
+    monkeypatch.setattr("hpcscale.burst.follow.utc_now", lambda: later)
+    sites.tick()
+    assert sites.attempt(waiting).gpu_hour_usd == Decimal("6.88")
+    sites.both(1000)
+    if it == "has ended":
+        assert not sites.handover()._is_watched(sites.move(waiting), later), "nor for ever"
 
 
 def test_one_that_ran_and_ended_where_its_user_put_it_back_is_not_counted_at_the_clouds_price(

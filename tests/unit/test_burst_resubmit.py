@@ -1,17 +1,18 @@
 """Jobs that the on-prem controller forgot right after their submission, on two faked sites."""
 
+import datetime as dt
 import shutil
 
 import msgspec
 import pytest
 from fake_sites import POLICY, Sites
 
-from hpcscale.burst import follow
+from hpcscale.burst import acts, follow
 from hpcscale.burst.claims import take
 from hpcscale.burst.moves import Step
 from hpcscale.burst.resubmit import NOTED, REFUSED, resubmit
 from hpcscale.errors import RefusedError, SubmitUnknownError
-from hpcscale.ledger import Ledger, Role
+from hpcscale.ledger import Ledger, Role, utc_now
 from hpcscale.slurm.cli import CliClient
 from hpcscale.slurm.types import JobState
 
@@ -242,6 +243,11 @@ def test_what_the_cloud_forgot_after_it_had_begun_is_told(sites, monkeypatch, pu
     sites.tick()
     if purged:
         assert sites.move(job).step is Step.MOVED, "it may have ended long ago"
+        with monkeypatch.context() as patch:  # our own clock jumps, that site's does not
+            later = utc_now() + dt.timedelta(hours=1)
+            patch.setattr(acts, "utc_now", lambda: later)
+            sites.tick()
+        assert sites.move(job).step is Step.MOVED
         monkeypatch.setattr(follow, "LOST_S", 0)
         sites.tick()
     assert sites.move(job).step is Step.DONE

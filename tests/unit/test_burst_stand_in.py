@@ -154,6 +154,17 @@ def test_a_stand_in_fails_as_its_cloud_attempt_does(sites):
     assert outcome(sites, job) == "7\n"
 
 
+def test_a_stand_in_that_runs_in_vain_finds_how_its_cloud_attempt_ended(sites):
+    """Its user lifted the fence, so it starts again and again: each start may be its last."""
+    job, _ = standing_in(sites)
+    sites.both(90)
+    fake = sites.onprem.jobs[job.ref.job_id.base]
+    fake.state, fake.exclude, fake.restarts = "RUNNING", "", 20
+    sites.tick()
+    assert sites.move(job).step is Step.RELEASING
+    assert outcome(sites, job) == "0\n"
+
+
 def test_a_stand_in_whose_cloud_attempt_is_cancelled_is_cancelled(sites):
     job, _ = standing_in(sites)
     client(sites, "lab-cloud").cancel(sites.target(job).job_id)

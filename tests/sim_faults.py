@@ -51,6 +51,7 @@ class Faults:
         self.sim[name].crash()
         self.sim[name].frozen = True
         self.sim[name].resume()
+        self.sim[name].clock.advance(1)  # no controller is back within the second
         self._sync()
         if self.random.random() < 0.5:  # somebody else gets the id
             MemorySlurm.run(

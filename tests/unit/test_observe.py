@@ -519,6 +519,30 @@ def test_a_start_that_its_controller_forgot_is_paid_for(site):
     assert "earlier_s" not in changed_fields(before, on)
 
 
+@pytest.mark.parametrize(("restarts", "state"), [(0, "PENDING"), (0, "CANCELLED"), (1, "PENDING")])
+def test_what_was_run_before_a_forgotten_end_or_a_late_requeue_is_paid_for(site, restarts, state):
+    got = site.submit("sleep 600")
+    site.see(got)
+    site.slurm.advance(700)
+    ended = site.see(got)
+    assert ended.ended
+    at = ended.end_time + dt.timedelta(seconds=9)
+    times = {} if state == "PENDING" else {"start_time": at, "end_time": at}
+    again = JobStatus(
+        job_id=got.ref.job_id, state=JobState[state], raw_state=state, restarts=restarts, **times
+    )
+    recorded = site.ledger.record_status(ended, again)
+    assert recorded.earlier_s == pytest.approx(600)
+    whole = spent_usd(ended.gpus, 600, ended.gpu_hour_usd)
+    assert site.ledger.cost_of(recorded, recorded.earlier_s) == whole
+    assert site.ledger.record_status(recorded, again).earlier_s == recorded.earlier_s, "once"
+    # Slurm says the same of its end once more
+    same = msgspec.structs.replace(
+        again, state=JobState.COMPLETED, start_time=ended.start_time, end_time=ended.end_time
+    )
+    assert "earlier_s" not in changed_fields(ended, same)
+
+
 def test_a_start_that_nobody_watched_is_known_by_its_reports(site):
     got, _other = site.submit("sleep 600"), site.submit()
     site.observe()

@@ -11,6 +11,8 @@ from hpcscale.ledger_rows import (
     SiteAnswer,
     changed_fields,
     event_fields,
+    money_text,
+    read_time,
     stamp,
     utc_now,
 )
@@ -35,12 +37,23 @@ class LedgerRecords(LedgerReads):
             How many attempts changed.
         """
         changes = [
-            (attempt, fields)
+            (attempt, self._settled_anew(attempt, fields))
             for attempt, status in statuses
             if (fields := changed_fields(attempt, status))
         ]
         self.update_attempts(changes)
         return len(changes)
+
+    def _settled_anew(self, attempt: Attempt, fields: dict[str, Any]) -> dict[str, Any]:
+        """With the cost of a second start, where an attempt whose cost was settled had one."""
+        if attempt.cost_usd is None or "earlier_s" not in fields:
+            return fields
+        from hpcscale.cost import held_s
+
+        end = read_time(fields["end_time"]) if "end_time" in fields else attempt.end_time
+        start = read_time(fields["start_time"]) if "start_time" in fields else attempt.start_time
+        cost = self.cost_of(attempt, fields["earlier_s"] + held_s(start, end, utc_now()))
+        return {**fields, "cost_usd": money_text(cost)}
 
     def update_attempts(self, changes: Sequence[tuple[Attempt, Mapping[str, Any]]]) -> None:
         """Set columns (stored values) of many attempts in one transaction, with their events."""

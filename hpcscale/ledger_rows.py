@@ -352,19 +352,19 @@ def _start_forgotten(attempt: Attempt, status: JobStatus) -> bool:
 
 
 def _begins_after_its_end(attempt: Attempt, status: JobStatus) -> bool:
-    """Whether it had ended, and is to start or starts once more: requeued, or its end forgotten.
+    """Whether it had ended, and has ended once more: requeued, or its end was forgotten.
 
-    The start before is lost to Slurm then, and its nodes were held all the same.
+    The start before is lost to Slurm then, and its nodes were held all the same. (What it does
+    between the two ends is not recorded: an end is not taken back.)
     """
     return (
         attempt.array_size is None
         and attempt.ended
+        and status.state.terminal
         and attempt.start_time is not None
         and attempt.end_time is not None
-        and (
-            status.state is JobState.PENDING
-            or (status.start_time is not None and status.start_time > attempt.end_time)
-        )
+        and status.start_time is not None
+        and status.start_time > attempt.end_time
     )
 
 
@@ -392,6 +392,8 @@ def changed_fields(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
         assert attempt.start_time is not None
         assert attempt.end_time is not None
         held = max(0.0, (attempt.end_time - attempt.start_time).total_seconds())
+        # the first end stands
+        fields = {k: fields[k] for k in ("start_time", "end_time", "restarts")}
         fields["earlier_s"] = attempt.earlier_s + held
     if status.state is attempt.state and attempt.reason.startswith(MOVED_TO):
         fields.pop("reason", None)  # Slurm has why it waited

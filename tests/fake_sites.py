@@ -60,13 +60,13 @@ class Sites:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def submit(self, **kw):
+    def submit(self, deadline=None, **kw):
         spec = JobSpec(
             name="urgent",
             command=("sleep", "60"),
             workdir=str(self.project),
             resources=Resources(nodes=2, gpus_per_node=4, time_limit_s=3600),
-            burst=BurstTerms(mode=BurstMode.ONLY),
+            burst=BurstTerms(mode=BurstMode.ONLY, deadline=deadline),
             **kw,
         )
         connection = self.connections["lab-onprem"]

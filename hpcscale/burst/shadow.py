@@ -5,12 +5,14 @@ cost is the plan's figure; a moved job would have ended at the latest after boot
 """
 
 import datetime as dt
+from collections.abc import Sequence
 from decimal import Decimal
 
 import msgspec
 
 from hpcscale.burst.plan import Action, BurstPlan, Decision
-from hpcscale.ledger import Ledger
+from hpcscale.ledger import Attempt, Ledger
+from hpcscale.slurm.types import JobState
 
 KIND = "shadow"
 
@@ -27,6 +29,8 @@ class WouldHave(msgspec.Struct, frozen=True, kw_only=True):
         deadlines: runs with a deadline whose end is known.
         met: of them, that would have met it.
         met_without: of them, that met it as things went, without any move.
+        cancelled: runs cancelled before their deadline; they are not of ``deadlines``: nobody can
+            say that they would have met it or missed it.
         bounds_held: share of the forecasts' 90 % bounds that held; None: too few have come true.
     """
 
@@ -38,6 +42,7 @@ class WouldHave(msgspec.Struct, frozen=True, kw_only=True):
     deadlines: int = 0
     met: int = 0
     met_without: int = 0
+    cancelled: int = 0
     bounds_held: float | None = None
 
     @property
@@ -48,13 +53,16 @@ class WouldHave(msgspec.Struct, frozen=True, kw_only=True):
         money = f"${self.usd:,.2f}"
         if self.unknown_costs:
             money += f" and {self.unknown_costs} moves of unknown cost"
+        left_out = ""
+        if self.cancelled:
+            left_out = f" ({self.cancelled} more, cancelled before theirs, count as neither)"
         bounds = "too few forecasts have come true to say how many of the 90 % bounds hold"
         if self.bounds_held is not None:
             bounds = f"the 90 % bounds held {self.bounds_held:.0%}"
         return (
             f"since {self.since:%Y-%m-%d}: would have moved {self.moves} of {self.runs} jobs and "
             f"spent {money}; would have met {self.met} of {self.deadlines} deadlines, "
-            f"and {self.met_without} were met without; {bounds}"
+            f"and {self.met_without} were met without{left_out}; {bounds}"
         )
 
 
@@ -95,14 +103,16 @@ def would_have(ledger: Ledger, bounds_held: float | None = None) -> WouldHave:
         if data.get("action") == Action.MOVE.value:
             first_move.setdefault(run_id, data)
     costs = [data["cost_usd"] for data in first_move.values()]
-    deadlines = met = met_without = 0
+    deadlines = met = met_without = cancelled = 0
     for run in ledger.runs(seen):  # an element has a run once it really moves
         run_id = run.run_id
         if run.deadline is None:
             continue
         attempts = ledger.attempts(run_id)
-        ends = [a.end_time for a in attempts if a.ended and a.end_time is not None]
-        really = max(ends, default=None)
+        really = _end(attempts)
+        if _was_cancelled(attempts) and (really is None or really <= run.deadline):
+            cancelled += 1
+            continue
         moved = first_move.get(run_id)
         text = moved.get("latest_end") if moved else None
         planned = dt.datetime.fromisoformat(str(text)) if text else None
@@ -121,6 +131,7 @@ def would_have(ledger: Ledger, bounds_held: float | None = None) -> WouldHave:
         deadlines=deadlines,
         met=met,
         met_without=met_without,
+        cancelled=cancelled,
         bounds_held=bounds_held,
     )
 
@@ -131,6 +142,21 @@ def _records(ledger: Ledger) -> list[tuple[str, dt.datetime, dict[str, object]]]
         for record in ledger.decisions()
         if record.kind == KIND and record.run_id is not None
     ]
+
+
+def _end(attempts: Sequence[Attempt]) -> dt.datetime | None:
+    """When a run ended; None while one of its attempts has not."""
+    if not all(a.ended for a in attempts):
+        return None
+    return max((a.end_time for a in attempts if a.end_time is not None), default=None)
+
+
+def _was_cancelled(attempts: Sequence[Attempt]) -> bool:
+    """Whether a run ended by a cancel; one of a move's two jobs always does, and is no such end."""
+    if not attempts or any(not a.ended or a.state is JobState.COMPLETED for a in attempts):
+        return False
+    last = max(attempts, key=lambda a: (a.end_time is not None, a.end_time or a.created_at))
+    return last.state is JobState.CANCELLED
 
 
 def _latest_end(ledger: Ledger, decision: Decision, plan: BurstPlan) -> str | None:

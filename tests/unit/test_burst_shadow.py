@@ -9,6 +9,9 @@ from fake_sites import Sites
 from hpcscale.burst.moves import Moves
 from hpcscale.burst.run import make_plan
 from hpcscale.burst.shadow import remember, would_have
+from hpcscale.ledger import Role
+from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.units import JobId
 
 
 @pytest.fixture
@@ -50,3 +53,73 @@ def test_what_it_adds_up_to_is_a_sentence(sites):
     assert "deadlines" in total.sentence
     assert "too few forecasts have come true" in total.sentence
     assert would_have(sites.ledger, 0.912).sentence.endswith("; the 90 % bounds held 91%")
+
+
+def ends(sites, attempt, state, at):
+    status = JobStatus(job_id=attempt.job_id, state=state, raw_state=state.value, end_time=at)
+    sites.ledger.record_status(attempt, status)
+
+
+def with_deadline(sites, state, *, late=False):
+    """A run that waited here, and ended so an hour before its deadline, or an hour after it."""
+    deadline = dt.datetime.now(dt.UTC) + dt.timedelta(hours=9)
+    job = sites.submit(deadline=deadline)
+    look(sites)
+    at = deadline + dt.timedelta(hours=1 if late else -1)
+    ends(sites, sites.ledger.attempt(job.submission_id), state, at)
+    return job
+
+
+def sums(sites):
+    total = would_have(sites.ledger)
+    return total.deadlines, total.met, total.met_without, total.cancelled
+
+
+def test_a_run_cancelled_before_its_deadline_has_neither_met_nor_missed_it(sites):
+    with_deadline(sites, JobState.COMPLETED)
+    assert sums(sites) == (1, 1, 1, 0)
+    assert "cancelled" not in would_have(sites.ledger).sentence
+    with_deadline(sites, JobState.CANCELLED)
+    assert sums(sites) == (1, 1, 1, 1)
+    with_deadline(sites, JobState.CANCELLED)
+    assert sums(sites) == (1, 1, 1, 2)
+    assert "would have met 1 of 1 deadlines, and 1 were met without" in (
+        said := would_have(sites.ledger).sentence
+    )
+    assert "(2 more, cancelled before theirs, count as neither)" in said
+
+
+def test_a_run_cancelled_after_its_deadline_had_missed_it(sites):
+    job = with_deadline(sites, JobState.CANCELLED, late=True)
+    # its move would have ended in time, by the plan
+    assert sums(sites) == (1, 1, 0, 0), sites.ledger.attempts(job.run_id)
+
+
+def second(sites, job, **kw):
+    """One more attempt of a run, which nothing is known of yet."""
+    return sites.ledger.new_attempt(
+        sites.ledger.run(job.run_id),
+        submission_id="hs-" + "0" * 16,
+        script="",
+        script_sha256="",
+        run_dir="",
+        comment="",
+        **kw,
+    )
+
+
+def test_what_was_cancelled_here_because_it_moved_has_not_been_cancelled(sites):
+    job = with_deadline(sites, JobState.CANCELLED)
+    other = second(sites, job, site="lab-cloud", role=Role.BURST)
+    assert sums(sites)[3] == 0  # it goes on there
+    other = sites.ledger.set_submitted(other, JobId(7))
+    in_time = sites.ledger.run(job.run_id).deadline - dt.timedelta(hours=2)
+    ends(sites, other, JobState.COMPLETED, in_time)
+    assert sums(sites) == (1, 1, 1, 0)
+
+
+def test_a_run_that_is_tried_again_has_not_ended_with_its_first_try(sites):
+    job = with_deadline(sites, JobState.NODE_FAIL)
+    assert sums(sites) == (1, 1, 1, 0)
+    second(sites, job, site="lab-onprem")
+    assert sums(sites) == (1, 1, 0, 0)  # by the plan alone

@@ -11,6 +11,8 @@ from hpcscale.ledger_rows import (
     SiteAnswer,
     changed_fields,
     event_fields,
+    money_text,
+    read_time,
     stamp,
     utc_now,
 )
@@ -35,12 +37,23 @@ class LedgerRecords(LedgerReads):
             How many attempts changed.
         """
         changes = [
-            (attempt, fields)
+            (attempt, self._settled_anew(attempt, fields))
             for attempt, status in statuses
             if (fields := changed_fields(attempt, status))
         ]
         self.update_attempts(changes)
         return len(changes)
+
+    def _settled_anew(self, attempt: Attempt, fields: dict[str, Any]) -> dict[str, Any]:
+        """With the cost of a second start, where an attempt whose cost was settled had one."""
+        if attempt.cost_usd is None or "earlier_s" not in fields:
+            return fields
+        from hpcscale.cost import held_s
+
+        end = read_time(fields["end_time"]) if "end_time" in fields else attempt.end_time
+        start = read_time(fields["start_time"]) if "start_time" in fields else attempt.start_time
+        cost = self.cost_of(attempt, fields["earlier_s"] + held_s(start, end, utc_now()))
+        return {**fields, "cost_usd": money_text(cost)}
 
     def update_attempts(self, changes: Sequence[tuple[Attempt, Mapping[str, Any]]]) -> None:
         """Set columns (stored values) of many attempts in one transaction, with their events."""
@@ -56,8 +69,36 @@ class LedgerRecords(LedgerReads):
                         {"from": attempt.state.value, **event_fields(fields)},
                     )
 
-    def record_elements(self, attempt: Attempt, elements: Iterable[Element]) -> None:
-        """Record elements of an array; pass those that changed."""
+    def record_elements(
+        self, attempt: Attempt, elements: Iterable[Element], known: Mapping[int, Element]
+    ) -> None:
+        """Record elements of an array; pass those that changed.
+
+        An end that another process has recorded meanwhile is not taken back by an older sight.
+
+        Args:
+            attempt: the array.
+            elements: as they are now.
+            known: the rows from which that was concluded, as ``elements`` gave them.
+        """
+        changed = list(elements)
+        if not changed:
+            return
+        with self._write():
+            stored = self.elements(attempt)
+            self._put_elements(
+                attempt,
+                [
+                    e
+                    for e in changed
+                    if e.state.terminal
+                    or (row := stored.get(e.task)) is None
+                    or not row.state.terminal
+                    or row == known.get(e.task)
+                ],
+            )
+
+    def _put_elements(self, attempt: Attempt, elements: Iterable[Element]) -> None:
         rows = [
             (
                 attempt.attempt_id,
@@ -74,12 +115,9 @@ class LedgerRecords(LedgerReads):
             )
             for e in elements
         ]
-        if rows:
-            with self._write():
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO elements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    rows,
-                )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO elements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+        )
 
     def record_answers(self, answers: Iterable[SiteAnswer]) -> None:
         """Note which sites answered when, and which did not and why."""

@@ -351,6 +351,23 @@ def _start_forgotten(attempt: Attempt, status: JobStatus) -> bool:
     )
 
 
+def _begins_after_its_end(attempt: Attempt, status: JobStatus) -> bool:
+    """Whether it had ended, and has ended once more: requeued, or its end was forgotten.
+
+    The start before is lost to Slurm then, and its nodes were held all the same. (What it does
+    between the two ends is not recorded: an end is not taken back.)
+    """
+    return (
+        attempt.array_size is None
+        and attempt.ended
+        and status.state.terminal
+        and attempt.start_time is not None
+        and attempt.end_time is not None
+        and status.start_time is not None
+        and status.start_time > attempt.end_time
+    )
+
+
 def changed_fields(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
     """Only the columns that differ; nothing when nothing does."""
     if _is_recorded(attempt, status):
@@ -370,6 +387,13 @@ def changed_fields(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
             until = status.start_time
         held = (until - attempt.start_time).total_seconds()
         held = min(max(0.0, held), FORGOTTEN_S)
+        fields["earlier_s"] = attempt.earlier_s + held
+    elif _begins_after_its_end(attempt, status):
+        assert attempt.start_time is not None
+        assert attempt.end_time is not None
+        held = max(0.0, (attempt.end_time - attempt.start_time).total_seconds())
+        # the first end stands
+        fields = {k: fields[k] for k in ("start_time", "end_time", "restarts")}
         fields["earlier_s"] = attempt.earlier_s + held
     if status.state is attempt.state and attempt.reason.startswith(MOVED_TO):
         fields.pop("reason", None)  # Slurm has why it waited

@@ -1,6 +1,7 @@
 """Observe: absence is no evidence, one squeue a site, nobody else's job."""
 
 import datetime as dt
+from decimal import Decimal
 
 import msgspec
 import pytest
@@ -517,6 +518,30 @@ def test_a_start_that_its_controller_forgot_is_paid_for(site):
     # a job that goes on has one start
     on = msgspec.structs.replace(forgotten, state=JobState.RUNNING, start_time=before.start_time)
     assert "earlier_s" not in changed_fields(before, on)
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_both_starts_of_a_job_that_ran_again_after_its_end_are_paid_for(site, restarts):
+    """Requeued after its end, or its controller forgot that it had run."""
+    got = site.submit("sleep 600")
+    site.see(got)
+    site.slurm.advance(700)
+    ended = site.see(got)
+    assert ended.ended
+    ran_s = (ended.end_time - ended.start_time).total_seconds()
+    assert ran_s > 0
+    start = ended.end_time + dt.timedelta(seconds=9)
+    again = JobStatus(
+        job_id=got.ref.job_id, state=JobState.CANCELLED, raw_state="CANCELLED", restarts=restarts,
+        start_time=start, end_time=start + dt.timedelta(seconds=ran_s),
+    )  # fmt: skip
+    recorded = site.ledger.record_status(ended, again)
+    assert (recorded.earlier_s, recorded.state) == (ran_s, ended.state), "the first end stands"
+    assert recorded.cost_usd == pytest.approx(2 * ended.cost_usd, abs=Decimal("0.01"))
+    assert site.ledger.record_status(recorded, again) == recorded, "once"
+    # Slurm says the same of its end once more
+    same = msgspec.structs.replace(again, start_time=ended.start_time, end_time=ended.end_time)
+    assert "earlier_s" not in changed_fields(ended, same)
 
 
 def test_a_start_that_nobody_watched_is_known_by_its_reports(site):

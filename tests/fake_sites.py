@@ -50,6 +50,9 @@ class Sites:
             raise UnreachableError("no route", where=name)
         return self.connections[name]
 
+    def close(self):
+        """As ``Connections``: a command drops what it opened; these stay."""
+
     def fill(self):
         self.batch("-N4", "--exclusive", "--time=9999")
         self.onprem.advance(1)

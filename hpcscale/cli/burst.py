@@ -231,7 +231,7 @@ def _shadow(policy_name: str | None, *, as_json: bool) -> None:
     try:
         with Ledger.open() as ledger:
             seen = look(ledger, policy, connections)
-            keep(seen)
+            keep(seen, acts=False)
             made = seen.plan
             assert made is not None
             new = remember(ledger, made)

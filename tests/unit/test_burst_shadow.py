@@ -1,14 +1,18 @@
 """Shadow runs: the same verdicts as live, nothing done, and what they add up to."""
 
 import datetime as dt
+import json
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from fake_sites import Sites
 
+from hpcscale.burst import kept
 from hpcscale.burst.moves import Moves
 from hpcscale.burst.run import make_plan
 from hpcscale.burst.shadow import remember, would_have
+from hpcscale.cli import main
 from hpcscale.ledger import Role
 from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.units import JobId
@@ -20,6 +24,19 @@ def sites(tmp_path):
     sites.fill()
     yield sites
     sites.ledger.close()
+
+
+class Opened:
+    """The test's ledger, which a command does not close."""
+
+    def __init__(self, ledger):
+        self.ledger = ledger
+
+    def __enter__(self):
+        return self.ledger
+
+    def __exit__(self, *_):
+        pass
 
 
 def look(sites):
@@ -40,6 +57,23 @@ def test_a_shadow_decides_as_live_and_moves_nothing(sites):
     assert [msgspec.structs.replace(d, when=None) for d in live.plan.moves] == [
         msgspec.structs.replace(d, when=None) for d in made.moves
     ]
+
+
+def test_a_standing_verdict_is_kept_once(sites, tmp_path, monkeypatch):
+    sites.submit()
+    monkeypatch.setattr("hpcscale.burst.run.Connections", lambda: sites)
+    monkeypatch.setattr("hpcscale.ledger.Ledger.open", lambda: Opened(sites.ledger))
+    policy = tmp_path / "P.toml"
+    policy.write_text('from = "lab-onprem"\nto = ["lab-cloud"]\n')
+    for expected in (1, 0):
+        done = CliRunner().invoke(
+            main, ["burst", "run", "--shadow", "--policy", str(policy), "--json"]
+        )
+        assert done.exit_code == 0, done.output
+        data = json.loads(done.stdout)["data"]
+        assert data["new_verdicts"] == expected
+        assert len(kept.names()) == 1, "a move that stands is no news"
+        sites.both(60)
 
 
 def test_what_it_adds_up_to_is_a_sentence(sites):

@@ -73,6 +73,8 @@ def observe(
     by_site: dict[str, list[Attempt]] = {}
     for attempt in chosen:
         by_site.setdefault(attempt.site, []).append(attempt)
+    # before anybody is asked: what others write down meanwhile is younger than the answer
+    known = {a.submission_id: ledger.elements(a) for a in chosen if a.array_size is not None}
     heard = _ask_all(by_site, connections)
     before = ledger.site_answers()
     arrays = {a.run_id for a in chosen if a.array_size is not None}
@@ -95,7 +97,14 @@ def observe(
             if attempt.array_size is None:
                 fields = judge(ledger, attempt, said, seen_at)
             else:
-                fields = judge_array(ledger, attempt, indices[attempt.run_id], said, seen_at)
+                fields = judge_array(
+                    ledger,
+                    attempt,
+                    indices[attempt.run_id],
+                    said,
+                    seen_at,
+                    known=known[attempt.submission_id],
+                )
             if fields:
                 reports = said.reports.get(attempt.submission_id, ())
                 changes.append((attempt, _with_cost(ledger, attempt, fields, reports)))

@@ -63,23 +63,31 @@ def folder() -> Path:
     return state_dir() / "burst" / "snapshots"
 
 
-def keep(snapshot: Kept) -> str | None:
-    """Write a snapshot down if its verdicts are new; its hash, None where they are not.
+def keep(snapshot: Kept, *, acts: bool = True) -> str | None:
+    """Write a snapshot down if it is acted on or its verdicts are new; its hash, None where not.
+
+    Args:
+        snapshot: with its plan.
+        acts: whether its moves are begun; a shadow's are not: one that stands is no news.
 
     Raises:
         StateError: it cannot be written.
     """
     assert snapshot.plan is not None
+    # what a shadow would have moved has had its verdict
+    moving = set() if acts else {job.run_id for job in snapshot.snapshot.jobs if job.moving}
     verdicts = {
         d.run_id: [d.action.value, d.to or "", d.rule.value if d.rule else ""]
         for d in snapshot.plan.decisions
+        if d.run_id not in moving
     }
     last = folder() / "verdicts.json"
     try:
         before = msgspec.json.decode(last.read_bytes(), type=dict[str, list[str]])
     except (OSError, msgspec.DecodeError):
         before = {}
-    if not snapshot.plan.moves and all(before.get(run) == v for run, v in verdicts.items()):
+    moves = acts and bool(snapshot.plan.moves)
+    if not moves and all(before.get(run) == v for run, v in verdicts.items()):
         return None
     data = msgspec.json.encode(snapshot, order="sorted")
     name = hashlib.sha256(data).hexdigest()

@@ -138,7 +138,8 @@ def record(ledger: Ledger, connection: Connection, attempt: Attempt, status: Job
     if attempt.task is not None:  # the array's row is of all its elements
         if status.state is not JobState.PENDING:
             row = ledger.attempt(attempt.submission_id)
-            ledger.record_elements(row, [element_of(attempt.task, status)])
+            known = ledger.elements(row)
+            ledger.record_elements(row, [element_of(attempt.task, status)], known)
         return
     recorded = ledger.record_status(attempt, status)
     if recorded.ended and ledger.run(attempt.run_id).spec.secrets:

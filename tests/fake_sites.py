@@ -31,7 +31,7 @@ class Sites:
         self.policy = POLICY
         self.down = set()
         self.project = tmp_path / "project"
-        self.project.mkdir()
+        self.project.mkdir(parents=True)
         self.connections = {
             name: Connection(
                 site=load_site(name, [f"state_dir={tmp_path / name}"]).site,
@@ -63,13 +63,13 @@ class Sites:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def submit(self, deadline=None, **kw):
+    def submit(self, deadline=None, mode=BurstMode.ONLY, **kw):
         spec = JobSpec(
             name="urgent",
             command=("sleep", "60"),
             workdir=str(self.project),
             resources=Resources(nodes=2, gpus_per_node=4, time_limit_s=3600),
-            burst=BurstTerms(mode=BurstMode.ONLY, deadline=deadline),
+            burst=BurstTerms(mode=mode, deadline=deadline),
             **kw,
         )
         connection = self.connections["lab-onprem"]

@@ -51,6 +51,7 @@ def candidates(
     """
     waiting = [w for w in waiting if not moved_within(moves.get(w.run.run_id, []))]
     each = [one for w in waiting for one in (elements(w, answer, policy, moves) or [w])]
+    each = [one for one in each if not moved_within(moves.get(one.run.run_id, []))]
     return [
         _candidate(
             w,

@@ -24,6 +24,9 @@ from hpcscale.slurm.types import JobState
 from hpcscale.verify import mismatch
 
 STAND_IN_S = 600  # where its node or its file system is slow, those behind it wait for it
+# all of it in one update: as long as its tasks are as many as they were, --ntasks-per-node keeps
+# their nodes, and NumCPUs those of all its nodes (tried on 22.05)
+ON_ONE_NODE = {"NumNodes": "1", "NumTasks": "1", "NumCPUs": "1"}
 FORGOTTEN_S = 60.0  # a job that its controller has forgotten may still tell its end
 LOST_S = 600.0  # a job that nobody knows for this long will not come back
 WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
@@ -108,7 +111,7 @@ class Follow(Net, Again):
                 connection.client.update(
                     origin.job_id, {"TimeLimit": str(max(1, round(limit_s / 60)))}
                 )
-                connection.client.update(origin.job_id, {"NumNodes": "1"})
+                connection.client.update(origin.job_id, ON_ONE_NODE)
                 self._lift(move, seen, connection, origin, others=True)
             seen = self._seen_whole(origin, connection)
         if not seen.over:

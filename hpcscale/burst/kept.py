@@ -74,9 +74,12 @@ def keep(snapshot: Kept, *, acts: bool = True) -> str | None:
         StateError: it cannot be written.
     """
     assert snapshot.plan is not None
+    # what a shadow would have moved has had its verdict
+    moving = set() if acts else {job.run_id for job in snapshot.snapshot.jobs if job.moving}
     verdicts = {
         d.run_id: [d.action.value, d.to or "", d.rule.value if d.rule else ""]
         for d in snapshot.plan.decisions
+        if d.run_id not in moving
     }
     last = folder() / "verdicts.json"
     try:

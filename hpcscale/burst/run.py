@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from hpcscale.burst.as_if import AsIf, as_if
 from hpcscale.burst.audit import AuditLog, audited, data_hash
 from hpcscale.burst.candidates import candidates
 from hpcscale.burst.capacity import short
@@ -118,9 +119,17 @@ def make_plan(
 
 
 def look(
-    ledger: Ledger, policy: Policy, connections: Connections, foresee: Foresee = expect
+    ledger: Ledger,
+    policy: Policy,
+    connections: Connections,
+    foresee: Foresee = expect,
+    *,
+    shadow: bool = False,
 ) -> Kept:
-    """Fresh facts with the plan that follows from them; raises as ``make_plan``."""
+    """Fresh facts with the plan that follows from them; raises as ``make_plan``.
+
+    With ``shadow`` what earlier shadows would have moved counts as moved.
+    """
     everyone = policy.dependents is Dependents.REFUSE  # anybody's job may keep one here then
     targets = {name: connections.site(name) for name in policy.to}
     origin = connections(policy.from_site)
@@ -133,13 +142,14 @@ def look(
         return Kept(now=now, policy=policy, snapshot=Snapshot(), plan=nothing)
     within = any(split_target(name)[1] for name in policy.to)
     answer, moves = origin.client.jobs(), Moves(ledger).latest()
-    foresight = foresee(origin, policy, to_foresee(waiting, answer, moves))
+    gone = as_if(ledger, now, moves) if shadow else AsIf(moves)
+    foresight = foresee(origin, policy, to_foresee(waiting, answer, gone.moves))
     found = candidates(
         waiting,
         answer=answer,
         policy=policy,
         targets=targets,
-        moves=moves,
+        moves=gone.moves,
         origin=origin.site,
         others=origin.client.jobs(everyone=True) if everyone else None,
         facts=_facts(origin) if within else None,
@@ -151,7 +161,8 @@ def look(
         snapshot=Snapshot(jobs=tuple(found), shortages=short(moves.values())),
         catalog=Catalog(sites=targets, rows=_rented(targets)),
         budgets=Budgets(
-            limits=policy.budgets, charges=tuple(charges(ledger)) if policy.budgets else ()
+            limits=policy.budgets,
+            charges=(*charges(ledger), *gone.charges) if policy.budgets else (),
         ),
     )
     return planned(seen, foresight)

@@ -2,6 +2,7 @@
 
 A verdict is recorded when it is the first of a run or differs from the last. What a move would have
 cost is the plan's figure; a moved job would have ended at the latest after boot, staging and limit.
+From its move on a job counts as gone: see ``as_if``.
 """
 
 import datetime as dt
@@ -10,11 +11,22 @@ from decimal import Decimal
 
 import msgspec
 
+from hpcscale.burst.as_if import KIND, first_moves, records
+from hpcscale.burst.kept import keep
 from hpcscale.burst.plan import Action, BurstPlan, Decision
+from hpcscale.burst.policy import Policy
+from hpcscale.burst.run import Connections, look
 from hpcscale.ledger import Attempt, Ledger
+from hpcscale.observe import observe
 from hpcscale.slurm.types import JobState
 
-KIND = "shadow"
+
+class Shadow(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a shadow: the plan, how many of its verdicts are new, and the sums so far."""
+
+    plan: BurstPlan
+    new: int
+    total: "WouldHave"
 
 
 class WouldHave(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +78,23 @@ class WouldHave(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+def shadow(ledger: Ledger, policy: Policy, connections: Connections) -> Shadow:
+    """Look at what became of the jobs here, decide on what waits, remember; acts on nothing.
+
+    Raises:
+        NotFoundError: the policy names an unknown site.
+        UnreachableError: the origin gave no answer.
+        StateError: a snapshot or the ledger cannot be written.
+    """
+    # whether a deadline was met shows by how the job ended, and nobody else may ask
+    observe(ledger, connections, ledger.open_attempts(policy.from_site))
+    seen = look(ledger, policy, connections, shadow=True)
+    keep(seen, acts=False)
+    assert seen.plan is not None
+    new = remember(ledger, seen.plan)
+    return Shadow(plan=seen.plan, new=new, total=would_have(ledger, seen.forecast.coverage))
+
+
 def remember(ledger: Ledger, plan: BurstPlan) -> int:
     """Record the verdicts that are new; how many.
 
@@ -73,15 +102,23 @@ def remember(ledger: Ledger, plan: BurstPlan) -> int:
         ledger: gets a decision of kind ``shadow`` for each.
         plan: of this moment.
     """
-    last = {run: data for run, _, data in _records(ledger)}
+    known = records(ledger)
+    last = {run: data for run, _, data in known}
+    moved = first_moves(known)
     new = 0
     for decision in plan.decisions:
         before = last.get(decision.run_id)
         verdict = {"action": decision.action.value, "to": decision.to}
         if before is not None and {k: before.get(k) for k in verdict} == verdict:
             continue
+        if decision.run_id in moved:
+            continue  # it would be gone
+        found = ledger.resolve(decision.ref)
         data = {
             **verdict,
+            "of_run": found.run.run_id,  # an element has no run of its own yet
+            "origin": found.attempt.submission_id,
+            "task": found.task,
             "cost_usd": None if decision.cost_usd is None else str(decision.cost_usd),
             "now": plan.now.isoformat(),
             "latest_end": _latest_end(ledger, decision, plan),
@@ -94,14 +131,10 @@ def remember(ledger: Ledger, plan: BurstPlan) -> int:
 
 def would_have(ledger: Ledger, bounds_held: float | None = None) -> WouldHave:
     """Add up what was recorded, with how the runs really ended, and how the forecasts did."""
-    first_move: dict[str, dict[str, object]] = {}
-    seen: set[str] = set()
-    since: dt.datetime | None = None
-    for run_id, at, data in _records(ledger):
-        seen.add(run_id)
-        since = at if since is None else since
-        if data.get("action") == Action.MOVE.value:
-            first_move.setdefault(run_id, data)
+    known = records(ledger)
+    seen = {run_id for run_id, _, _ in known}
+    since = known[0][1] if known else None
+    first_move = first_moves(known)
     costs = [data["cost_usd"] for data in first_move.values()]
     deadlines = met = met_without = cancelled = 0
     for run in ledger.runs(seen):  # an element has a run once it really moves
@@ -134,14 +167,6 @@ def would_have(ledger: Ledger, bounds_held: float | None = None) -> WouldHave:
         cancelled=cancelled,
         bounds_held=bounds_held,
     )
-
-
-def _records(ledger: Ledger) -> list[tuple[str, dt.datetime, dict[str, object]]]:
-    return [
-        (record.run_id, record.at, record.data)
-        for record in ledger.decisions()
-        if record.kind == KIND and record.run_id is not None
-    ]
 
 
 def _end(attempts: Sequence[Attempt]) -> dt.datetime | None:

@@ -221,35 +221,29 @@ def run(
 
 
 def _shadow(policy_name: str | None, *, as_json: bool) -> None:
-    from hpcscale.burst.kept import keep
-    from hpcscale.burst.run import Connections, look
-    from hpcscale.burst.shadow import remember, would_have
+    from hpcscale.burst.run import Connections
+    from hpcscale.burst.shadow import shadow
     from hpcscale.ledger import Ledger
 
     policy = _policy(policy_name)
     connections = Connections()
     try:
         with Ledger.open() as ledger:
-            seen = look(ledger, policy, connections)
-            keep(seen, acts=False)
-            made = seen.plan
-            assert made is not None
-            new = remember(ledger, made)
-            total = would_have(ledger, seen.forecast.coverage)
+            done = shadow(ledger, policy, connections)
     finally:
         connections.close()
     if as_json:
         emit_json(
             {
                 "shadow": True,
-                "plan": plan_data(made),
-                "new_verdicts": new,
-                "would_have": builtins(total),
+                "plan": plan_data(done.plan),
+                "new_verdicts": done.new,
+                "would_have": builtins(done.total),
             }
         )
         return
-    print_plan(made)
-    click.echo(f"shadow: nothing was moved; {total.sentence}")
+    print_plan(done.plan)
+    click.echo(f"shadow: nothing was moved; {done.total.sentence}")
 
 
 def _policy(given: str | None) -> "Policy":

@@ -7,6 +7,7 @@ are stay the same; a plan picks rows of arrays.
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from hpcscale.forecast.plan import plan
 from hpcscale.forecast.problem import NEVER, Checked, Demand, Ints, ProblemBuilder
-from hpcscale.outlook.kinds import NodeKind
+from hpcscale.outlook.kinds import NodeKind, job_number
 from hpcscale.outlook.reserved import Reserved
 from hpcscale.outlook.snapshot import Snapshot
 from hpcscale.slurm.whole import QueuedJob, RunLimit
@@ -73,12 +74,8 @@ class Layout:
         self._seconds = {True: np.array(learned), False: np.array(limits)}
         now = snapshot.now_s
         self._release = _ints([max(job.eligible_s or now, now) for job in pending])
-        # of those that wait for others: whom
-        self._after = {
-            at: [text.removesuffix("_*") for text in _AFTER.findall(job.dependency)]
-            for at, job in enumerate(pending)
-            if job.dependency
-        }
+        # of those that wait for others: for whom, one of each group
+        self._after = waited_for(pending, self._running)
 
     def _shaped(self, pending: Sequence[QueuedJob]) -> tuple[list[int], list[int]]:
         """Of each job how many tasks it stands for, and which shape it has."""
@@ -164,21 +161,58 @@ class Layout:
             return {}
         where = {at: k for k, at in enumerate(rows.tolist())}
         found: dict[int, list[int]] = {}
-        for at, names in self._after.items():
+        for at, groups in self._after.items():
             k = where.get(at)
             if k is None:
                 continue
             after: list[int] = []
-            for name in names:
-                # what comes behind it in the queue does not hold it back
-                other = where.get(self.place.get(name, at), k)
-                if other < k:
+            for group in groups:
+                known = []
+                for name in group:
+                    # what comes behind it in the queue does not hold it back
+                    other = where.get(self.place.get(name, at), k)
+                    end = max((end for job, end in ends.items() if _same(job, name)), default=0)
+                    if other < k or end:
+                        known.append((other if other < k else -1, end))
+                # any one will do: of those that run the first to end, else the first in the queue
+                other, end = min(known, default=(-1, 0))
+                if other >= 0:
                     after += range(int(first[other]), int(first[other] + counts[other]))
-                ending = [end for job, end in ends.items() if _same(job, name)]
-                release[k] = max([int(release[k]), *ending])
+                release[k] = max(int(release[k]), end)
             if after:
                 found.update((int(first[k]) + n, after) for n in range(int(counts[k])))
         return found
+
+
+def waited_for(
+    pending: Sequence[QueuedJob], running: Sequence[QueuedJob]
+) -> dict[int, list[list[str]]]:
+    """For which jobs pending ones wait, by place: for one of each group (sbatch(1)).
+
+    Terms of ``--dependency`` with commas are a group each, with ``?`` one: any of them will do. A
+    ``singleton`` waits for all jobs of its user and name that run or were submitted before it.
+    """
+    found: dict[int, list[list[str]]] = {}
+    alike: dict[tuple[str, str], list[QueuedJob]] = defaultdict(list)
+    if any("singleton" in job.dependency for job in pending):
+        for job in (*running, *pending):
+            alike[job.user, job.name].append(job)
+    for at, job in enumerate(pending):
+        if not job.dependency:
+            continue
+        names = [text.removesuffix("_*") for text in _AFTER.findall(job.dependency)]
+        groups = [names] if "?" in job.dependency else [[name] for name in names]
+        if "singleton" in job.dependency and "?" not in job.dependency:
+            own = job_number(job.job_id)
+            groups += [
+                [other.job_id]
+                for other in alike[job.user, job.name]
+                if (number := job_number(other.job_id)) != own
+                and (other.state.active or number < own)
+            ]
+        if groups:
+            found[at] = groups
+    return found
 
 
 class _Allowances:

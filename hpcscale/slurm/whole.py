@@ -21,7 +21,7 @@ _FIELDS = (
     "JobArrayID", "State", "UserName", "Account", "Partition", "QOS", "Reason", "NodeList",
     "NumNodes", "NumCPUs", "tres-alloc", "tres-per-node", "tres-per-job", "Dependency",
     "PriorityLong", "TimeLimit", "SubmitTime", "EligibleTime", "StartTime", "OverSubscribe",
-    "Reservation",
+    "Reservation", "Name",
 )  # fmt: skip
 _GONE = ("DOWN", "DRAIN", "FAIL", "NO_RESPOND", "POWERING_DOWN", "UNKNOWN", "REBOOT")
 ENDED_COLUMNS = (
@@ -49,6 +49,7 @@ class QueuedJob(msgspec.Struct, frozen=True):
         exclusive: whole nodes.
         start_s: of a pending job Slurm's own estimate.
         reservation: it starts in there alone; several with commas.
+        name: as its user called it; ``--dependency=singleton`` goes by it.
     """
 
     job_id: str
@@ -71,6 +72,7 @@ class QueuedJob(msgspec.Struct, frozen=True):
     eligible_s: int | None
     start_s: int | None
     reservation: str = ""
+    name: str = ""
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
@@ -127,6 +129,7 @@ class _Reader:
         self._limits: dict[str, int | None] = {}
         self._gpus: dict[tuple[str, str, str, int], int] = {}
         self._partitions: dict[str, tuple[str, ...]] = {}
+        self._names: dict[str, str] = {}
 
     def job(self, fields: list[str]) -> QueuedJob:
         if len(fields) != len(_FIELDS):
@@ -135,11 +138,11 @@ class _Reader:
                 hint="hpcscale needs Slurm 22.05 or later on the site",
             )
         (
-            name, state, user, account, partition, qos, reason, node_list, num_nodes, cpus, alloc,
+            job_id, state, user, account, partition, qos, reason, node_list, num_nodes, cpus, alloc,
             per_node, per_job, dependency, priority, limit, submit, eligible, start, share,
-            reservation,
+            reservation, name,
         ) = fields  # fmt: skip
-        base, task, offset, pending = _squeue._parse_id(name)  # noqa: SLF001  # same room
+        base, task, offset, pending = _squeue._parse_id(job_id)  # noqa: SLF001  # same room
         suffix = f"_{task}" if task is not None else f"+{offset}" if offset is not None else ""
         nodes = int(num_nodes) if num_nodes.isdigit() else 1
         if limit not in self._limits:
@@ -170,6 +173,7 @@ class _Reader:
             eligible_s=_seconds(eligible),
             start_s=_seconds(start),
             reservation="" if reservation == "(null)" else reservation,
+            name=self._names.setdefault(name, name),
         )
 
 

@@ -271,8 +271,10 @@ class FakeCommands(FakeController):
                     job.exclude = value
                 case "StartTime" if value == "now":
                     job.eligible = self.now()
-                case "NumNodes":
+                case "NumNodes" if "NumTasks" in fields:
                     job.nodes_wanted = int(value)
+                case "NumNodes" | "NumTasks" | "NumCPUs":
+                    continue  # --ntasks-per-node keeps the nodes of as many tasks
                 case "TimeLimit":
                     job.limit_s = parse_duration_s(value) or 365 * 86400
                 case _:

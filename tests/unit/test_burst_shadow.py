@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from decimal import Decimal
 
 import msgspec
 import pytest
@@ -10,11 +11,15 @@ from fake_sites import Sites
 
 from hpcscale.burst import kept
 from hpcscale.burst.moves import Moves
+from hpcscale.burst.plan import Action
+from hpcscale.burst.policy import Budget, BudgetOf, PolicyKind
+from hpcscale.burst.run import look as look_at
 from hpcscale.burst.run import make_plan
-from hpcscale.burst.shadow import remember, would_have
+from hpcscale.burst.shadow import remember, shadow, would_have
 from hpcscale.cli import main
 from hpcscale.ledger import Role
 from hpcscale.slurm.types import JobState, JobStatus
+from hpcscale.spec import BurstMode
 from hpcscale.units import JobId
 
 
@@ -65,15 +70,83 @@ def test_a_standing_verdict_is_kept_once(sites, tmp_path, monkeypatch):
     monkeypatch.setattr("hpcscale.ledger.Ledger.open", lambda: Opened(sites.ledger))
     policy = tmp_path / "P.toml"
     policy.write_text('from = "lab-onprem"\nto = ["lab-cloud"]\n')
-    for expected in (1, 0):
+    said = []
+    for seconds in (0, 10, 60):
+        sites.both(seconds)
         done = CliRunner().invoke(
             main, ["burst", "run", "--shadow", "--policy", str(policy), "--json"]
         )
         assert done.exit_code == 0, done.output
         data = json.loads(done.stdout)["data"]
-        assert data["new_verdicts"] == expected
         assert len(kept.names()) == 1, "a move that stands is no news"
-        sites.both(60)
+        assert data["would_have"]["moves"] == 1
+        said.append([data["new_verdicts"], [d["action"] for d in data["plan"]["decisions"]]])
+    # as live: while its nodes would boot a move is under way, then the job would be gone
+    assert said == [[1, ["move"]], [0, ["stay"]], [0, []]]
+
+
+def test_a_standing_move_is_kept_once_where_nothing_is_pretended(sites):
+    """Of two looks at the same moment: ``acts`` alone makes the difference."""
+    sites.submit()
+    first = look_at(sites.ledger, sites.policy, sites)
+    assert kept.keep(first, acts=False)
+    sites.both(60)
+    again = look_at(sites.ledger, sites.policy, sites)
+    assert again.plan.moves
+    assert kept.keep(again, acts=False) is None
+    assert kept.keep(again) in kept.names()
+
+
+def moved(sites):
+    return [d.run_id for d in shadow(sites.ledger, sites.policy, sites).plan.moves]
+
+
+def test_what_a_shadow_would_have_spent_is_taken_out_of_the_budget(sites):
+    price = Decimal("64.75")
+    budget = Budget(of=BudgetOf.USER, usd=2 * price - 1)
+    sites.policy = msgspec.structs.replace(sites.policy, budgets=(budget,))
+    first = sites.submit()
+    assert moved(sites) == [first.run_id]
+    sites.both(60)
+    second = sites.submit()
+    done = shadow(sites.ledger, sites.policy, sites)
+    (decision,) = done.plan.decisions
+    assert (decision.run_id, decision.action) == (second.run_id, Action.STAY)
+    assert "$0.00 is spent and $66.13 reserved" in decision.reason
+    assert (done.total.moves, done.total.usd) == (1, price)
+    sites.both(2 * 3600)  # once it would have ended, what it costs takes the reservation's place
+    (decision,) = shadow(sites.ledger, sites.policy, sites).plan.decisions
+    assert f"${price} is spent and $0.00 reserved" in decision.reason
+    assert all(kept.replay(name)[1] == [] for name in kept.names())
+
+
+def test_a_shadow_keeps_to_the_number_of_moves_of_a_run(sites):
+    always = {"max_moves_per_run": 1, "kind": PolicyKind.ALWAYS}
+    sites.policy = msgspec.structs.replace(sites.policy, **always)
+    jobs = {sites.submit(mode=BurstMode.AUTO).run_id for _ in range(2)}
+    found = [moved(sites)]
+    for seconds in (10, 60, 10):
+        sites.both(seconds)
+        found.append(moved(sites))
+    assert [len(each) for each in found] == [1, 0, 1, 0]
+    assert {run for each in found for run in each} == jobs
+
+
+def test_a_shadow_itself_sees_that_a_deadline_was_met(sites, tmp_path):
+    sites = Sites(tmp_path / "more")
+    sites.onprem.run(
+        ["sbatch", "--parsable", "-N4", "--exclusive", "--time=60"], stdin="#!/bin/sh\nsleep 30\n"
+    )
+    sites.onprem.advance(1)
+    sites.policy = msgspec.structs.replace(sites.policy, kind=PolicyKind.NEVER)
+    deadline = sites.onprem.clock.now() + dt.timedelta(hours=9)
+    job = sites.submit(deadline=deadline)
+    assert shadow(sites.ledger, sites.policy, sites).total.deadlines == 0
+    sites.both(120)
+    assert not sites.ledger.attempt(job.submission_id).ended, "nobody has asked meanwhile"
+    total = shadow(sites.ledger, sites.policy, sites).total
+    assert (total.deadlines, total.met, total.met_without) == (1, 1, 1)
+    sites.ledger.close()
 
 
 def test_what_it_adds_up_to_is_a_sentence(sites):

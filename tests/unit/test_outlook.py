@@ -112,6 +112,44 @@ def test_an_array_with_a_throttle_and_a_qos_allowance():
     assert model(limited).times().limits_s == {"2": HOUR, "3": 0}
 
 
+def test_a_singleton_waits_for_those_of_its_user_and_name():
+    only = {"dependency": "singleton(unfulfilled)", "name": "chain", "cpus": 1, "num_nodes": 1}
+    seen = snapshot(
+        running(1, "gpu1", since=600, name="chain", cpus=1),
+        running(2, "gpu2", name="chain", user="bob", cpus=1, limit_s=9 * HOUR),
+        pending(3, priority=90, **only),
+        pending(4, priority=80, **only),
+        pending(5, priority=70, **only, user="bob"),
+        pending(6, priority=60, **only | {"name": "other"}),
+        pending(7, priority=99, name="chain", cpus=1),  # submitted later: nobody waits for it
+    )
+    expected = {"7": 0, "3": HOUR - 600, "4": 2 * HOUR - 600, "5": 9 * HOUR, "6": 0}
+    assert model(seen).times().limits_s == expected
+
+
+@pytest.mark.parametrize(
+    ("dependency", "hours"),
+    [
+        ("afterok:1(unfulfilled),afterok:2(unfulfilled)", 5),
+        ("afterok:1(unfulfilled)?afterok:2(unfulfilled)", 2),
+        ("afterok:1(unfulfilled),afterok:3(unfulfilled)", 8),
+        ("afterok:1(unfulfilled)?afterok:3(unfulfilled)", 2),
+        ("afterany:3(unfulfilled)?afterany:4(unfulfilled)", 8),
+        ("afterany:99(unfulfilled)?afterany:2(unfulfilled)", 5),
+        ("afterany:99(unfulfilled)", 0),  # nobody knows of it
+    ],
+)
+def test_all_or_any_of_several_jobs_are_waited_for(dependency, hours):
+    seen = snapshot(
+        running(1, "gpu1", limit_s=2 * HOUR),
+        running(2, "gpu[2-4]", num_nodes=3, cpus=24, limit_s=5 * HOUR),
+        pending(3, priority=90, num_nodes=4, cpus=32, limit_s=3 * HOUR),
+        pending(4, priority=80, num_nodes=4, cpus=32, limit_s=3 * HOUR),
+        pending(5, priority=70, partitions=("cpu",), dependency=dependency),
+    )
+    assert model(seen).times().limits_s["5"] == hours * HOUR
+
+
 def test_a_queue_planned_without_some_jobs_is_that_of_a_site_without_them():
     rng = random.Random(8)
     for _ in range(30):
@@ -121,7 +159,11 @@ def test_a_queue_planned_without_some_jobs_is_that_of_a_site_without_them():
                 cpus=rng.choice((4, 8, 16)), gpus=rng.choice((0, 2)),
                 limit_s=rng.choice((None, 600, 2 * HOUR)), user=rng.choice(("ann", "bob")),
                 eligible_s=rng.choice((None, NOW + 900)),
-                dependency=rng.choice(("", "", f"afterok:{rng.randrange(1, 22)}(unfulfilled)")),
+                dependency=rng.choice((
+                    "", "", f"afterok:{rng.randrange(1, 22)}(unfulfilled)", "singleton(unfulfilled)",
+                    f"afterok:{rng.randrange(1, 22)}(unfulfilled)?afterok:2(unfulfilled)",
+                )),
+                name=rng.choice("xy"),
                 array_pending=rng.choice(("", "", "1-6%2", "3-9")),
                 partitions=rng.choice((("gpu",), ("cpu",), ("gpu", "cpu"))),
             )

@@ -92,7 +92,8 @@ ALLOWED: dict[str, set[str]] = {
     "cancelled": {"ledger", "reports", "slurm.types", "units"},
     "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify", "cancelled"},
     "judge_arrays": _DECIDING | {"ledger", "ledger_rows", "reports", "cancelled", "judge"},
-    "observe": _OWNING | {"ledger_rows", "judge", "judge_arrays"},
+    "blame": _OWNING,
+    "observe": _OWNING | {"ledger_rows", "judge", "judge_arrays", "blame"},
     "results": _OWNING,
     # changes a waiting job's request, with consent
     "squeeze": _OWNING | {"outlook", "train"},
@@ -139,6 +140,7 @@ ALLOWED: dict[str, set[str]] = {
         "submit",
         "judge",
         "judge_arrays",
+        "blame",
         "observe",
         "results",
         "executor",

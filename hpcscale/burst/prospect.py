@@ -186,7 +186,8 @@ def _prospects(
             notes.append(f"{name} is left out: {exc}")
             continue
         if target.burst.target:
-            there = place(spec, limit_s, name, policy, target)
+            kind = site.partition_gpu_type(spec.partition)
+            there = place(spec, limit_s, name, policy, target, gpu_type=kind)
             found.append(_weigh(spec, limit_s, there, target, policy, now))
     return found, notes
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from hpcscale.burst.catalog import Offer
 from hpcscale.site import Site
 
 PAGE = Path(__file__).resolve().parent / "reference" / "site-config.md"
@@ -21,7 +22,8 @@ PAGE = Path(__file__).resolve().parent / "reference" / "site-config.md"
 INTRODUCTION = """\
 # Site profiles: the keys of `site-configs/NAME.toml`
 
-This page is generated from `hpcscale/site/profile.py` by `docs/site_config.py`.
+This page is generated from `hpcscale/site/profile.py` by `docs/site_config.py`; its last table, the
+keys of `[[offer]]` in catalog files, from `hpcscale/burst/catalog.py`.
 
 A profile is merged from layers, weakest first; tables merge key by key, a list replaces a list:
 
@@ -43,6 +45,7 @@ def render() -> str:
     """The whole page."""
     sections: list[str] = []
     _section(Site, "", sections)
+    _section(Offer, "[offer]", sections)
     return INTRODUCTION + "\n" + "\n".join(sections)
 
 

@@ -21,8 +21,13 @@ def judge_array(
     indices: Sequence[int],
     said: Heard,
     seen_at: dt.datetime | None,
+    *,
+    known: Mapping[int, Element],
 ) -> dict[str, Any]:
-    """As ``judge``, for an array; its elements are recorded here."""
+    """As ``judge``, for an array; its elements are recorded here.
+
+    ``known``: its rows as they were before its site was asked.
+    """
     current = said.current.get(attempt.submission_id, [])
     reports = said.reports.get(attempt.submission_id, [])
     if not current and attempt.job_id is None:
@@ -31,7 +36,6 @@ def judge_array(
             return never_reached(ledger, attempt)
         # sbatch gave no answer, its elements began, and the controller has forgotten them
         attempt = ledger.set_submitted(attempt, reported)
-    known = ledger.elements(attempt)
     elements = dict(known)
     for past in said.history.jobs.values():
         task = past.job_id.array_task
@@ -85,7 +89,7 @@ def judge_array(
         }
         elements |= _cancelled_elements(ledger, attempt, unlisted, reports)
     changed = [e for task, e in elements.items() if known.get(task) != e]
-    ledger.record_elements(attempt, changed)
+    ledger.record_elements(attempt, changed, known)
     whole = _whole_array(attempt, indices, elements, current)
     if whole is None:
         return {}

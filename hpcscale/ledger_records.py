@@ -69,8 +69,36 @@ class LedgerRecords(LedgerReads):
                         {"from": attempt.state.value, **event_fields(fields)},
                     )
 
-    def record_elements(self, attempt: Attempt, elements: Iterable[Element]) -> None:
-        """Record elements of an array; pass those that changed."""
+    def record_elements(
+        self, attempt: Attempt, elements: Iterable[Element], known: Mapping[int, Element]
+    ) -> None:
+        """Record elements of an array; pass those that changed.
+
+        An end that another process has recorded meanwhile is not taken back by an older sight.
+
+        Args:
+            attempt: the array.
+            elements: as they are now.
+            known: the rows from which that was concluded, as ``elements`` gave them.
+        """
+        changed = list(elements)
+        if not changed:
+            return
+        with self._write():
+            stored = self.elements(attempt)
+            self._put_elements(
+                attempt,
+                [
+                    e
+                    for e in changed
+                    if e.state.terminal
+                    or (row := stored.get(e.task)) is None
+                    or not row.state.terminal
+                    or row == known.get(e.task)
+                ],
+            )
+
+    def _put_elements(self, attempt: Attempt, elements: Iterable[Element]) -> None:
         rows = [
             (
                 attempt.attempt_id,
@@ -87,12 +115,9 @@ class LedgerRecords(LedgerReads):
             )
             for e in elements
         ]
-        if rows:
-            with self._write():
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO elements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    rows,
-                )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO elements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+        )
 
     def record_answers(self, answers: Iterable[SiteAnswer]) -> None:
         """Note which sites answered when, and which did not and why."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from hpcscale.blame import blame, lost_on
 from hpcscale.connect import Connection
 from hpcscale.cost import held_s
 from hpcscale.errors import HpcscaleError, UnreachableError
@@ -22,7 +23,7 @@ from hpcscale.judge_arrays import judge_array, pending_tasks
 from hpcscale.ledger import Attempt, Ledger, SiteAnswer, utc_now
 from hpcscale.ledger_rows import money_text, read_time
 from hpcscale.reports import Report, read_reports
-from hpcscale.slurm.types import JobStatus
+from hpcscale.slurm.types import JobState, JobStatus
 from hpcscale.units import JobId, parse_array
 from hpcscale.verify import mismatch, submission_of
 
@@ -73,6 +74,8 @@ def observe(
     by_site: dict[str, list[Attempt]] = {}
     for attempt in chosen:
         by_site.setdefault(attempt.site, []).append(attempt)
+    # before anybody is asked: what others write down meanwhile is younger than the answer
+    known = {a.submission_id: ledger.elements(a) for a in chosen if a.array_size is not None}
     heard = _ask_all(by_site, connections)
     before = ledger.site_answers()
     arrays = {a.run_id for a in chosen if a.array_size is not None}
@@ -95,10 +98,18 @@ def observe(
             if attempt.array_size is None:
                 fields = judge(ledger, attempt, said, seen_at)
             else:
-                fields = judge_array(ledger, attempt, indices[attempt.run_id], said, seen_at)
+                fields = judge_array(
+                    ledger,
+                    attempt,
+                    indices[attempt.run_id],
+                    said,
+                    seen_at,
+                    known=known[attempt.submission_id],
+                )
             if fields:
                 reports = said.reports.get(attempt.submission_id, ())
                 changes.append((attempt, _with_cost(ledger, attempt, fields, reports)))
+    _blame(ledger, connections, changes)
     ledger.update_attempts(changes)
     _forget_secrets(ledger, connections, [a for a, fields in changes if fields.get("ended")])
     answers = {
@@ -207,6 +218,22 @@ def _all_there(attempt: Attempt, current: Sequence[JobStatus]) -> bool:
 def _starts_again(attempt: Attempt, current: Sequence[JobStatus]) -> bool:
     """Whether it is an array with elements that were requeued: reports tell of earlier starts."""
     return attempt.array_size is not None and any(s.restarts for s in current)
+
+
+def _blame(
+    ledger: Ledger,
+    connections: Connections,
+    changes: Sequence[tuple[Attempt, Mapping[str, Any]]],
+) -> None:
+    """Note the nodes under starts that were lost; of an array's elements nothing is noted."""
+    for attempt, fields in changes:
+        if attempt.array_size is not None:
+            continue
+        state = JobState(fields.get("state", attempt.state))
+        restarts = int(fields.get("restarts", attempt.restarts))
+        if on := lost_on(attempt, state, restarts, str(fields.get("nodes", ""))):
+            with contextlib.suppress(UnreachableError):  # no connection: nothing to ask
+                blame(ledger, connections(attempt.site), attempt, state, on)
 
 
 def _forget_secrets(ledger: Ledger, connections: Connections, ended: Sequence[Attempt]) -> None:

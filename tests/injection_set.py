@@ -133,8 +133,39 @@ FAULT_CLASSES = {
     "user cancels in the cloud": "user",
 }
 
+CLASSES = ("kill class", "fault class", "phase", "ledgers", "work")
+
+
+def classes(injection):
+    """What an injection is, told by classes: of kills, of faults, and the other dimensions."""
+    kill = KILL_CLASSES[injection.kill.rpartition(".")[0]]
+    fault = FAULT_CLASSES[injection.fault]
+    return dict(
+        zip(CLASSES, (kill, fault, injection.phase, injection.ledgers, injection.work), strict=True)
+    )
+
+
+def class_pairs(chosen):
+    """Pairs of two classes' values that meet in injections, each as ((class, value), …)."""
+    return {
+        pair
+        for injection in chosen
+        for pair in itertools.combinations(classes(injection).items(), 2)
+    }
+
+
+def all_class_pairs():
+    """Each two values of two classes; a handover without a kill or a fault is no matter here."""
+    kills = sorted({*KILL_CLASSES.values()} - {"none"})
+    faults = sorted({*FAULT_CLASSES.values()} - {"none"})
+    values = zip(CLASSES, (kills, faults, PHASES, LEDGERS, WORKS), strict=True)
+    of = [[(name, value) for value in some] for name, some in values]
+    return {pair for a, b in itertools.combinations(of, 2) for pair in itertools.product(a, b)}
+
+
 # For every change of the code: each class of kills, before and after the act; each class of faults;
-# all pairs of phase and ledgers and of work and ledgers.
+# all pairs of phase, ledgers and work; of the other pairs of classes as many as twelve can hold
+# (a kill's class and a fault's alone are 54). All pairs: ``pairs``.
 TELLING = (
     Injection("sbatch.after", "onprem ctld killed", "submitted", 2, "job"),
     Injection("save submitted.before", "ssh cut after sbatch", "submitted", 1, "array"),
@@ -146,6 +177,8 @@ TELLING = (
     Injection("save cancelling.before", "onprem clock +120 s", "opened", 1, "array"),
     Injection("cancel.after", "user cancels in the cloud", "opened", 2, "dependent"),
     Injection("save moved.before", "onprem ctld stopped", "submitted", 1, "dependent"),
+    Injection("cancel.after", "cloud node crash", "gated", 1, "job"),
+    Injection("save submitting.before", "user cancels on-prem", "submitted", 1, "fence-first"),
 )
 
 

@@ -95,7 +95,7 @@ class MemoryFiles:
         code, out, err = getattr(self, f"_{argv[0].rpartition('/')[2]}")(list(argv[1:]))
         return Completed(tuple(argv), code, out, err)
 
-    def put_bytes(self, data, remote, *, mode=0o644):
+    def put_bytes(self, data, remote, *, mode=0o600):
         if remote.rpartition("/")[0] not in self.dirs:
             raise NotFoundError(f"No such file or directory: {remote}")
         if not self.write(remote, data):

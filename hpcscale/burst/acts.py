@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from hpcscale.blame import BLAMED
 from hpcscale.burst.asked import spec_for, with_gate_time
 from hpcscale.burst.claims import CLOSED, Word, decide, take
 from hpcscale.burst.early import note_sent
@@ -116,7 +117,8 @@ class Acts:
                 "all nodes are excluded already: another `hpcscale burst run` moves it, or its "
                 f"user excluded them (ExcNodeList on {move.from_site})"
             )
-        return Lists(user=user, blamed=self._blamed(move), fence=fence)
+        blamed = self._blamed(move, user, fence, status.num_nodes)
+        return Lists(user=user, blamed=blamed, fence=fence)
 
     def _before_fence(self, move: Move, now: str, fence: str) -> str | None:
         """The user's own ``ExcNodeList``; None when a fence stands that is not of this ledger."""
@@ -131,14 +133,26 @@ class Acts:
                 return earlier.old_exc
         return None
 
-    def _blamed(self, move: Move) -> str:
-        """Nodes of the origin that an earlier failure of this run is put down to."""
+    def _blamed(self, move: Move, user: str, fence: str, wanted: int) -> str:
+        """Nodes of the origin that an earlier failure of this run is put down to.
+
+        None where too few others would be left: the list stays when the fence is lifted, and the
+        job is to start here then.
+
+        Args:
+            move: whose run, and whose origin.
+            user: what the job's user excludes.
+            fence: all nodes that it may start on.
+            wanted: how many nodes it asks for.
+        """
         found = [
             str(event.data.get("nodes", ""))
-            for event in self.ledger.events(move.run_id)
-            if event.kind == "nodes.blamed" and event.data.get("site") == move.from_site
+            for event in self.ledger.events(move.run_id, BLAMED)
+            if event.data.get("site") == move.from_site
         ]
-        return union(*found)
+        blamed = union(*found)
+        left = set(expand_hostlist(fence)) - set(expand_hostlist(union(user, blamed)))
+        return blamed if len(left) >= max(1, wanted) else ""
 
     def _keep_fence(
         self, move: Move, origin: Attempt, connection: Connection
@@ -292,7 +306,8 @@ class Acts:
         if others and own:
             theirs = of_others(connection, origin, move.target or "", known.fence)
             own = union(*(set(expand_hostlist(own)) - theirs)) if theirs else own
-        value = Lists(user=own, blamed=union(known.blamed, self._blamed(move))).lifted
+        since = self._blamed(move, own, known.fence, seen.status.num_nodes)
+        value = Lists(user=own, blamed=union(known.blamed, since)).lifted
         connection.client.update(origin.job_id, {"ExcNodeList": value})
         self._remove_note(seen, connection, origin)
 

@@ -21,17 +21,26 @@ def records_of(connection: Connection, attempt: Attempt) -> list[JobStatus]:
     return [s for s in answer.of(attempt.job_id) if mismatch(attempt, s) is None]
 
 
-def show_array(connection: Connection, attempt: Attempt) -> JobStatus | None:
+def show_array(
+    connection: Connection, attempt: Attempt, *, wholly: bool | None = None
+) -> JobStatus | None:
     """An array as one job, under its base id.
 
     On-prem it is PENDING only while none of its elements has begun, and fenced only where each
     record that waits is. In the cloud it is what its most advanced live element is.
+
+    Args:
+        connection: to its site.
+        attempt: the array.
+        wholly: see ``as_one``; default: on-prem.
     """
+    if wholly is None:
+        wholly = attempt.role is Role.ONPREM
     assert attempt.job_id is not None
     records = records_of(connection, attempt)
     if not records:
         return connection.client.show(attempt.job_id)  # which makes sure that there is none
-    status = as_one(records, wholly=attempt.role is Role.ONPREM)
+    status = as_one(records, wholly=wholly)
     waiting = [record for record in records if record.state is JobState.PENDING]
     if waiting and attempt.role is Role.ONPREM:
         lists = []

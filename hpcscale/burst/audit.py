@@ -279,7 +279,7 @@ class _Transport:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o644) -> None:
+    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o600) -> None:
         if remote.endswith(".tmp") and len(data) < 64:
             self._written[remote] = data.decode("ascii", "replace").strip()
         self._transport.put_bytes(data, remote, mode=mode)

@@ -19,7 +19,7 @@ REFUSE_DAYS = 180  # older prices are no ground for a promise about money
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One instance shape in one region.
+    """One instance shape in one region, a row of a catalog file; what is left out is unknown.
 
     Attributes:
         provider: such as ``aws``.
@@ -34,9 +34,11 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         on_demand_usd: dollars of an instance for an hour.
         spot_usd: the same, interruptible.
         quota: instances that this account may have.
-        boot_p50_s: from asking to a node that takes jobs; so ``boot_p95_s``.
+        boot_p50_s: from asking to a node that takes jobs, the median.
+        boot_p95_s: the same, of 19 in 20.
         interruption_per_hour: chance that a spot instance is taken back within an hour.
-        egress_usd_per_gb: dollars for a GB out of the region.
+        egress_usd_per_gb: dollars for a GB out of the region; left out it is unknown, not free.
+        egress_free: the source says that what leaves the region costs nothing.
         source: where the figures stand.
         as_of: the day they were valid.
         note: for people.
@@ -58,6 +60,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     boot_p95_s: int | None = None
     interruption_per_hour: float | None = None
     egress_usd_per_gb: Decimal | None = None
+    egress_free: bool = False
     source: str
     as_of: dt.date
     note: str | None = None
@@ -73,6 +76,13 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if self.on_demand_usd is None or not self.gpus:
             return None
         return (self.on_demand_usd / self.gpus).quantize(Decimal("0.0001"))
+
+    @property
+    def egress_usd(self) -> Decimal | None:
+        """Dollars for a GB out of the region, 0 only where its source says so; None: unknown."""
+        if self.egress_free:
+            return Decimal(0)
+        return self.egress_usd_per_gb or None
 
     def age_days(self, today: dt.date) -> int:
         """Days since its figures were valid; negative for a date ahead."""
@@ -108,8 +118,13 @@ def problems(offer: Offer) -> list[str]:
         if price is not None and not (price.is_finite() and price > 0):
             wrong.append(f"{key} = {price} is no price: leave an unknown one out")
     egress = offer.egress_usd_per_gb
-    if egress is not None and not (egress.is_finite() and egress >= 0):
-        wrong.append(f"egress_usd_per_gb = {egress} is no price")
+    if egress is not None and not (egress.is_finite() and egress > 0):
+        wrong.append(
+            f"egress_usd_per_gb = {egress} is no price: leave an unknown one out, and write "
+            "egress_free = true where what leaves costs nothing"
+        )
+    if offer.egress_free and egress is not None:
+        wrong.append(f"egress_free = true and egress_usd_per_gb = {egress} cannot both be")
     if offer.gpus < 0:
         wrong.append("gpus is negative")
     if None not in {offer.boot_p50_s, offer.boot_p95_s} and (
@@ -122,6 +137,16 @@ def problems(offer: Offer) -> list[str]:
     if not offer.source:
         wrong.append("it names no source")
     return wrong
+
+
+def egress_unknown(offer: Offer) -> str:
+    """Why no budget is kept with what leaves a row without a price of it, and what to type."""
+    return (
+        f"no budget can be kept with {offer.name}: what a GB out of there costs is unknown "
+        "(egress_usd_per_gb = 0.09 in its row, or egress_free = true, or hpcscale catalog import "
+        "with --egress-usd-per-gb; egress_gb = 0 in [burst] of the job file where nothing comes "
+        "back)"
+    )
 
 
 def staleness(offer: Offer, today: dt.date) -> str | None:
@@ -195,9 +220,11 @@ def to_toml(offers: Iterable[Offer]) -> str:
         lines.append("[[offer]]")
         for key in Offer.__struct_fields__:
             value = getattr(offer, key)
-            if value is None:
+            if value is None or value is False:  # False stands for what is not said
                 continue
-            if isinstance(value, str):
+            if value is True:
+                text = "true"
+            elif isinstance(value, str):
                 # a JSON string is a TOML basic string, but for DEL
                 text = msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
             elif isinstance(value, dt.date):

@@ -25,7 +25,7 @@ class Lists:
 
     Attributes:
         user: what its user excluded.
-        blamed: nodes that an earlier failure is put down to.
+        blamed: nodes that an earlier failure is put down to (``hpcscale.blame``).
         fence: all nodes of its partitions.
     """
 

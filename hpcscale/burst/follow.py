@@ -6,16 +6,17 @@ too. It holds nodes for the second that this takes.
 """
 
 import datetime as dt
+from dataclasses import replace
 
 from hpcscale.burst import held
 from hpcscale.burst.acts import age_s
 from hpcscale.burst.again import Again
-from hpcscale.burst.arrays import exit_codes
+from hpcscale.burst.arrays import exit_codes, show_array
 from hpcscale.burst.claims import put_outcome
 from hpcscale.burst.moves import Move, Step
 from hpcscale.burst.net import Net
 from hpcscale.burst.results import bring_home
-from hpcscale.burst.sight import end, look, words
+from hpcscale.burst.sight import Sight, end, look, words
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, StateError, UnreachableError
 from hpcscale.ledger import Attempt, utc_now
@@ -23,6 +24,9 @@ from hpcscale.slurm.types import JobState
 from hpcscale.verify import mismatch
 
 STAND_IN_S = 600  # where its node or its file system is slow, those behind it wait for it
+# all of it in one update: as long as its tasks are as many as they were, --ntasks-per-node keeps
+# their nodes, and NumCPUs those of all its nodes (tried on 22.05)
+ON_ONE_NODE = {"NumNodes": "1", "NumTasks": "1", "NumCPUs": "1"}
 FORGOTTEN_S = 60.0  # a job that its controller has forgotten may still tell its end
 LOST_S = 600.0  # a job that nobody knows for this long will not come back
 WATCH_ORIGIN_S = 900.0  # a controller that lost the cancel shows the job again soon
@@ -90,7 +94,7 @@ class Follow(Net, Again):
         """The cloud attempt has ended: its stand-in may start, and ends as that did."""
         origin, connection = self._origin(move)
         target, _ = self._target(move)
-        seen = look(connection, origin, self.ledger)
+        seen = self._seen_whole(origin, connection)
         if not seen.over and target.state is not JobState.CANCELLED:
             # also where it runs in vain, without its fence: its next start may be its last
             array = self.ledger.run(move.run_id).spec.array
@@ -107,12 +111,19 @@ class Follow(Net, Again):
                 connection.client.update(
                     origin.job_id, {"TimeLimit": str(max(1, round(limit_s / 60)))}
                 )
-                connection.client.update(origin.job_id, {"NumNodes": "1"})
+                connection.client.update(origin.job_id, ON_ONE_NODE)
                 self._lift(move, seen, connection, origin, others=True)
-            seen = look(connection, origin, self.ledger)
+            seen = self._seen_whole(origin, connection)
         if not seen.over:
             return move
         return self.moves.save(move, step=Step.DONE)
+
+    def _seen_whole(self, origin: Attempt, connection: Connection) -> Sight:
+        """Of an array what has not ended counts: it has to tell its end as well."""
+        seen = look(connection, origin, self.ledger)
+        if origin.array_size is None or seen.status is None:
+            return seen
+        return replace(seen, status=show_array(connection, origin, wholly=False))
 
     def _stop_both(self, move: Move) -> None:
         """Its user wants an end: of the cloud job, and of the stand-in."""

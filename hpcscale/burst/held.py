@@ -77,7 +77,7 @@ def _over(ledger: Ledger, target: Attempt, task: int | None, ended: JobStatus) -
     if task is None:
         ledger.record_status(target, ended)
     else:
-        ledger.record_elements(target, [element_of(task, ended)])
+        ledger.record_elements(target, [element_of(task, ended)], {})
     ledger.event(
         target.run_id, "attempt.end_forgotten", {"task": task}, submission_id=target.submission_id
     )

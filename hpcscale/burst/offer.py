@@ -5,7 +5,7 @@ from decimal import ROUND_UP, Decimal
 
 import msgspec
 
-from hpcscale.burst.catalog import Offer
+from hpcscale.burst.catalog import Offer, egress_unknown
 from hpcscale.burst.line import REQUEUE_S, expected_usd
 from hpcscale.burst.plan import Option, Place
 from hpcscale.burst.policy import Policy, TargetTerms
@@ -61,10 +61,12 @@ def _option(place: Place, shape: Shape, site: Site, policy: Policy) -> Option:
     if row is not None:
         why = f"{row.name}: {why}"
     boot_timeout_s = _own(terms.boot_timeout_s, site.burst.boot_timeout_s)
-    usd, worst, out, unpromised = cost.usd, cost.usd, Decimal(0), shape.unpromised
-    if usd is not None and cost.gpu_hour_usd is not None:
-        out, unsaid = egress(place.spec, row)
-        unpromised = unpromised or unsaid
+    out, unsaid = egress(place.spec, row)
+    usd, worst, unpromised = cost.usd, cost.usd, shape.unpromised or unsaid
+    if out is None:  # as nodes without a price: a part of a sum is no sum
+        usd, worst, out = None, None, Decimal(0)
+        why += "; what a GB out of there costs is unknown"
+    elif usd is not None and cost.gpu_hour_usd is not None:
         slow_h = Decimal(max(0, boot_timeout_s - shape.boot_s)) / 3600
         once = usd + (cost.gpus * slow_h * cost.gpu_hour_usd).quantize(CENT, ROUND_UP)
         usd, worst = usd + out, once * (1 + _requeues(place.spec)) + out
@@ -109,9 +111,11 @@ def _on_spot(
         made = _option(place, shape, site, policy)
         cost, row = shape.cost, shape.offer
         rate = made.interruption_per_hour
+        out, _ = egress(spec, row)
         if cost.usd is None or cost.hours is None or cost.gpu_hour_usd is None or rate is None:
             continue  # unknown is no ground for a gain
-        assert made.worst_usd is not None
+        if out is None or made.worst_usd is None:
+            continue
         limit_s = round(cost.hours * 3600)
         lost_s = policy.spot_lost_s if spec.checkpoint else limit_s
         usd = expected_usd(
@@ -124,7 +128,6 @@ def _on_spot(
             net_usd=net.cost_usd,
             tries=policy.spot_tries,
         )
-        out, _ = egress(spec, row)
         start = made.worst_usd - out
         # between two looks Slurm may start it once more than the tries
         unseen_h = Decimal(policy.cron_interval_s + REQUEUE_S) / 3600
@@ -164,15 +167,19 @@ def _own(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def egress(spec: JobSpec, row: Offer | None) -> tuple[Decimal, str]:
-    """Dollars for what comes back, and why they have no bound (empty: they have)."""
-    rate = None if row is None else row.egress_usd_per_gb
-    if not rate:
-        return Decimal(0), ""  # no row says that it costs
+def egress(spec: JobSpec, row: Offer | None) -> tuple[Decimal | None, str]:
+    """Dollars for what comes back (None: unknown), and why they have no bound (empty: they have).
+
+    A site without a row has one price for all, its profile's.
+    """
     size = spec.burst.egress_gb
+    comes_back = bool(spec.outputs) if size is None else size > 0  # logs alone count as nothing
+    if row is None or not comes_back or row.egress_free:
+        return Decimal(0), ""
+    rate = row.egress_usd
+    if rate is None:
+        return None, egress_unknown(row)
     if size is None:
-        if not spec.outputs:
-            return Decimal(0), ""  # logs alone
         return Decimal(0), (
             f"its outputs cost ${rate} a GB to bring back and their size is not said: "
             "egress_gb in [burst] of the job file"

@@ -14,6 +14,7 @@ from hpcscale.burst.budget import Payer, Purse
 from hpcscale.burst.candidates import candidates, place
 from hpcscale.burst.catalog_load import rows_for
 from hpcscale.burst.charges import charges
+from hpcscale.burst.choice import choose
 from hpcscale.burst.feasible import deadline_note
 from hpcscale.burst.moves import Moves
 from hpcscale.burst.offer import offers, priced
@@ -23,7 +24,6 @@ from hpcscale.burst.policy import Policy
 from hpcscale.burst.promise import keep_promises
 from hpcscale.burst.seen import Catalog
 from hpcscale.burst.shapes import with_catalog
-from hpcscale.burst.verdict import choose
 from hpcscale.burst.waiting import waiting_runs
 from hpcscale.burst.within import as_it_waits
 from hpcscale.burst.words import usd
@@ -97,7 +97,10 @@ def burst_notes(
             else "mend what stands in the way (--input and --output declare paths, --max-cost"
             " allows more), or say --burst never",
         )
-    short = ""
+    short, reach = "", ""
+    if policy.to and spec.burst.deadline is not None:  # a move that nobody makes promises nothing
+        free = [(name, option) for name, option in free if name in policy.to]
+        reach = "" if free else f"the policy moves to {', '.join(policy.to)}"
     if policy.budgets and money is not None and free:
         free, short = _funded(free, spec, money(policy, moment))
         notes += [f"cannot burst now: {short}"] if short and not free else []
@@ -110,7 +113,7 @@ def burst_notes(
         [(name, option.boot_s + option.staging_s) for name, option in free],
         here=spec.burst.mode is BurstMode.AUTO,
         margin_s=policy.deadline_margin_s,
-        why_not=f"no money is left to promise a move ({short})" if short and not free else "",
+        why_not=f"no money is left to promise a move ({short})" if short and not free else reach,
     )
     return [*notes, note] if note else notes
 

@@ -7,6 +7,7 @@ two are facts; on the third nothing is done.
 import datetime as dt
 from dataclasses import dataclass
 
+from hpcscale.blame import blame, lost_on
 from hpcscale.burst.arrays import show_array
 from hpcscale.connect import Connection
 from hpcscale.errors import HpcscaleError, UnreachableError
@@ -138,8 +139,11 @@ def record(ledger: Ledger, connection: Connection, attempt: Attempt, status: Job
     if attempt.task is not None:  # the array's row is of all its elements
         if status.state is not JobState.PENDING:
             row = ledger.attempt(attempt.submission_id)
-            ledger.record_elements(row, [element_of(attempt.task, status)])
+            known = ledger.elements(row)
+            ledger.record_elements(row, [element_of(attempt.task, status)], known)
         return
+    if on := lost_on(attempt, status.state, status.restarts, status.nodes):
+        blame(ledger, connection, attempt, status.state, on)
     recorded = ledger.record_status(attempt, status)
     if recorded.ended and ledger.run(attempt.run_id).spec.secrets:
         remove_secrets(connection.transport, attempt.run_dir, attempt.submission_id)

@@ -101,6 +101,8 @@ def check(today_text: str | None, as_json: bool) -> None:
         words = [] if offer.on_demand_usd is not None else ["its price is unknown"]
         old = staleness(offer, today)
         words += [old] if old else []
+        if offer.egress_usd is None:
+            words.append("what leaves it has no price: not for budgets of jobs with outputs")
         fit = offer.on_demand_usd is not None and 0 <= offer.age_days(today) <= REFUSE_DAYS
         usable += fit
         rows.append(
@@ -145,6 +147,12 @@ def check(today_text: str | None, as_json: bool) -> None:
 @click.option("--as-of", metavar="DATE", help="When its prices were valid, unless it says so.")
 @click.option("--provider", default="aws", show_default=True, help="Where the file names none.")
 @click.option("--region", "regions", multiple=True, help="Only this region; may be repeated.")
+@click.option(
+    "--egress-usd-per-gb",
+    "egress",
+    metavar="USD|free",
+    help="What a GB out of there costs; these files do not say it. Default: unknown.",
+)
 @click.option("--output", metavar="FILE", type=click.Path(), help="Write here, not to ~/.config.")
 @json_option
 def import_(  # noqa: PLR0917 -- click passes them by keyword
@@ -153,6 +161,7 @@ def import_(  # noqa: PLR0917 -- click passes them by keyword
     as_of: str | None,
     provider: str,
     regions: tuple[str, ...],
+    egress: str | None,
     output: str | None,
     as_json: bool,
 ) -> None:
@@ -183,6 +192,7 @@ def import_(  # noqa: PLR0917 -- click passes them by keyword
         raise NotFoundError(
             f"no offer in {', '.join(regions)}", where=file, hint=f"its regions: {', '.join(there)}"
         )
+    offers = [_leaving(offer, egress) for offer in offers]
     target = Path(output) if output else config_dir() / "catalog" / f"{kind}-{provider}.toml"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(to_toml(offers), encoding="utf-8")
@@ -191,6 +201,30 @@ def import_(  # noqa: PLR0917 -- click passes them by keyword
         emit_json({"file": str(target), "offers": len(offers), "unknown_prices": unknown})
         return
     click.echo(f"{len(offers)} offers, {unknown} of them without a price, to {target}")
+
+
+def _leaving(offer: "Offer", egress: str | None) -> "Offer":
+    """The row with what a GB out of its region costs."""
+    from decimal import Decimal, InvalidOperation
+
+    import msgspec
+
+    from hpcscale.errors import UsageError
+
+    if egress is None:
+        return offer
+    if egress == "free":
+        return msgspec.structs.replace(offer, egress_free=True)
+    try:
+        price = Decimal(egress)
+    except InvalidOperation:
+        price = Decimal(0)
+    if not price.is_finite() or price <= 0:
+        raise UsageError(
+            f"{egress!r} is no price", where="--egress-usd-per-gb", hint="dollars, such as 0.09, "
+            "or free"
+        )  # fmt: skip
+    return msgspec.structs.replace(offer, egress_usd_per_gb=price)
 
 
 def _today(text: str | None) -> "dt.date":

@@ -310,20 +310,21 @@ def simulate(instance: Instance, rules: Rules, expect: Expect | None = None) -> 
     expected = np.zeros(jobs)
     if rules.rule == ALWAYS:
         return Outcome(instance, rules, instance.arrival_h, ~left.astype(np.bool_), instance.run_h)
+    nodes, gpus_per_node, per_node, count = _alike(instance)
     # before any job has ended nothing is learned: an hour is as good as any guess
     given = np.full(jobs, 1.0) if expect.learned else instance.run_h
     kernel.loop(
         instance.arrival_h,
         instance.run_h,
-        instance.per_node,
-        instance.count,
+        per_node,
+        count,
         instance.group,
         given,
         instance.deadline_h if rules.guard else np.full(jobs, np.inf),
         expect.boot_h,
         expect.margin,
-        instance.cluster.nodes,
-        instance.cluster.gpus_per_node,
+        nodes,
+        gpus_per_node,
         float(instance.cluster.cloud_gpu_hour_usd),
         rules.rule,
         float(rules.knob),
@@ -341,3 +342,16 @@ def simulate(instance: Instance, rules: Rules, expect: Expect | None = None) -> 
         expected,
     )
     return Outcome(instance, rules, start, left.astype(np.bool_), expected)
+
+
+def _alike(instance: Instance) -> tuple[int, int, Ints, Ints]:
+    """The cluster and the jobs as small as they can be said: nodes, GPUs of each, and the jobs'.
+
+    Where every job takes its nodes whole it does not matter which ones, so that all of them are one
+    large node: the same starts, without a walk over thousands of nodes for each job.
+    """
+    cluster = instance.cluster
+    nodes, each = cluster.nodes, cluster.gpus_per_node
+    if (instance.per_node != each).any():
+        return nodes, each, instance.per_node, instance.count
+    return 1, nodes * each, instance.gpus, np.ones_like(instance.count)

@@ -152,7 +152,7 @@ class RemoteShell(abc.ABC):
             data = source.read()
         self.put_bytes(data, remote, mode=wanted)
 
-    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o644) -> None:
+    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o600) -> None:
         """Write a file by a temporary name and a rename; its mode is set before its content."""
         script = (
             # where the connection is cut the input just ends: what is not whole takes no name

@@ -73,7 +73,7 @@ class LocalTransport:
         ):
             shutil.copyfileobj(source, target)
 
-    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o644) -> None:
+    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o600) -> None:
         """Write a file by a temporary name and a rename; its mode is set before its content."""
         with _replacing(remote, mode) as target:
             target.write(data)

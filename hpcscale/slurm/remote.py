@@ -64,7 +64,7 @@ def _variable(transport: Transport, name: str) -> str | None:
     return None
 
 
-def mkdir(transport: Transport, path: str, mode: int = 0o755) -> None:
+def mkdir(transport: Transport, path: str, mode: int = 0o700) -> None:
     """Make a directory and its parents; the mode is for those that are new."""
     _ok(transport.run(["mkdir", "-p", f"-m{mode:o}", "--", path], env=_C_LOCALE), transport)
 

@@ -260,7 +260,7 @@ class SshTransport(RemoteShell):
             while block := source.read(_CHUNK):
                 target.write(block)
 
-    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o644) -> None:
+    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o600) -> None:
         """Write a file by a temporary name and a rename; its mode is set before its content."""
         with self._replacing(remote, mode) as target:
             target.write(data)

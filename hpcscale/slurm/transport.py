@@ -74,7 +74,7 @@ class Transport(Protocol):
     def put_file(self, local: Path, remote: str, *, mode: int | None = None) -> None:
         """Copy one file there, by a temporary name and a rename."""
 
-    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o644) -> None:
+    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o600) -> None:
         """Write one small file there, by a temporary name and a rename, never readable wider."""
 
     def get_file(self, remote: str, local: Path) -> None:

@@ -16,6 +16,8 @@ LINK_ROUNDS = 20
 
 _TEST_SCRIPT = "#!/bin/sh\ntrue\n"
 
+_MAKE_PRIVATE = 'umask 077; mkdir -p -- "$1"'  # mkdir's own -m is not for the parents it makes
+
 # Two processes try to make the same name; exactly one may succeed, whatever the file system.
 _LINK_RACE = """
 cd "$1" || exit 3
@@ -94,7 +96,7 @@ def state_directory(
     hint = f'write state_dir = "…" (seen by login node and nodes) in {user_file(site.name)}'
     try:
         directory = f"{connection.state_dir}/check-{token}"
-        made = transport.run(["mkdir", "-p", "--", directory])
+        made = transport.run(["sh", "-c", _MAKE_PRIVATE, "sh", directory])
         if made.returncode != 0:
             yield Check("state directory", Verdict.FAIL, made.stderr.strip(), hint)
             return

@@ -72,7 +72,7 @@ class FakeSlurm(FakeCommands):
         """As ``LocalTransport``."""
         self._files.put_file(local, remote, mode=mode)
 
-    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o644) -> None:
+    def put_bytes(self, data: bytes, remote: str, *, mode: int = 0o600) -> None:
         """As ``LocalTransport``."""
         self._files.put_bytes(data, remote, mode=mode)
 

@@ -184,6 +184,8 @@ class FakeCommands(FakeController):
         return 0, out, ""
 
     def _node_state(self, node: str) -> str:
+        if node in self.down_nodes:
+            return "down*"
         for job in self.jobs.values():
             if node in job.nodes and job.state in {"RUNNING", "CONFIGURING"}:
                 return "mixed" if job.state == "RUNNING" else "mixed+cloud+powering_up"
@@ -247,10 +249,7 @@ class FakeCommands(FakeController):
         if verb == "requeue":
             if job.state == "PENDING":
                 return "Job is pending execution"
-            now = self.now()
-            job.state, job.reason, job.restarts = "PENDING", "BeginTime", job.restarts + 1
-            job.submitted, job.eligible = now, now + self.requeue_delay_s
-            job.nodes, job.started, job.ends = [], None, None
+            self._requeue(job)
             return ""
         if job.state not in {"PENDING", "CONFIGURING", "RUNNING"}:
             return "Job has already finished"
@@ -271,8 +270,10 @@ class FakeCommands(FakeController):
                     job.exclude = value
                 case "StartTime" if value == "now":
                     job.eligible = self.now()
-                case "NumNodes":
+                case "NumNodes" if "NumTasks" in fields:
                     job.nodes_wanted = int(value)
+                case "NumNodes" | "NumTasks" | "NumCPUs":
+                    continue  # --ntasks-per-node keeps the nodes of as many tasks
                 case "TimeLimit":
                     job.limit_s = parse_duration_s(value) or 365 * 86400
                 case _:

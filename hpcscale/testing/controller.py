@@ -49,6 +49,7 @@ class FakeController:
         self._next = 1
         self.down = False
         self.hanging = False
+        self.down_nodes: set[str] = set()
         self.lose_submit = False
         self._saved = (self.now(), self._next, self._copied())
 
@@ -75,6 +76,24 @@ class FakeController:
     def lose_next_submit_answer(self) -> None:
         """The next sbatch submits its job, but its answer gets lost."""
         self.lose_submit = True
+
+    def fail_node(self, node: str, *, requeue: bool = True) -> None:
+        """A node is down: its jobs are requeued, or end NODE_FAIL."""
+        self.down_nodes.add(node)
+        now = self.now()
+        for job in self.jobs.values():
+            if node not in job.nodes or job.state not in {"RUNNING", "CONFIGURING"}:
+                continue
+            if requeue:
+                self._requeue(job)
+            else:
+                job.state, job.reason, job.ends = "NODE_FAIL", "NodeDown", now
+
+    def _requeue(self, job: FakeJob) -> None:
+        now = self.now()
+        job.state, job.reason, job.restarts = "PENDING", "BeginTime", job.restarts + 1
+        job.submitted, job.eligible = now, now + self.requeue_delay_s
+        job.nodes, job.started, job.ends = [], None, None
 
     def crash(self) -> None:
         """Kill and restart the controller: what it had not saved is forgotten, ids are reused."""
@@ -176,7 +195,8 @@ class FakeController:
                     break
                 busy = self._busy()
                 need = job.gpus_per_node or max(1, self.gpus)
-                free = [n for n in allowed if busy[n] + need <= max(1, self.gpus)]
+                up = [n for n in allowed if n not in self.down_nodes]
+                free = [n for n in up if busy[n] + need <= max(1, self.gpus)]
                 running = sum(
                     1
                     for j in self.jobs.values()

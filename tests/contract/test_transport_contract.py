@@ -93,7 +93,9 @@ def test_files_go_and_come(place, tmp_path):
     assert transport.run([f"{place.dir}/program"]).stdout == "hi\n"
     transport.put_bytes(b"new", path)  # replaces
     assert transport.read_bytes(path) == b"new"
-    assert remote_mode(transport, path) == "644"
+    assert remote_mode(transport, path) == "600"  # what was there had it too; so has a new one:
+    transport.put_bytes(b"new", f"{path} 2")
+    assert remote_mode(transport, f"{path} 2") == "600"
     leftovers = [n for n in remote.list_dir(transport, place.dir) if n.endswith(".tmp")]
     assert leftovers == []
 
@@ -117,8 +119,8 @@ def test_file_errors_name_the_file(place, tmp_path):
 def test_small_acts(place):
     transport = place.transport
     deep = f"{place.dir}/a b/c"
-    remote.mkdir(transport, deep, 0o700)
-    remote.mkdir(transport, deep, 0o700)
+    remote.mkdir(transport, deep)
+    remote.mkdir(transport, deep)
     assert remote_mode(transport, deep) == "700"
     assert remote.exists(transport, deep)
     assert not remote.exists(transport, f"{deep}/x")

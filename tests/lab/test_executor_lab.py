@@ -296,6 +296,34 @@ def test_a_checkpointable_is_requeued_with_its_state(lab_env, tmp_path, site):
     assert (ended["state"], ended["restarts"]) == ("COMPLETED", 1)
 
 
+@pytest.mark.slow
+def test_slurms_own_signal_at_the_time_limit_brings_a_checkpointable_back(lab_env, tmp_path):
+    """Nobody but Slurm sends a signal here, at both sites at once: a minute is its shortest limit.
+
+    slurmctld looks at limits every 30 s, and so signals 29 to 59 s after the start, and ends what
+    then goes on at its next look.
+    """
+    jobs = {}
+    for site in SITES:
+        made = executor(tmp_path / site, site)
+        made.update_parameters(timeout_min=1, slurm_signal_delay_s=1)
+        jobs[site] = made.submit(Counter(), "kept"), made.submit(long, 300)
+    for site, (saved, cut) in jobs.items():
+        asked = ["scontrol", "-o", "show", "job", saved.job_id]
+        assert " TimeLimit=00:01:00 " in lab_env.site(site).exec(asked, check=True).stdout
+        assert saved.result() == ([0, 1], "kept")
+        assert "restart 0" in saved.stdout()
+        assert "restart 1" in saved.stdout()
+        assert "Caught signal SIGUSR2" in saved.stdout() + saved.stderr()
+        assert "this job is timed-out" in saved.stdout() + saved.stderr()
+        ended = data("status", str(saved.ref))["runs"][0]["attempts"][0]
+        assert (ended["state"], ended["restarts"]) == ("COMPLETED", 1)
+        # what cannot save itself is told as well, and is not begun again
+        assert "timed-out and not checkpointable" in str(cut.exception())
+        ended = data("status", str(cut.ref))["runs"][0]["attempts"][0]
+        assert (ended["state"], ended["restarts"]) == ("FAILED", 0)
+
+
 @pytest.mark.parametrize("site", SITES)
 def test_a_cancelled_function_has_no_result(lab_env, tmp_path, site):
     job = executor(tmp_path / "jobs", site).submit(long, 100)

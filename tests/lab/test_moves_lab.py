@@ -1,5 +1,6 @@
 """What moves on real Slurm besides single jobs: whole arrays, and jobs that others wait for."""
 
+import datetime as dt
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from burst_world import FENCE_FIRST, World, hpcscale
+from lab_helpers import sbatch
 
 from hpcscale.burst.claims import Word, decision
 from hpcscale.burst.moves import Step
@@ -37,6 +39,13 @@ def waiting_for(world, dependency):
         check=True,
     )
     return done.stdout.strip()
+
+
+def exclusive(world, nodes):
+    """A stranger's job that has so many on-prem nodes for itself; its id."""
+    job = sbatch(world.lab.site("lab-onprem"), f"-N{nodes}", "--exclusive", script="sleep 900")
+    world.until(lambda: world.state("lab-onprem", job) == "RUNNING", 20, "it runs")
+    return job
 
 
 @pytest.mark.parametrize(
@@ -73,15 +82,34 @@ def test_jobs_behind_a_moved_job_see_it_end_as_in_the_cloud(world, command, ends
 
 
 def test_a_singleton_chain_of_moving_jobs_keeps_its_order(world):
-    """Each job of the chain moves only when the one before it has ended."""
-    filler = world.fill()
-    first = world.submit("date +%s.%N > $HPCSCALE_RUN_DIR/at; sleep 1")
-    second = waiting_for(world, "singleton")
+    """Two that move, and a stranger's behind them: each begins when those before it have ended."""
+    onprem, cloud = world.lab.site("lab-onprem"), world.lab.site("lab-cloud")
+    # three nodes stay full: there is room for a stand-in and for the stranger's, for ours never
+    _, room = (exclusive(world, nodes) for nodes in (3, 1))
+    told = "date +%s.%N > $HPCSCALE_RUN_DIR/began; sleep 2; date +%s.%N > $HPCSCALE_RUN_DIR/ended"
+    first = world.submit(told)
+    second = world.submit(told, after=("singleton",))
+    third = waiting_for(world, "singleton")
+
+    def at(job, what):
+        assert world.target(job).site == "lab-cloud"
+        directory = f"{world.connections('lab-cloud').state_dir}/runs/{job.run_id}"
+        return float(cloud.exec(["cat", f"{directory}/{what}"], check=True).stdout)
+
     world.ticks_until(lambda: world.step(first) is Step.RELEASING, 90, "ended in the cloud")
-    assert world.job("lab-onprem", second)["Reason"] == "Dependency"
-    world.lab.site("lab-onprem").exec(["scancel", filler], check=True)
+    assert world.moves.of_run(second.run_id) == [], "it does not move before its time"
+    for job in (str(second.ref.job_id), third):
+        assert world.job("lab-onprem", job)["Reason"] == "Dependency"
+    onprem.exec(["scancel", room], check=True)
     assert world.settled(first, 90).step is Step.DONE
-    world.until(lambda: world.state("lab-onprem", second) == "COMPLETED", 60, "then the second")
+    world.ticks_until(lambda: world.moves.of_run(second.run_id), 60, "the second begins to move")
+    world.ticks_until(lambda: world.step(second).settled, 120, "and has moved")
+    assert (world.step(second), world.move(second).stand_in) == (Step.DONE, True)
+    assert at(first, "ended") < at(second, "began")
+    world.until(lambda: world.state("lab-onprem", third) == "COMPLETED", 60, "then the third")
+    start = dt.datetime.fromisoformat(world.job("lab-onprem", third)["StartTime"]).astimezone()
+    assert start.timestamp() > at(second, "ended") - 1, "Slurm tells whole seconds"
+    assert [world.starts(job) for job in (first, second)] == [1, 1]
 
 
 @pytest.mark.parametrize("policy", [None, FENCE_FIRST], ids=["gate-first", "fence-first"])

@@ -6,6 +6,7 @@ Each search also looks for a mark that is no secret, and must find it: else it l
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 import s3
 from job_helpers import hpcscale
-from lab_helpers import until
+from lab_helpers import job_state, sbatch, until
+
+from hpcscale.lab.process import patience
+from hpcscale.ledger import Ledger
 
 MARK = "marked-7f3a9c"
 PLANTED = {
@@ -115,6 +119,35 @@ def program(tmp_path, monkeypatch, store):
     return root
 
 
+def asked_of(site, job, run_dir, submission_id):
+    """Faults in what a site says of a live job; the secrets lie there, for nobody else to read."""
+    secrets = f"{run_dir}/secrets"
+    modes = site.exec(["find", secrets, "-printf", "%y%m\\n"], check=True).stdout
+    assert set(modes.split()) == {"d700", "f600"}
+    held = site.exec(["cat", f"{secrets}/{submission_id}/TOKEN"], check=True).stdout
+    assert held == PLANTED["a secret from a variable"]
+    asked = {
+        "scontrol": ["scontrol", "-dd", "show", "job", job],
+        "the script that Slurm has": ["scontrol", "write", "batch_script", job, "-"],
+        "squeue": ["squeue", "-o", "%all"],
+        "the site's state": ["grep", "-r", "--exclude-dir=secrets", "", str(Path(run_dir).parents[1])],
+    }  # fmt: skip
+    faults = []
+    for what, argv in asked.items():
+        faults += found_in(what, site.exec(argv, check=True).stdout.encode())
+    return faults
+
+
+def submission(name, out):
+    """The words that submit the job with its secrets."""
+    return [
+        "submit", "--json", "--site", name, "--name", MARK, "--time", "9", "--nodes", "1",
+        "--env", f"MARKED={MARK}", "--secret", "TOKEN=env:MY_TOKEN",
+        "--secret", "KEY=file:secret.txt", "--input", f"set=s3://{s3.BUCKET}/set",
+        "--output", f"out=s3://{s3.BUCKET}/{out}",
+    ]  # fmt: skip
+
+
 def look_everywhere(lab_env, name, store, *, accounting):
     site = lab_env.site(name)
     said = []
@@ -126,35 +159,13 @@ def look_everywhere(lab_env, name, store, *, accounting):
         return done.stdout
 
     with Watch() as watch:
-        got = json.loads(
-            call(
-                "submit", "--json", "--site", name, "--name", MARK, "--time", "9", "--nodes", "1",
-                "--env", f"MARKED={MARK}", "--secret", "TOKEN=env:MY_TOKEN",
-                "--secret", "KEY=file:secret.txt", "--input", f"set=s3://{s3.BUCKET}/set",
-                "--output", f"out=s3://{s3.BUCKET}/out-{name}", "--", "bash", "job.sh",
-            )
-        )["data"]  # fmt: skip
+        got = json.loads(call(*submission(name, f"out-{name}"), "--", "bash", "job.sh"))["data"]
         run, run_dir = got["run_id"], got["run_dir"]
         until(lambda: site.exec(["test", "-e", f"{run_dir}/ready"]).returncode == 0, 120, "it runs")
 
-        # the secrets are there now, each in a file that nobody else can read
         secrets = Path(run_dir, "secrets")
-        modes = site.exec(
-            ["find", str(secrets), "-printf", "%y %m %U\\n"], check=True
-        ).stdout.split("\n")[:-1]
-        assert sorted({m.split()[0] + m.split()[1] for m in modes}) == ["d700", "f600"]
-        held = site.exec(["cat", f"{secrets}/{got['submission_id']}/TOKEN"], check=True).stdout
-        assert held == PLANTED["a secret from a variable"]
-
         job = got["ref"].partition(":")[2]
-        asked = {
-            "scontrol": ["scontrol", "-dd", "show", "job", job],
-            "the script that Slurm has": ["scontrol", "write", "batch_script", job, "-"],
-            "squeue": ["squeue", "-o", "%all"],
-            "the site's state": ["grep", "-r", "--exclude-dir=secrets", "", str(Path(run_dir).parents[1])],
-        }  # fmt: skip
-        for what, argv in asked.items():
-            faults += found_in(what, site.exec(argv, check=True).stdout.encode())
+        faults += asked_of(site, job, run_dir, got["submission_id"])
         call("status", run)
         call("status", run, "--json")
         call("render", "--site", name, "--secret", "TOKEN=env:MY_TOKEN", "--env", f"M={MARK}",
@@ -190,3 +201,74 @@ def test_no_secret_is_found_anywhere(lab_env, name, program, store):
 def test_no_secret_is_found_in_slurmdbd(lab_factory, use_lab, program, store):
     lab_env = use_lab(lab_factory(nodes=1, accounting=True))
     look_everywhere(lab_env, "lab-cloud", store, accounting=True)
+
+
+@pytest.mark.slow
+def test_no_secret_is_found_after_a_move(lab_env, program, store, tmp_path):
+    """At both sites, before and after the job has moved, and in the audit log of the move."""
+    onprem, cloud = lab_env.site("lab-onprem"), lab_env.site("lab-cloud")
+    filler = sbatch(onprem, "-N4", "--exclusive", script="sleep 900")
+    until(lambda: job_state(onprem, filler) == "RUNNING", 60, "the queue is full")
+    policy = tmp_path / "P.toml"
+    policy.write_text('from = "lab-onprem"\nto = ["lab-cloud"]\nmax_wait = "1h"\n')
+    said = []
+
+    def call(*words):
+        done = hpcscale(*words)
+        said.append(done.stdout + done.stderr)
+        return done.stdout
+
+    with Watch() as watch:
+        words = submission("lab-onprem", "out-moved")
+        got = json.loads(call(*words, "--burst", "only", "--", "bash", "job.sh"))["data"]
+        run = got["run_id"]
+        here = got["ref"].partition(":")[2], got["run_dir"], got["submission_id"]
+        faults = asked_of(onprem, *here)
+        call("burst", "plan", "--policy", str(policy))
+        call("burst", "explain", run, "--policy", str(policy))
+        moving = subprocess.Popen(
+            [sys.executable, "-m", "hpcscale", "burst", "run", "--policy", str(policy), "--wait"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        try:
+            with Ledger.open() as ledger:
+                until(lambda: len(ledger.attempts(run)) == 2, 60, "it begins to move")
+                until(lambda: ledger.attempts(run)[1].job_id, 60, "the cloud has taken it")
+                there = ledger.attempts(run)[1]
+            assert there.site == "lab-cloud"
+            ready = ["test", "-e", f"{there.run_dir}/ready"]
+            until(lambda: cloud.exec(ready).returncode == 0, 120, "it runs in the cloud")
+            faults += asked_of(cloud, str(there.job_id), there.run_dir, there.submission_id)
+            call("status", run, "--json")
+            call("burst", "status", "--json")
+            cloud.exec(["touch", f"{there.run_dir}/go"], check=True)
+            said.append(moving.communicate(timeout=patience(120))[0])
+            assert moving.returncode == 0, said[-1]
+        finally:
+            moving.kill()
+        for words in (
+            ["wait", run], ["fetch", run], ["logs", run], ["status", run, "--json"],
+            ["burst", "status", "--all"], ["burst", "audit"], ["burst", "reap"],
+        ):  # fmt: skip
+            call(*words)
+    assert s3.get(store, "out-moved") == b"from the store\n"
+    for site, run_dir in ((onprem, here[1]), (cloud, there.run_dir)):
+        assert site.exec(["find", f"{run_dir}/secrets", "-type", "f"]).stdout == ""
+    state = Path(os.environ["HPCSCALE_STATE_DIR"])
+    log = (state / "audit.log").read_bytes()
+    acts = {json.loads(line)["act"] for line in log.splitlines()}
+    assert acts >= {"decide to move", "submit", "claim", "update", "decide", "cancel"}
+    assert there.submission_id.encode() in log
+    faults += found_in("the audit log", log, marked=False)
+    faults += found_in("command lines", b"\n".join(watch.seen))
+    faults += found_in("what hpcscale said", "\n".join(said).encode())
+    ours = content(state)
+    assert here[2].encode() in ours
+    assert there.submission_id.encode() in ours
+    faults += found_in("our own state, with the audit log and both rows", ours)
+    for site in (onprem, cloud):
+        of_site = content(site.paths.root)
+        assert run.encode() in of_site
+        faults += found_in(f"Slurm's state, logs and the files of {site.paths.root.name}", of_site)
+    faults += found_in("the lab", content(lab_env.state.directory, without=("ssh",)))
+    assert faults == []

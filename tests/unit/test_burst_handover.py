@@ -301,7 +301,7 @@ def test_one_broken_move_does_not_stop_the_others(sites, monkeypatch):
 class Patched:
     """A client whose answers say more of one job: FakeSlurm knows no dependencies."""
 
-    def __init__(self, real, job_id, **changes):
+    def __init__(self, real, job_id, /, **changes):
         self.real, self.job_id, self.changes = real, str(job_id), changes
 
     def __getattr__(self, name):
@@ -340,6 +340,7 @@ def test_a_job_that_others_wait_for_does_not_move(sites, dependency):
         ({"reason": "DependencyNeverSatisfied"}, Action.STAY, "not yet allowed"),
         ({"reason": "launch failed requeued held"}, Action.STAY, "held"),
         ({"comment": "hpcscale=hs-0000000000000000"}, Action.STAY, "gave no word"),
+        ({"job_id": JobId(2, het_offset=0)}, Action.REFUSE, "heterogeneous job"),
     ],
 )
 def test_what_keeps_a_job_at_its_site(sites, changes, action, says):

@@ -33,13 +33,14 @@ def spec(**kw):
     )  # fmt: skip
 
 
-def offered(one_spec, egress_usd=None):
+def offered(one_spec, egress_usd=None, **kw):
     """At lab-cloud: 4 GPUs a node, boot 30 s (120 s at most), $6.88 a GPU-hour or a catalog's."""
     site, rows = load_site("lab-cloud").site, {}
-    if egress_usd is not None:
+    if egress_usd is not None or kw:
         row = Offer(
-            provider="x", region="r", instance="i", gpus=4, on_demand_usd=Decimal(20), source="me",
-            as_of=NOW.date(), egress_usd_per_gb=Decimal(egress_usd),
+            provider="x", region="r", instance="i", gpus=4, source="me", as_of=NOW.date(),
+            egress_usd_per_gb=None if egress_usd is None else Decimal(egress_usd),
+            **{"on_demand_usd": Decimal(20)} | kw,
         )  # fmt: skip
         rows[row.name] = row
         gpu = msgspec.structs.replace(site.partitions["gpu"], offer=row.name)
@@ -69,6 +70,61 @@ def test_what_comes_back_is_paid_once_and_unknown_sizes_are_no_promise():
     unsaid = offered(spec(outputs={"o": "out"}), "0.09")
     assert "egress_gb in [burst]" in unsaid.unpromised
     assert offered(spec(outputs={"o": "out"})).unpromised == ""
+
+
+BACK = {"outputs": {"o": "out"}, "burst": BurstTerms(egress_gb=100.0)}
+
+
+@pytest.mark.parametrize("egress_usd", [None, "0"])
+@pytest.mark.parametrize(
+    "back", [BACK, {"outputs": {"o": "out"}}, {"burst": BurstTerms(egress_gb=1.0)}]
+)
+def test_a_row_without_an_egress_price_has_no_cost_for_what_comes_back(egress_usd, back):
+    made = offered(spec(**back), egress_usd, egress_free=False)
+    assert (made.cost_usd, made.worst_usd, made.egress_usd) == (None, None, 0)
+    assert "x/r/i" in made.unpromised
+    for typed in ("egress_usd_per_gb = 0.09", "egress_free = true"):
+        assert typed in made.unpromised
+    assert "a GB out of there" in made.cost_why
+    # as a row whose nodes have no price
+    free = {"on_demand_usd": None, "egress_free": True}
+    alike = offered(spec(**back), **free)
+    assert (alike.cost_usd, alike.worst_usd) == (None, None)
+
+
+@pytest.mark.parametrize("hard", [{"max_cost_usd": Decimal(10**6)}, {}])
+def test_a_promise_about_money_is_refused_without_an_egress_price(hard):
+    budget = () if hard else (Budget(of=BudgetOf.USER, usd=Decimal(10**6)),)
+    policy = msgspec.structs.replace(POLICY, budgets=budget)
+    job = Candidate(
+        run_id="r", ref="o:1", name="j", mode=BurstMode.ONLY, state=JobState.PENDING, user="ada",
+        time_limit_s=3600, waiting_since=NOW, **hard,
+    )  # fmt: skip
+
+    def one(made, under=policy):
+        return decided([msgspec.structs.replace(job, options=(made,))], under, NOW).decisions[0]
+
+    made = offered(spec(**BACK), egress_free=False)
+    refused = one(made)
+    assert refused.action is Action.REFUSE
+    assert "x/r/i" in refused.reason
+    assert "egress_free = true" in refused.reason
+    # without such a promise it moves as a job of any unknown cost does
+    job = msgspec.structs.replace(job, max_cost_usd=None)
+    moved = one(made, POLICY)
+    assert (moved.action, moved.cost_usd) == (Action.MOVE, None)
+
+
+def test_what_brings_nothing_back_or_is_free_to_leave_has_its_price():
+    plain = offered(spec(), egress_free=False)
+    assert plain.cost_usd is not None
+    assert plain.unpromised == ""
+    nothing = offered(spec(outputs={"o": "out"}, burst=BurstTerms(egress_gb=0)), egress_free=False)
+    free = offered(spec(**BACK), egress_free=True)
+    unsaid = offered(spec(outputs={"o": "out"}), egress_free=True)
+    for other in (nothing, free, unsaid):
+        assert (other.cost_usd, other.worst_usd) == (plain.cost_usd, plain.worst_usd)
+        assert (other.egress_usd, other.unpromised) == (0, "")
 
 
 def test_a_projects_budget_is_its_own_and_jobs_without_one_have_none():

@@ -129,6 +129,20 @@ def test_a_deadline_is_promised_while_the_budget_has_its_money(sites):
     assert "can be kept by a move" in notes_of(job, now)[-1]
 
 
+def test_a_target_that_the_policy_does_not_name_promises_no_deadline():
+    now = dt.datetime.now(dt.UTC)
+    job = spec(deadline=now + dt.timedelta(hours=9))
+    assert "its deadline can be kept by a move until" in notes_of(job, now)[-1]
+    config = config_dir()
+    config.mkdir(parents=True)
+    (config / "config.toml").write_text('burst_policy = "P.toml"\n')
+    (config / "P.toml").write_text(
+        'from = "lab-onprem"\nto = ["lab-onprem/cloud"]\npolicy = "deadline"\n'
+    )
+    assert "may burst to lab-cloud" in to_cloud(notes_of(job, now))
+    assert notes_of(job, now)[-1].endswith("the policy moves to lab-onprem/cloud")
+
+
 def test_a_policy_that_cannot_be_read_is_said_and_keeps_no_job_back():
     config_dir().mkdir(parents=True)
     (config_dir() / "config.toml").write_text('burst_policy = "gone.toml"\n')

@@ -16,7 +16,7 @@ from hpcscale.burst.policy import Budget, BudgetOf, Policy, PolicyKind
 from hpcscale.burst.verdict import line_of
 from hpcscale.site import load_site
 from hpcscale.slurm.types import JobState
-from hpcscale.spec import BurstMode, Checkpoint, JobSpec, Resources
+from hpcscale.spec import BurstMode, BurstTerms, Checkpoint, JobSpec, Resources
 
 NOW = dt.datetime(2026, 11, 22, 12, tzinfo=dt.UTC)
 ALWAYS = Policy(from_site="o", to=("lab-cloud",), kind=PolicyKind.ALWAYS, deadline_margin_s=600)
@@ -65,6 +65,24 @@ def job(policy=ALWAYS, where=ZONES, checkpoint=True, rows=ROWS, array=None, **kw
 
 def one(policy=ALWAYS, **kw):
     return decided([job(policy, **kw)], policy, NOW).decisions[0]
+
+
+def test_spot_without_an_egress_price_is_no_offer_for_what_comes_back():
+    back = {"outputs": {"o": "out"}, "burst": BurstTerms(egress_gb=100.0)}
+    rows = {n: msgspec.structs.replace(r, egress_free=n != "x/b/i") for n, r in ROWS.items()}
+
+    def spot(**kw):
+        spec = JobSpec(
+            command=("true",),
+            resources=Resources(nodes=1, gpus_per_node=4, time_limit_s=2 * HOUR),
+            checkpoint=Checkpoint(dir="ck"),
+            **kw,
+        )
+        made = offered_at(spec, 2 * HOUR, ZONES, ALWAYS, rows, NOW.date())
+        return {option.offer for option in made if option.spot}
+
+    assert spot() == {"x/a/i", "x/b/i", "x/d/i"}
+    assert spot(**back) == {"x/a/i", "x/d/i"}
 
 
 def test_the_cheapest_zone_is_taken_with_the_net_of_its_site():

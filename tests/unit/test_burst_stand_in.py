@@ -165,6 +165,31 @@ def test_a_stand_in_that_runs_in_vain_finds_how_its_cloud_attempt_ended(sites):
     assert outcome(sites, job) == "0\n"
 
 
+def test_an_array_that_stands_in_has_ended_when_all_of_it_has(sites):
+    """Its user lifted the fence: one element found its outcome, one came too early and waits."""
+    job, _ = waited_for(sites, "afterok:{}_*(unfulfilled)", array="0-1")
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id, "gated", task=0, time=100.0)
+    begun(sites, job, task=0)
+    assert sites.move(job).stand_in
+    sites.both(90)
+    base = job.ref.job_id.base
+    for task in (0, 1):
+        sites.onprem.run(["scontrol", "update", f"JobId={base}_{task}", "TimeLimit=60"])
+    fakes = {f.task: f for f in sites.onprem.jobs.values() if f.base == base}
+    fakes[0].state, fakes[0].started, fakes[0].ends = "COMPLETED", 1, 2
+    fakes[1].restarts = 1
+    sites.tick()
+    sites.tick()
+    assert sites.move(job).step is Step.RELEASING
+    assert fakes[1].state == "PENDING"
+    assert (outcome(sites, job, ".task1"), fakes[1].exclude) == ("0\n", "")
+    fakes[1].state, fakes[1].started, fakes[1].ends = "COMPLETED", 3, 4
+    sites.tick()
+    assert sites.move(job).step is Step.DONE
+
+
 def test_a_stand_in_whose_cloud_attempt_is_cancelled_is_cancelled(sites):
     job, _ = standing_in(sites)
     client(sites, "lab-cloud").cancel(sites.target(job).job_id)

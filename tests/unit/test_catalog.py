@@ -22,7 +22,7 @@ from hpcscale.burst.catalog import (
 from hpcscale.burst.catalog_import import offers_of
 from hpcscale.burst.catalog_load import load_catalog
 from hpcscale.cli import main
-from hpcscale.errors import BurstRefusedError, HpcscaleError, InvalidFileError
+from hpcscale.errors import BurstRefusedError, HpcscaleError, InvalidFileError, UsageError
 from hpcscale.tomlfile import read_toml
 
 DAY = dt.date(2026, 11, 1)
@@ -44,6 +44,8 @@ def test_every_bundled_row_has_a_source_a_date_and_no_price_of_zero():
         assert row.source
         assert row.as_of <= dt.date(2026, 11, 22)
         assert row.on_demand_usd is None or row.on_demand_usd > 0
+        assert row.egress_usd_per_gb is not None
+        assert "egress" in row.source
     assert any(row.on_demand_usd is None for row in rows)
 
 
@@ -87,6 +89,7 @@ prices = st.none() | st.decimals(min_value="0.0001", max_value=10**6, places=4)
             spot_usd=prices,
             note=st.none() | st.text(max_size=20),
             interruption_per_hour=st.none() | st.floats(0, 1),
+            egress_free=st.booleans(),
         ),
         unique_by=lambda o: o.name,
         max_size=4,
@@ -106,6 +109,9 @@ ROW = '[[offer]]\nprovider="x"\nregion="r"\ninstance="i"\ngpus=8\nsource="s"\nas
     [
         (ROW + "on_demand_usd = 0.0", "no price"),
         (ROW + "spot_usd = -1", "no price"),
+        (ROW + "egress_usd_per_gb = 0.0", "egress_free = true"),
+        (ROW + "egress_usd_per_gb = -1", "no price"),
+        (ROW + "egress_usd_per_gb = 0.1\negress_free = true", "egress_free"),
         (ROW + "boot_p50_s = 10\nboot_p95_s = 5", "less than"),
         (ROW + "interruption_per_hour = 2.0", "chance"),
         (ROW + "prise = 5", "prise"),
@@ -207,3 +213,36 @@ def test_an_import_goes_into_the_users_catalog_and_is_found(tmp_path, monkeypatc
     result = run("import", file, "--format", "skypilot", "--as-of", "2026-11-01", "--output", out)
     assert "2 offers, 1 of them without a price" in result.stdout
     assert len(offers_from(read_toml(out), "x")) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "price", "free"),
+    [((), None, False), (("0.09",), Decimal("0.09"), False), (("free",), None, True)],
+)
+def test_an_import_says_what_leaving_costs_where_it_is_told(tmp_path, given, price, free):
+    file, out = tmp_path / "vms.csv", tmp_path / "mine.toml"
+    file.write_text(SKYPILOT)
+    said = [word for text in given for word in ("--egress-usd-per-gb", text)]
+    run("import", file, "--format", "skypilot", "--as-of", "2026-11-01", "--output", out, *said)
+    for row in offers_from(read_toml(out), "x"):
+        assert (row.egress_usd_per_gb, row.egress_free) == (price, free)
+        assert row.egress_usd == (Decimal(0) if free else price)
+
+
+@pytest.mark.parametrize("egress", ["0", "-1", "nan", "Free "])
+def test_an_egress_price_that_is_none_is_refused_at_an_import(tmp_path, egress):
+    file = tmp_path / "vms.csv"
+    file.write_text(SKYPILOT)
+    with pytest.raises(UsageError, match="no price"):
+        run("import", file, "--format", "skypilot", "--as-of", "2026-11-01",
+            "--output", tmp_path / "o.toml", "--egress-usd-per-gb", egress)  # fmt: skip
+
+
+def test_check_says_which_rows_have_no_price_for_what_leaves(tmp_path, monkeypatch):
+    monkeypatch.setenv("HPCSCALE_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "x.toml").write_text(ROW + "on_demand_usd = 5.0")
+    rows = json.loads(run("check", "--json", "--today", "2026-11-22").stdout)["data"]["offers"]
+    problems = {row["offer"]: row["problem"] or "" for row in rows}
+    assert "not for budgets of jobs with outputs" in problems.pop("x/r/i")
+    assert not [text for text in problems.values() if "outputs" in text]

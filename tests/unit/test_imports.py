@@ -92,7 +92,8 @@ ALLOWED: dict[str, set[str]] = {
     "cancelled": {"ledger", "reports", "slurm.types", "units"},
     "judge": _DECIDING | {"ledger", "ledger_rows", "reports", "verify", "cancelled"},
     "judge_arrays": _DECIDING | {"ledger", "ledger_rows", "reports", "cancelled", "judge"},
-    "observe": _OWNING | {"ledger_rows", "judge", "judge_arrays"},
+    "blame": _OWNING,
+    "observe": _OWNING | {"ledger_rows", "judge", "judge_arrays", "blame"},
     "results": _OWNING,
     # changes a waiting job's request, with consent
     "squeeze": _OWNING | {"outlook", "train"},
@@ -119,17 +120,19 @@ ALLOWED: dict[str, set[str]] = {
     "burst.feasible": {"errors", "burst.words"},
     "burst.worth": {"burst.policy", "burst.plan"},
     "burst.triggers": _DECIDING | {"burst.words", "burst.policy", "burst.plan", "burst.worth"},
+    "burst.choice": _DECIDING
+    | {"burst.policy", "burst.plan", "burst.words", "burst.budget", "burst.triggers"},
     "burst.verdict": _DECIDING
-    | {"burst.line", "burst.policy", "burst.plan", "burst.words", "burst.budget", "burst.triggers"},
+    | {"burst.line", "burst.policy", "burst.plan", "burst.words", "burst.choice", "burst.triggers"},
     "burst.promise": _DECIDING
     | {"burst.budget", "burst.plan", "burst.policy"}
-    | {"burst.verdict", "burst.worth"},
+    | {"burst.choice", "burst.worth"},
     "burst.ahead": _DECIDING | {"burst.plan", "burst.policy", "burst.words"},
     "burst.rests": _DECIDING | {"burst.plan", "burst.seen"},
     "burst.decide": _DECIDING
     | {"burst.catalog", "forecast", "burst.policy", "burst.plan", "burst.words", "burst.seen"}
     | {"burst.budget", "burst.triggers", "burst.worth", "burst.offer", "burst.verdict"}
-    | {"burst.ahead", "burst.rests", "burst.promise"},
+    | {"burst.ahead", "burst.choice", "burst.rests", "burst.promise"},
     "burst": _OWNING
     | {
         "prepare",
@@ -137,6 +140,7 @@ ALLOWED: dict[str, set[str]] = {
         "submit",
         "judge",
         "judge_arrays",
+        "blame",
         "observe",
         "results",
         "executor",
@@ -151,7 +155,7 @@ ALLOWED: dict[str, set[str]] = {
     "burst.prospect": _OWNING
     | {"burst", "burst.budget", "burst.catalog_load", "burst.feasible", "burst.offer", "burst.plan"}
     | {"burst.policies", "burst.policy", "burst.promise", "burst.seen", "burst.shapes"}
-    | {"burst.verdict", "burst.words"},
+    | {"burst.choice", "burst.words"},
     # a Slurm of its own; it serves the product and the tests, the product never needs it
     "lab": {"hpcscale", "errors", "units", "assets", "settings", "tomlfile"},
     # policies on a model of a site; and that model against a lab

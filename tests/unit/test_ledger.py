@@ -162,11 +162,27 @@ def test_elements_of_an_array_are_counted(ledger):
             Element(task=0, state=JobState.COMPLETED, exit_code=0, end_time=NOW),
             Element(task=2, state=JobState.RUNNING, nodes="n1"),
         ],
+        {},
     )
     assert ledger.elements(attempt)[2].nodes == "n1"
     assert ledger.element_counts() == {
         attempt.attempt_id: {JobState.COMPLETED: 1, JobState.RUNNING: 1}
     }
+
+
+def test_an_older_sight_of_an_element_does_not_take_its_end_back(ledger):
+    attempt = add(ledger, job="4", array_size=1)
+    runs = Element(task=0, state=JobState.RUNNING, nodes="n1")
+    ledger.record_elements(attempt, [runs], {})
+    before = ledger.elements(attempt)
+    ended = Element(task=0, state=JobState.COMPLETED, exit_code=0, end_time=NOW)
+    ledger.record_elements(attempt, [ended], before)
+    ledger.record_elements(attempt, [msgspec.structs.replace(runs, reason="None")], before)
+    assert ledger.elements(attempt) == {0: ended}
+    ledger.record_elements(
+        attempt, [runs], {0: ended}
+    )  # who knows of the end may say that it is back
+    assert ledger.elements(attempt) == {0: runs}
 
 
 def test_a_site_that_fails_keeps_its_last_answer(ledger):

@@ -13,7 +13,7 @@ from hpcscale.burst import value
 from hpcscale.errors import InvalidFileError, UsageError
 from hpcscale.history.read import read_history
 from hpcscale.history.workload import make_workload
-from hpcscale.simulate import overflow_kernel
+from hpcscale.simulate import overflow, overflow_kernel
 from hpcscale.simulate.compiled import compiled
 from hpcscale.simulate.overflow import Cluster, Expect, Outcome, instance_of, simulate
 from hpcscale.simulate.policies import NAMES, at_mean_wait, rules_of
@@ -155,6 +155,43 @@ def synthetic(seed: int, size: int = 120, load: float = 16.0):
 def test_no_policy_breaks_the_cluster(seed, name, learned):
     one = synthetic(seed, 60)
     check(simulate(one, rules_of(name, one), Expect(learned=learned)))
+
+
+def whole_nodes(seed: int, size: int = 80):
+    """Jobs of one to four whole nodes of a cluster of five, more than it holds."""
+    rng = np.random.default_rng(seed)
+    arrival = np.cumsum(rng.exponential(0.25, size))
+    run = rng.choice([0.1, 0.5, 1.0, 3.0], size) * rng.choice([1.0, 1.1], size)
+    gpus = 4 * rng.integers(1, 5, size)
+    return jobs(*zip(arrival, run, gpus, strict=True), nodes=5, gpus_per_node=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["value", *NAMES]), st.booleans(), st.booleans())
+def test_whole_nodes_as_one_large_node_change_no_start_and_no_move(seed, name, learned, guard):
+    one = whole_nodes(seed)
+    rules, expect = replace(rules_of(name, one), guard=guard), Expect(learned=learned, boot_h=0.1)
+    small = simulate(one, rules, expect)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overflow, "_alike", lambda i: (5, 4, i.per_node, i.count))
+        plain = simulate(one, rules, expect)
+    # to the last bit: each sum is made of the same terms in the same order
+    assert small.start_h.tobytes() == plain.start_h.tobytes()
+    assert small.left.tolist() == plain.left.tolist()
+    assert small.expected_h.tobytes() == plain.expected_h.tobytes()
+    check(small)
+
+
+def test_one_job_of_a_part_of_a_node_keeps_all_nodes_apart():
+    whole = jobs((0, 1, 16), (0, 1, 8), nodes=3)
+    nodes, each, per_node, count = overflow._alike(whole)
+    assert (nodes, each, per_node.tolist(), count.tolist()) == (1, 24, [16, 8], [1, 1])
+    mixed = jobs((0, 1, 16), (0, 1, 8), (0, 1, 7), nodes=3)
+    nodes, each, per_node, count = overflow._alike(mixed)
+    assert (nodes, each, per_node.tolist(), count.tolist()) == (3, 8, [8, 8, 7], [2, 1, 1])
+    # 7 of 8 GPUs are on one node: two nodes are left, and 25 GPUs of 24 never run
+    outcome = simulate(mixed, rules_of("never", mixed))
+    assert outcome.start_h.tolist() == [0, 0, 1]
 
 
 def test_learned_runtimes_are_those_of_ended_jobs():

@@ -1,13 +1,17 @@
 """What ``site check`` says of a profile, given the controller's facts."""
 
 import datetime as dt
+import os
+import stat
+from pathlib import Path
 
+from fake_sites import Sites
 from msgspec.structs import replace
 
 from hpcscale.site import load_site
 from hpcscale.slurm.types import PartitionFacts, SiteFacts
 from hpcscale.survey.checks import Verdict
-from hpcscale.survey.live import numbers, probe_partition
+from hpcscale.survey.live import numbers, probe_partition, state_directory
 from hpcscale.survey.profile import gpus, partitions, profile
 
 TODAY = dt.date(2026, 11, 22)
@@ -116,3 +120,26 @@ def test_versions_are_compared_as_numbers():
     assert numbers("22.05.8") == (22, 5, 8)
     assert numbers("26.05.0-0rc1") == (26, 5, 0)
     assert numbers("") == ()
+
+
+def test_what_the_check_writes_is_for_its_user_alone(tmp_path, monkeypatch):
+    sites = Sites(tmp_path)
+    connection = sites("lab-onprem")
+    transport, modes = connection.transport, {}
+    read = transport.read_bytes
+
+    def look(path, **kw):
+        for each in (Path(path), Path(path).parent, Path(connection.state_dir)):
+            modes[each.name] = stat.S_IMODE(each.stat().st_mode)
+        return read(path, **kw)
+
+    monkeypatch.setattr(transport, "read_bytes", look)
+    before = os.umask(0o022)
+    try:
+        found = by_name(state_directory(connection, facts(GPU), probe_job=False))
+    finally:
+        os.umask(before)
+        sites.ledger.close()
+    assert found["state directory"].verdict is Verdict.OK
+    assert modes.pop("token") == 0o600
+    assert list(modes.values()) == [0o700, 0o700]

@@ -125,8 +125,8 @@ def test_limits_of_a_qos_and_an_account_are_in_the_plan(lab_factory, use_lab):
         modify = ["sacctmgr", "-i", "modify", "qos", "of_part", "set"]
         site.exec([*modify, limit.format(1)], check=True)
         other = sbatch(site, *small)
-        words = ("QOS", "MaxJobs")  # QOSGrpGRES, MaxJobsPerAccount
-        until(lambda job=other: reason(site, job).startswith(words), 60, "it is held")
+        # QOSGrpGRES, MaxJobsPerAccount
+        until(lambda job=other: reason(site, job).startswith(("QOS", "Max")), 60, "it is held")
         assert 0 < forecast(f"lab-onprem:{other}")["p50_s"] <= 30 * 60
         site.exec(["scancel", other], check=True)
         site.exec([*modify, limit.format(-1)], check=True)

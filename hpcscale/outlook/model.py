@@ -69,7 +69,7 @@ class SiteModel:
         self._layout: Layout | None = None
         # once for the snapshot: plans of it with and without some jobs are compared
         waiting = sum(self.tasks(job) for job in self._pending)
-        self._runs_on = waiting <= (_MOST_RUN_ON if can_compile() else _MOST_PLAIN)
+        self._runs_on = waiting <= most_run_on()
 
     def learn(self, more: tuple[QueuedJob, ...] = ()) -> None:
         """Predict the runtime of every job in the queue, and of ``more``, from what has ended."""
@@ -203,6 +203,11 @@ class SiteModel:
         # by tier alone what is added comes after its like; a changed job keeps its priority
         pending.sort(key=lambda job: (*self._order(job)[:1], job is added, *self._order(job)[1:]))
         return pending
+
+
+def most_run_on() -> int:
+    """Tasks in a queue up to which it is run on; a longer one is planned once."""
+    return _MOST_RUN_ON if can_compile() else _MOST_PLAIN
 
 
 def _waiting(snapshot: Snapshot) -> list[QueuedJob]:

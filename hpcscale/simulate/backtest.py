@@ -55,17 +55,32 @@ class Backtest:
     long_upper_s: Floats
     scored: Bools
 
+    @property
+    def _counted(self) -> Bools:
+        return self.scored & np.isfinite(self.upper_s) & np.isfinite(self.qbets_s)
+
+    @property
+    def scored_jobs(self) -> int:
+        """Predictions that ``figures`` are of."""
+        return int(self._counted.sum())
+
     def figures(self) -> dict[str, float]:
         """What the scored part comes to: errors in hours, coverages and widths."""
-        s = self.scored & np.isfinite(self.upper_s) & np.isfinite(self.qbets_s)
+        s = self._counted
         waited = self.waited_s[s]
 
         def mae(column: Floats) -> float:
             return float(np.abs(column[s] - waited).mean() / _HOUR_S)
 
+        def ratio(column: Floats) -> float:
+            by_limits = mae(self.limit_plan_s)
+            return mae(column) / by_limits if by_limits else math.nan
+
         def told(point: Floats, upper: Floats) -> dict[str, float]:
             return {
-                "mae_ratio": mae(point) / mae(self.limit_plan_s),
+                "mae_h": mae(point),
+                "mae_ratio": ratio(point),
+                "upper_mean_h": float(upper[s].mean() / _HOUR_S),
                 "coverage": float((waited <= upper[s]).mean()),
                 "width_ratio": float(upper[s].mean() / self.qbets_s[s].mean()),
             }
@@ -79,9 +94,9 @@ class Backtest:
             "learned_plan_mae_h": mae(self.learned_plan_s),
             "point_mae_h": mae(self.point_s),
             "point_bias_h": float((self.point_s[s] - waited).mean() / _HOUR_S),
-            "learned_plan_mae_ratio": mae(self.learned_plan_s) / mae(self.limit_plan_s),
-            "run_on_mae_ratio": mae(self.run_on_s) / mae(self.limit_plan_s),
-            "point_mae_ratio": mae(self.point_s) / mae(self.limit_plan_s),
+            "learned_plan_mae_ratio": ratio(self.learned_plan_s),
+            "run_on_mae_ratio": ratio(self.run_on_s),
+            "point_mae_ratio": ratio(self.point_s),
             "coverage": float((waited <= self.upper_s[s]).mean()),
             "upper_mean_h": float(self.upper_s[s].mean() / _HOUR_S),
             "qbets_coverage": float((waited <= self.qbets_s[s]).mean()),
@@ -122,6 +137,7 @@ def backtest(
     warm_up: float = 0.1,
     score_from: float = 0.4,
     every: int = 1,
+    least_wait_s: int = 0,
     draws: int = 8,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
@@ -136,6 +152,7 @@ def backtest(
         warm_up: share of the jobs that is learned from and not predicted.
         score_from: share of the jobs from which predictions count.
         every: predict each n-th of them.
+        least_wait_s: jobs that waited no longer started at once.
         draws: runtimes are drawn so often; ``run_on_s`` is the mean of what follows.
         seed: of the draws.
         progress: called with the share done.
@@ -145,7 +162,7 @@ def backtest(
     model = RuntimeModel(jobs, start_s, run)
     bound, qbets = AdaptiveBound(level), Qbets(level)
     rng = np.random.default_rng(seed)
-    late = np.flatnonzero(start_s > submit)
+    late = np.flatnonzero(start_s - submit > least_wait_s)
     chosen = late[late >= warm_up * len(jobs)][::every]
     live, long = _Told(level), _Told(level)
     unknown: list[_Open] = []

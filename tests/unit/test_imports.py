@@ -75,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,
     # a live site's forecast: asks, and acts on nothing
-    "outlook": _ACTING | {"extras", "history", "forecast"},
+    "outlook": _ACTING | {"extras", "history", "forecast", "simulate"},
     # memory, then acts
     "ledger_schema": {"errors"},
     "ledger_rows": {"errors", "units", "spec", "slurm.types", "ledger_schema"},

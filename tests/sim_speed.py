@@ -284,10 +284,10 @@ def _place(function):
     """How a target would be asked to take a job: of profiles, policies and specs, which stay."""
     known = Known()
 
-    def call(spec, limit_s, name, policy, site, *, send_gb=None):
-        key = (id(spec), limit_s, name, id(policy), id(site), send_gb)
+    def call(spec, limit_s, name, policy, site, *, send_gb=None, gpu_type=None):
+        key = (id(spec), limit_s, name, id(policy), id(site), send_gb, gpu_type)
         if key not in known:
-            found = function(spec, limit_s, name, policy, site, send_gb=send_gb)
+            found = function(spec, limit_s, name, policy, site, send_gb=send_gb, gpu_type=gpu_type)
             known.put(key, (found, spec, policy, site))  # kept, so that no other has their ids
         return known[key][0]
 

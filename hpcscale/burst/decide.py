@@ -12,7 +12,8 @@ The rules, in words:
 * nor when its worst case does not fit into every budget that it falls under; there it leaves what
   earlier jobs may need for their deadlines, or all such money if its waiting alone moves it;
 * it goes to nodes that may be taken back where that is expected to cost less, and where its
-  deadline bears that they are.
+  deadline bears that they are;
+* of the moves that a later run may start as well, no more than ``max_moves_per_run`` are made.
 
 A policy of another kind puts one rule of its own in the place of ``max_wait``: see ``triggers``.
 """
@@ -25,6 +26,7 @@ import msgspec
 
 from hpcscale.burst.ahead import stage_early
 from hpcscale.burst.budget import Purse, advice
+from hpcscale.burst.choice import payer_of
 from hpcscale.burst.offer import offers
 from hpcscale.burst.plan import (
     NEEDED,
@@ -43,7 +45,7 @@ from hpcscale.burst.promise import keep_promises, turn_of
 from hpcscale.burst.rests import rested
 from hpcscale.burst.seen import Budgets, Catalog, Expected, Snapshot
 from hpcscale.burst.triggers import waited_enough
-from hpcscale.burst.verdict import aside, landing, payer_of, verdict
+from hpcscale.burst.verdict import aside, landing, pressing, verdict
 from hpcscale.burst.worth import Replan, slurm_id, weigh
 from hpcscale.slurm.types import JobState
 
@@ -80,8 +82,12 @@ def decide(  # noqa: PLR0917 -- the six things that a decision is made of
         (d for d in decisions if d.action is Action.MOVE),
         key=lambda d: (urgency[d.run_id], d.run_id),
     )
-    # moves under way count: a tick must not start N more each minute
-    room = max(0, policy.max_moves_per_run - sum(c.moving for c in jobs))
+    # moves under way count: a tick must not start N more each minute. What a later run would start
+    # too late goes all the same
+    now_or_never = {job.run_id for job in jobs if pressing(job, policy, now)}
+    pressed = [d for d in moves if d.run_id in now_or_never]
+    patient = [d for d in moves if d.run_id not in now_or_never]
+    room = max(0, policy.max_moves_per_run - sum(c.moving for c in jobs) - len(pressed))
     held_back = [
         msgspec.structs.replace(
             d,
@@ -89,13 +95,13 @@ def decide(  # noqa: PLR0917 -- the six things that a decision is made of
             reason=f"{d.reason}; but max_moves_per_run = {policy.max_moves_per_run} is used up, "
             "so a later run moves it",
         )
-        for d in moves[room:]
+        for d in patient[room:]
     ]
     rest = [d for d in decisions if d.action is not Action.MOVE]
     purse = Purse(budgets.limits, budgets.charges, now)
     if budgets.limits:
         keep_promises(purse, jobs, policy, now)
-    taken = _within_budgets(moves[:room], jobs, purse)
+    taken = _within_budgets([*pressed, *patient[:room]], jobs, purse)
     by_run = {job.run_id: job for job in jobs}
     later = [stage_early(d, by_run[d.run_id], policy, now) for d in (*held_back, *rest)]
     return BurstPlan(

@@ -117,7 +117,8 @@ class Policy(_Frozen, frozen=True, kw_only=True):
         deadline: whether a job's deadline moves it.
         deadline_margin_s: added to boot + staging + time limit.
         use_start_estimate: whether Slurm's estimate may bring a deadline move forward.
-        max_moves_per_run: most moves that one run starts.
+        max_moves_per_run: most moves that one run starts, those under way counted; a deadline whose
+            last safe moment has come moves all the same.
         retry_after_s: rest after a failed move of the same job.
         cron_interval_s: between two runs of `hpcscale burst run`.
         kind: by which rule waiting moves a job.

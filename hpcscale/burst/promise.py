@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable
 
 from hpcscale.burst.budget import Purse, Turn
+from hpcscale.burst.choice import choose, payer_of
 from hpcscale.burst.plan import Candidate
 from hpcscale.burst.policy import Policy
-from hpcscale.burst.verdict import choose, payer_of
 from hpcscale.burst.worth import slurm_id
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode

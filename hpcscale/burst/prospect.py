@@ -14,6 +14,7 @@ from hpcscale.burst.budget import Payer, Purse
 from hpcscale.burst.candidates import candidates, place
 from hpcscale.burst.catalog_load import rows_for
 from hpcscale.burst.charges import charges
+from hpcscale.burst.choice import choose
 from hpcscale.burst.feasible import deadline_note
 from hpcscale.burst.moves import Moves
 from hpcscale.burst.offer import offers, priced
@@ -23,7 +24,6 @@ from hpcscale.burst.policy import Policy
 from hpcscale.burst.promise import keep_promises
 from hpcscale.burst.seen import Catalog
 from hpcscale.burst.shapes import with_catalog
-from hpcscale.burst.verdict import choose
 from hpcscale.burst.waiting import waiting_runs
 from hpcscale.burst.within import as_it_waits
 from hpcscale.burst.words import usd
@@ -97,9 +97,17 @@ def burst_notes(
             else "mend what stands in the way (--input and --output declare paths, --max-cost"
             " allows more), or say --burst never",
         )
-    short = ""
+    short, reach = "", ""
+    if policy.to and spec.burst.deadline is not None:  # a move that nobody makes promises nothing
+        free = [(name, option) for name, option in free if name in policy.to]
+        reach = "" if free else f"the policy moves to {', '.join(policy.to)}"
     if policy.budgets and money is not None and free:
-        free, short = _funded(free, spec, money(policy, moment))
+        purse = money(policy, moment)
+        first = _first(free, spec, limit_s, policy, moment)
+        free, short = _funded(free, spec, purse)
+        if first is not None and all(option is not first for _, option in free):
+            # the decision would go there and find no money: what others have promises nothing
+            free, short = _funded([(first.site, first)], spec, purse)
         notes += [f"cannot burst now: {short}"] if short and not free else []
     if spec.burst.deadline is None:
         return notes
@@ -110,7 +118,7 @@ def burst_notes(
         [(name, option.boot_s + option.staging_s) for name, option in free],
         here=spec.burst.mode is BurstMode.AUTO,
         margin_s=policy.deadline_margin_s,
-        why_not=f"no money is left to promise a move ({short})" if short and not free else "",
+        why_not=f"no money is left to promise a move ({short})" if short and not free else reach,
     )
     return [*notes, note] if note else notes
 
@@ -178,7 +186,8 @@ def _prospects(
             notes.append(f"{name} is left out: {exc}")
             continue
         if target.burst.target:
-            there = place(spec, limit_s, name, policy, target)
+            kind = site.partition_gpu_type(spec.partition)
+            there = place(spec, limit_s, name, policy, target, gpu_type=kind)
             found.append(_weigh(spec, limit_s, there, target, policy, now))
     return found, notes
 
@@ -215,6 +224,21 @@ def _candidate(spec: JobSpec, limit_s: int | None, options: Iterable[Option]) ->
 def _offered(job: Candidate, catalog: Catalog, policy: Policy, now: dt.datetime) -> Candidate:
     options = tuple(o for there in job.places for o in offers(there, catalog, policy, now))
     return msgspec.structs.replace(job, options=options)
+
+
+def _first(
+    free: list[tuple[str, Option]],
+    spec: JobSpec,
+    limit_s: int | None,
+    policy: Policy,
+    now: dt.datetime,
+) -> Option | None:
+    """Where a decision now would send a job with a deadline; None: it has none."""
+    if spec.burst.deadline is None:
+        return None
+    order = {name: place for place, name in enumerate(policy.to)}
+    named = sorted(free, key=lambda each: order.get(each[0], len(order)))
+    return choose(_candidate(spec, limit_s, [option for _, option in named]), policy, now)[0]
 
 
 def _funded(

@@ -58,7 +58,9 @@ class Shift(Follow):
                 move,
                 step=Step.FAILED,
                 refused=True,
-                message=f"{move.from_site} did not take it into partition {_partition(move)}{why}",
+                message=f"{move.from_site} did not take it into partition {_partition(move)}{why}; "
+                "its owner must be allowed to: scontrol update "
+                f"JobId={origin.job_id} Partition={_partition(move)}",
             )
         return self._elsewhere(move, origin, seen)
 

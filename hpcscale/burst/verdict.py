@@ -4,11 +4,10 @@
 """
 
 import datetime as dt
-from decimal import Decimal
 
 import msgspec
 
-from hpcscale.burst.budget import Payer, bounded
+from hpcscale.burst.choice import choose, hard_money, over_cost, price, rests, too_late
 from hpcscale.burst.line import REQUEUE_S, Line
 from hpcscale.burst.plan import Action, Candidate, Decision, Option, Rule
 from hpcscale.burst.policy import Policy, PolicyKind
@@ -16,11 +15,6 @@ from hpcscale.burst.triggers import last_safe, waiting_rule
 from hpcscale.burst.words import show_s, show_time, usd
 from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode
-
-
-def payer_of(job: Candidate) -> Payer:
-    """Under whose budgets a job falls."""
-    return Payer(user=job.user, account=job.account, project=job.project)
 
 
 def _stay(
@@ -88,9 +82,14 @@ def aside(job: Candidate, policy: Policy, now: dt.datetime) -> Decision | None:
 
 def _due(job: Candidate, policy: Policy, now: dt.datetime) -> bool:
     """Whether a deadline's last safe moment has come: no rest after a failed move outlasts it."""
-    if not policy.deadline or job.deadline is None or job.time_limit_s is None:
-        return False
     if job.retry_from is None or now < job.retry_from:
+        return False
+    return pressing(job, policy, now)
+
+
+def pressing(job: Candidate, policy: Policy, now: dt.datetime) -> bool:
+    """Whether the last safe moment of its deadline has come: a later look would be too late."""
+    if not policy.deadline or job.deadline is None or job.time_limit_s is None:
         return False
     option, _ = choose(job, policy, now)
     return option is not None and now >= last_safe(job.deadline, option, job.time_limit_s, policy)
@@ -138,7 +137,7 @@ def verdict(job: Candidate, policy: Policy, now: dt.datetime, depth: int) -> Dec
         staging_s=land.staging_s,
         worst_usd=land.worst_usd if land.worst_usd is not None else land.cost_usd,
         egress_usd=land.egress_usd,
-        runner_up=_runner_up(job, land, now),
+        runner_up=_runner_up(job, land, policy, now),
         start_p50=job.start_p50,
         start_p90=job.start_p90,
         net=land.net,
@@ -150,48 +149,19 @@ def _at(option: Option) -> str:
     return " at an unknown cost" if option.cost_usd is None else f" for {usd(option.cost_usd)}"
 
 
-def _runner_up(job: Candidate, chosen: Option, now: dt.datetime) -> str:
+def _runner_up(job: Candidate, chosen: Option, policy: Policy, now: dt.datetime) -> str:
     """What else could have been done, with its numbers."""
     others = [o for o in job.options if o is not chosen and not o.blockers]
     if others:
-        other = min(others, key=_price)
-        return f"else to {other.site}{_at(other)}"
+        other = min(others, key=price)
+        late = ", too late for its deadline" if too_late(other, job, policy, now) else ""
+        return f"else to {other.site}{_at(other)}{late}"
     if job.start_p50 is None:
         return "else it would wait on"
     if job.start_p50 <= now:
         return "else it would start here about now"
     wait = show_s((job.start_p50 - now).total_seconds())
     return f"else it would start here in {wait} (p50)"
-
-
-def _price(option: Option) -> tuple[bool, Decimal]:
-    """Sort key: known prices first, the lowest first."""
-    return (option.cost_usd is None, option.cost_usd or Decimal(0))
-
-
-def choose(
-    job: Candidate, policy: Policy, now: dt.datetime
-) -> tuple[Option | None, tuple[str, ...]]:
-    """The first target that can take the job within its maximum cost; else all the reasons.
-
-    The policy's order stands, but for ``value``, which takes the cheapest; a target that had no
-    nodes lately comes last.
-    """
-    why_not: list[str] = []
-    options = tuple(o for o in job.options if not o.spot)
-    if policy.kind is PolicyKind.VALUE:
-        options = tuple(sorted(options, key=_price))
-    options = tuple(sorted(options, key=lambda o: _rests(o, now)))
-    for option in options:
-        if option.blockers:
-            why_not += [f"{option.site}: {blocker}" for blocker in option.blockers]
-        elif option.unpromised and _hard_money(job, policy):
-            why_not.append(f"{option.site}: {option.unpromised}")
-        elif problem := _over_cost(job, option):
-            why_not.append(f"{option.site}: {problem}")
-        else:
-            return option, ()
-    return None, tuple(why_not)
 
 
 def landing(job: Candidate, policy: Policy, now: dt.datetime) -> Option | None:
@@ -208,15 +178,15 @@ def _landing(job: Candidate, option: Option, policy: Policy, now: dt.datetime) -
         if spot.spot
         and spot.site == option.site
         and not spot.blockers
-        and not _rests(spot, now)
-        and not (spot.unpromised and _hard_money(job, policy))
-        and _over_cost(job, spot) is None
+        and not rests(spot, now)
+        and not (spot.unpromised and hard_money(job, policy))
+        and over_cost(job, spot) is None
         and spot.cost_usd is not None
         and option.cost_usd is not None
         and spot.cost_usd < option.cost_usd
         and (job.deadline is None or line_of(job, spot, policy, now).bears(now))
     ]
-    return min(found, key=_price, default=option)
+    return min(found, key=price, default=option)
 
 
 def line_of(job: Candidate, spot: Option, policy: Policy, now: dt.datetime) -> Line:
@@ -241,17 +211,13 @@ def line_of(job: Candidate, spot: Option, policy: Policy, now: dt.datetime) -> L
     return msgspec.structs.replace(line, first_slack_s=slack_s if deadline else 0.0)
 
 
-def _rests(option: Option, now: dt.datetime) -> bool:
-    return option.resting_until is not None and option.resting_until > now
-
-
 def _not_now(
     rule: Rule, option: Option, policy: Policy, now: dt.datetime
 ) -> tuple[str, dt.datetime] | None:
     """Why a move that a rule asks for is put off, and until when; no deadline is put off."""
     if rule in {Rule.ONLY, Rule.DEADLINE}:
         return None
-    if option.resting_until is not None and _rests(option, now):
+    if option.resting_until is not None and rests(option, now):
         rest = show_s((option.resting_until - now).total_seconds())
         why = f"{option.site} had no nodes ({option.resting_why}) and is left alone {rest} more"
         return why, option.resting_until
@@ -259,31 +225,6 @@ def _not_now(
         opens = policy.only_between.opens(now)
         if opens > now:
             return f"the policy moves only between {policy.only_between}", opens
-    return None
-
-
-def _hard_money(job: Candidate, policy: Policy) -> bool:
-    """Whether a promise about money holds for it: a maximum cost or a budget."""
-    return job.max_cost_usd is not None or bounded(policy.budgets, payer_of(job))
-
-
-def _over_cost(job: Candidate, option: Option) -> str | None:
-    if job.max_cost_usd is None:
-        return None
-    worst = option.worst_usd if option.worst_usd is not None else option.cost_usd
-    if job.time_limit_s is None:
-        return (
-            f"it has no time limit, so its cost has no bound to hold "
-            f"against --max-cost {usd(job.max_cost_usd)}"
-        )
-    if worst is None:
-        return (
-            f"its cost there is unknown ({option.cost_why or 'no price'}), "
-            f"so --max-cost {usd(job.max_cost_usd)} cannot be kept"
-        )
-    if worst > job.max_cost_usd:
-        would = "would" if worst == option.cost_usd else "could, with slow boots and requeues,"
-        return f"it {would} cost {usd(worst)}, over its --max-cost {usd(job.max_cost_usd)}"
     return None
 
 

@@ -1,5 +1,6 @@
 """Which of this user's runs wait at the origin, and which of their jobs are decided on."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -76,7 +77,9 @@ def elements(
         return []
     spent = _spent_on_elements(attempt, moves) if run.max_cost_usd is not None else None
     # one at a time where a sum bounds them all: each is held against what the others left of it
-    room = policy.max_moves_per_run if spent is None else 1
+    room: float = policy.max_moves_per_run if spent is None else 1
+    if spent is None and policy.deadline and run.deadline is not None:
+        room = math.inf  # they may all be due at once
     found = []
     for task in waiting_elements(records):
         run_id = element_run_id(run.run_id, task)

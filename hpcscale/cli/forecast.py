@@ -30,9 +30,20 @@ if TYPE_CHECKING:
     metavar="HOURS",
     help="Of the site: the work that its users will submit, hour by hour, against its nodes.",
 )
+@click.option(
+    "--backtest",
+    is_flag=True,
+    help="Of the site: forecast the jobs of its history again, and compare with what came.",
+)
 @json_option
 def command(
-    job: JobArguments, lever: str | None, yes: bool, hours: int | None, as_json: bool
+    job: JobArguments,
+    *,
+    lever: str | None,
+    yes: bool,
+    hours: int | None,
+    backtest: bool,
+    as_json: bool,
 ) -> None:
     """When will a job start: of one that waits, or of one not submitted yet.
 
@@ -41,6 +52,7 @@ def command(
       hpcscale forecast JOB.toml              as if it were submitted now
       hpcscale forecast --nodes 2 --gpus-per-node 4 --time 4:00:00 --partition gpu
       hpcscale forecast --site lab-onprem --demand 24    what the site is in for
+      hpcscale forecast --site lab-onprem --backtest     how good forecasts there are
 
     Its own site comes first, then every other that has a login node, as if it were submitted there
     now; where nodes boot on demand, copying and the boot are counted. --site asks one alone. p50
@@ -52,6 +64,14 @@ def command(
     from hpcscale.extras import require
 
     require("forecast", "a forecast")
+    if backtest:
+        from hpcscale.cli._forecast_backtest import show
+        from hpcscale.errors import UsageError
+
+        if hours is not None or lever is not None:
+            raise UsageError("--backtest is asked alone", hint="hpcscale forecast --backtest")
+        show(_site_alone(job, "--backtest"), as_json=as_json)
+        return
     if hours is not None:
         _demand(job, hours, as_json=as_json)
         return
@@ -66,9 +86,10 @@ def command(
     if boots := any(forecast.boot_p95_s is not None for forecast in found):
         columns.insert(5, "BOOT P50/P95")
     emit_table(columns, [_row(forecast, boots=boots) for forecast in found])
+    _explain(found[0])  # what costs nothing comes before other sites
     for line in gains:
         click.echo(printable(f"{found[0].site}: {line}"))
-    for forecast in found:
+    for forecast in found[1:]:
         _explain(forecast)
 
 
@@ -86,17 +107,10 @@ def _demand(job: JobArguments, hours: int, *, as_json: bool) -> None:
     import msgspec
 
     from hpcscale.connect import connect
-    from hpcscale.errors import UsageError
     from hpcscale.outlook.ahead import ahead
-    from hpcscale.settings import choose_site
     from hpcscale.site import load_site
 
-    asked = [name for name, value in job.values.items() if value and name != "site"]
-    if job.source is not None or job.command or asked:
-        raise UsageError(
-            "--demand is of a site, not of a job", hint="hpcscale forecast --site NAME --demand 24"
-        )
-    with connect(load_site(choose_site(job.values.get("site"))).site) as connection:
+    with connect(load_site(_site_alone(job, "--demand 24")).site) as connection:
         seen = ahead(connection, hours)
     if as_json:
         emit_json(msgspec.to_builtins(seen))
@@ -117,6 +131,20 @@ def _demand(job: JobArguments, hours: int, *, as_json: bool) -> None:
         f"{seen.site}: {seen.capacity} {seen.unit}s in service; {seen.backlog:.1f} {unit} run and "
         f"wait now; {how} ({seen.learned_jobs} ended jobs)"
     )
+
+
+def _site_alone(job: JobArguments, option: str) -> str:
+    """The site that is asked about; an error where a job is named as well."""
+    from hpcscale.errors import UsageError
+    from hpcscale.settings import choose_site
+
+    asked = [name for name, value in job.values.items() if value and name != "site"]
+    if job.source is not None or job.command or asked:
+        raise UsageError(
+            f"{option.split(maxsplit=1)[0]} is of a site, not of a job",
+            hint=f"hpcscale forecast --site NAME {option}",
+        )
+    return choose_site(job.values.get("site"))
 
 
 def _apply(job: JobArguments, name: str, *, yes: bool, as_json: bool) -> None:

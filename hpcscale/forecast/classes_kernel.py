@@ -22,15 +22,24 @@ def holds(times: Any, free: Any, k: int, high: int, until: int, units: int) -> b
 
 
 def run_easy_classes(
+    size: int,
+    kinds: int,
+    moments: int,
+    early: int,
     low: Any,
     high: Any,
     times: Any,
     free: Any,
     fixed: Any,
+    early_at: Any,
+    early_resource: Any,
+    early_until: Any,
+    early_units: Any,
     duration: Any,
     run: Any,
     release: Any,
     alt_ptr: Any,
+    alt_until: Any,
     dem_ptr: Any,
     dem_resource: Any,
     dem_units: Any,
@@ -45,12 +54,12 @@ def run_easy_classes(
 ) -> None:
     """Fill ``start`` and ``chosen``.
 
-    ``fixed``: moments at which something else than a pending job begins or ends, in order.
+    ``size`` jobs, ``kinds`` resources, ``moments`` in ``fixed``: at which something else than a
+    pending job begins or ends, in order. ``early`` rows of what is given back before it was to be.
     ``duration`` is believed, ``run`` comes true. ``following`` (the queue as a linked list, its
     last place the list's head), ``ends`` and ``ending`` (a heap) are working space, one place
     longer than the jobs.
     """
-    size = len(duration)
     for job in range(size):
         following[job] = job + 1
     following[size] = 0
@@ -60,20 +69,27 @@ def run_easy_classes(
         following[size] = -1
     running = 0
     at_fixed = 0
+    at_early = 0
     while following[size] != -1:
         now = NEVER
-        if at_fixed < len(fixed):
+        if at_fixed < moments:
             now = fixed[at_fixed]
         if running > 0 and ends[ending[0]] < now:
             now = ends[ending[0]]
         if now == NEVER:
             break
-        while at_fixed < len(fixed) and fixed[at_fixed] == now:
+        while at_fixed < moments and fixed[at_fixed] == now:
             at_fixed += 1
-        for r in range(len(low)):
+        for r in range(kinds):
             # the past is forgotten: the first step begins now
             low[r] = step_at(times, low[r], high[r], low[r], now)
             times[low[r]] = now
+        while at_early < early and early_at[at_early] <= now:
+            r = early_resource[at_early]
+            until = early_until[at_early]
+            if until > now:
+                high[r] = occupy(times, free, low[r], high[r], now, until, -early_units[at_early])
+            at_early += 1
         while running > 0 and ends[ending[0]] == now:
             job = ending[0]
             running = heap_pop(ending, running, ends)
@@ -103,8 +119,10 @@ def run_easy_classes(
             until = now + duration[job]
             found = -1
             for a in range(alt_ptr[job], alt_ptr[job + 1]):
-                good = True
+                good = alt_until[a] > now
                 for k in range(dem_ptr[a], dem_ptr[a + 1]):
+                    if not good:
+                        break
                     r = dem_resource[k]
                     if not holds(times, free, low[r], high[r], until, dem_units[k]):
                         good = False
@@ -122,8 +140,6 @@ def run_easy_classes(
                         step = step_at(times, low[r], high[r], low[r], place)
                         if not holds(times, free, step, high[r], both, need):
                             good = False
-                    if not good:
-                        break
                 if good:
                     found = a
                     break
@@ -160,7 +176,7 @@ def run_easy_classes(
                     k += 1
                     if k == last:
                         k = first
-                if t < place:
+                if t < place and t < alt_until[a]:
                     place = t
                     head = job
                     head_first = first

@@ -53,7 +53,8 @@ def _function(module: ModuleType, name: str) -> Callable[..., None]:
     import llvmlite.binding as llvm
 
     cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    texts = [inspect.getsource(part) for part in (module, jit, sys.modules[__name__])]
+    parts = (*_modules(module), jit, sys.modules[__name__])
+    texts = [inspect.getsource(part) for part in parts]
     facts = [_FORM, name, cpu, features, llvmlite.__version__, *texts]
     digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()
     file = f"{module.__name__.rpartition('.')[2]}.{name}-{digest[:24]}.o"
@@ -106,13 +107,7 @@ def _parameters(kernel: Callable[..., Any]) -> list[Any]:
 def _compiled(module: ModuleType, name: str) -> str:
     """LLVM's text of a kernel under its plain name."""
     numba: Any = importlib.import_module("numba")
-    names = dict(vars(module))
-    if "shift" in names:
-        names["shift"] = numba.njit(**_PLAIN)(jit._shift_array)  # noqa: SLF001  # its other form
-    for other, function in vars(module).items():
-        if isinstance(function, FunctionType) and function.__module__ == module.__name__:
-            twin = FunctionType(function.__code__, names, other, function.__defaults__)
-            names[other] = numba.njit(**_PLAIN)(twin)
+    names = _twins(numba, module)
     integer = numba.types.int64
     pointer = numba.types.CPointer(integer)
     kinds = [integer if kind is int else pointer for kind in _parameters(getattr(module, name))]
@@ -121,6 +116,35 @@ def _compiled(module: ModuleType, name: str) -> str:
     symbol = names[name].overloads[signature].fndesc.llvm_func_name
     text: str = names[name].inspect_llvm(signature)
     return text.replace(f"@{symbol}(", f"@{name}(").replace(f'@"{symbol}"(', f"@{name}(")
+
+
+def _modules(module: ModuleType) -> list[ModuleType]:
+    """A kernel module and those that its functions come from."""
+    found = {module.__name__: module}
+    for function in vars(module).values():
+        if isinstance(function, FunctionType) and function.__module__.endswith("kernel"):
+            found[function.__module__] = sys.modules[function.__module__]
+    return list(found.values())
+
+
+def _twins(numba: Any, module: ModuleType) -> dict[str, Any]:
+    """A module's names, with its own and others' kernel functions as numba takes them."""
+    names = dict(vars(module))
+    if "shift" in names:
+        names["shift"] = numba.njit(**_PLAIN)(jit._shift_array)  # noqa: SLF001  # its other form
+    for other in _modules(module)[1:]:
+        theirs = _twins(numba, other)
+        names |= {
+            name: theirs[name]
+            for name in names
+            if getattr(module, name, None) is vars(other).get(name)
+            and isinstance(vars(other).get(name), FunctionType)
+        }
+    for name, function in vars(module).items():
+        if isinstance(function, FunctionType) and function.__module__ == module.__name__:
+            twin = FunctionType(function.__code__, names, name, function.__defaults__)
+            names[name] = numba.njit(**_PLAIN)(twin)
+    return names
 
 
 def _folders() -> list[Path]:

@@ -49,7 +49,9 @@ def naive_plan(problem: Problem) -> tuple[list[int], list[int]]:
 
 
 def naive_easy_plan(
-    problem: Problem, run_s: Sequence[int] | None = None
+    problem: Problem,
+    run_s: Sequence[int] | None = None,
+    held_ends_s: Sequence[int] | None = None,
 ) -> tuple[list[int], list[int], dict[int, int]]:
     """As ``naive_plan`` under EASY backfill; and where each that ever was head was first put.
 
@@ -65,9 +67,21 @@ def naive_easy_plan(
     rows: dict[int, list[list[int]]] = {}
     waiting = list(range(size))
     moments = {problem.now_s} | {to for _, _, to, _ in held} | set(problem.release_s.tolist())
+    # what is given back early counts as held until it is
+    back = [
+        max(begin, problem.now_s, end)
+        for end, (_, begin, _, _) in zip(
+            [row[2] for row in held] if held_ends_s is None else held_ends_s, held, strict=True
+        )
+    ]
+    moments |= set(back)
+    first_held = list(zip(back, held, strict=True))
     while waiting and (left := [m for m in moments if m < NEVER]):
         now = min(left)
         moments = {m for m in left if m > now}
+        for end, row in first_held:
+            if end == now:
+                row[2] = min(row[2], now)
         for job, mine in rows.items():
             if start[job] + runs[job] == now:
                 for row in mine:
@@ -86,6 +100,8 @@ def naive_easy_plan(
                 demands = _demands(problem, alternative)
                 ends = {to for r, _, to, _ in held if r in {d[0] for d in demands} and to > now}
                 for at in [now] if kept else sorted({now} | ends):
+                    if at >= problem.alt_until_s[alternative]:
+                        break
                     if _beside(problem, held, (duration, at, demands), kept):
                         best = min(best, (at, alternative))
                         break

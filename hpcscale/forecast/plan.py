@@ -4,7 +4,9 @@ This is conservative backfill (Mu'alem and Feitelson, TPDS 2001), which Slurm's 
 up to ``bf_max_job_test``: no job is planned so that one above it starts later.
 """
 
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -88,7 +90,18 @@ def plan(problem: Problem, *, fast: bool | None = None) -> Plan:
     return Plan(problem, np.asarray(start, dtype=np.int64), np.asarray(chosen, dtype=np.int64))
 
 
-def easy_plan(problem: Problem, run_s: Ints | None = None, *, fast: bool | None = None) -> Plan:
+def can_compile() -> bool:
+    """Whether numba is there and wanted, without loading it."""
+    return not os.environ.get("HPCSCALE_NO_NUMBA") and find_spec("numba") is not None
+
+
+def easy_plan(
+    problem: Problem,
+    run_s: Ints | None = None,
+    held_ends_s: Ints | None = None,
+    *,
+    fast: bool | None = None,
+) -> Plan:
     """When each job starts under EASY backfill (Lifka, JSSPP 1995), over any resources.
 
     Only the first job that must wait has a place kept for it; whatever fits beside that starts. The
@@ -97,31 +110,47 @@ def easy_plan(problem: Problem, run_s: Ints | None = None, *, fast: bool | None 
     Args:
         problem: what there is and who waits; durations are what the scheduler believes.
         run_s: how long each job does run, at most what is believed; default as believed.
+        held_ends_s: when each row of what is held does end, at most when it is believed to; default
+            as believed.
         fast: as in ``plan``.
     """
     if fast is None:
         fast = len(problem) >= _LONG
-    kernels = Kernels(classes_kernel, fast=fast)
-    native = kernels.native
+    code = machine_code(classes_kernel, "run_easy_classes") if fast else None
+    kernels = Kernels(classes_kernel, fast=fast and code is None)
+    native = kernels.native if code is None else np.ascontiguousarray
     size = len(problem)
     run = problem.duration_s if run_s is None else np.clip(run_s, 1, problem.duration_s)
     low, high, times, free = _steps(problem, 4)
-    moments = np.concatenate([[problem.now_s], problem.held[:, 2], problem.release_s])
+    early = _early(problem, held_ends_s)
+    moments = np.concatenate([[problem.now_s], problem.held[:, 2], problem.release_s, early[:, 0]])
     fixed = np.unique(moments[(moments >= problem.now_s) & (moments < NEVER)])
     start: Any = native(np.full(size, NEVER, dtype=np.int64))
     chosen: Any = native(np.full(size, -1, dtype=np.int64))
-    kernels.call.run_easy_classes(
+    (code or kernels.call.run_easy_classes)(
+        size, len(low), len(fixed), len(early),
         *(
-            native(a.astype(np.int64))
+            native(np.asarray(a, dtype=np.int64))
             for a in (
-                low, high, times, free, fixed, problem.duration_s, run, problem.release_s,
-                problem.alt_ptr, problem.dem_ptr, problem.dem_resource, problem.dem_units,
-                problem.dem_taken, problem.dep_ptr, problem.dep_job,
+                low, high, times, free, fixed, *early.T, problem.duration_s, run,
+                problem.release_s, problem.alt_ptr, problem.alt_until_s, problem.dem_ptr,
+                problem.dem_resource, problem.dem_units, problem.dem_taken, problem.dep_ptr,
+                problem.dep_job,
             )
         ),
         start, chosen, *(native(np.zeros(size + 1, dtype=np.int64)) for _ in range(3)),
     )  # fmt: skip
     return Plan(problem, np.asarray(start, dtype=np.int64), np.asarray(chosen, dtype=np.int64))
+
+
+def _early(problem: Problem, held_ends_s: Ints | None) -> Ints:
+    """What is given back before it was to be, in order: when, resource, until when, units."""
+    held = problem.held
+    if held_ends_s is None:
+        return np.zeros((0, 4), dtype=np.int64)
+    when = np.maximum(np.maximum(held_ends_s, held[:, 1]), problem.now_s)
+    rows = np.column_stack([when, held[:, 0], held[:, 2], held[:, 3]])[when < held[:, 2]]
+    return rows[np.argsort(rows[:, 0], kind="stable")]
 
 
 def _steps(problem: Problem, grows: int = 2) -> tuple[Ints, Ints, Ints, Ints]:

@@ -39,8 +39,7 @@ class Problem:
         duration_s: predicted, at least 1.
         release_s: not before this (begin time, a dependency outside this queue).
         alt_ptr: the alternatives of job ``j`` are ``alt_ptr[j]`` to ``alt_ptr[j + 1] - 1``.
-        alt_until_s: an alternative must be begun before this; ``NEVER``: at any time. EASY plans do
-            not look at it.
+        alt_until_s: an alternative must be begun before this; ``NEVER``: at any time.
         dem_ptr: likewise the demands of each alternative.
         dem_resource, dem_units, dem_taken: one entry a demand; taken is at most units.
         dep_ptr, dep_job: jobs (positions in this queue) that must end before each job starts.

@@ -85,3 +85,15 @@ class Queue:
 
 def _whole(seconds: NDArray[Any]) -> Ints:
     return np.asarray(np.maximum(1, np.rint(seconds)), dtype=np.int64)
+
+
+def live_point_s(limits_s: float, learned_s: float, run_on_s: float) -> float:
+    """The start that a live site's forecast goes by, of the three that plans give.
+
+    What fits now by the limits starts now: Slurm's backfill decides by limits. What only EASY
+    would start now does not, since Slurm keeps a place for more than the first job; there the plan
+    with learned runtimes stands. Else what running on gives.
+    """
+    if limits_s <= 0:
+        return 0.0
+    return run_on_s if run_on_s > 0 else learned_s

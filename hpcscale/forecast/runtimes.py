@@ -132,6 +132,20 @@ class RuntimeModel:
             ]
         )
 
+    def draws_s(self, row: int, elapsed_s: float, draws: Floats) -> Floats:
+        """One job's runtime at each of several uniform draws; each as ``drawn_s`` has it."""
+        shape, limit = self._shape(row), float(self._limit[row])
+        least = _bin(elapsed_s, limit) if elapsed_s > 0 else 0
+        if shape.weight[least] <= 1e-9:
+            return np.full(len(draws), _between(math.nan, elapsed_s, limit))
+        above = shape.weight[least] * (1.0 - draws)
+        place = np.searchsorted(-shape.weight, -above, side="right") - 1
+        place = np.minimum(np.maximum(place, least), _BINS - 1)
+        if math.isnan(limit):
+            return np.asarray(np.maximum(_LOG_VALUES[place], max(elapsed_s * 1.1, 1.0)))
+        values = np.maximum(limit * _RATIOS[place], max(elapsed_s + _LEAST_REST * limit, 1.0))
+        return np.asarray(values if elapsed_s >= limit else np.minimum(values, limit))
+
     def quantile_s(self, row: int, level: float) -> float:
         """The runtime that this job does not exceed with the given chance, by what was learned."""
         return self._quantile(row, 0.0, level)

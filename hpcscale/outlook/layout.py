@@ -10,11 +10,13 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 
-from hpcscale.forecast.plan import plan
+from hpcscale.forecast.plan import easy_plan, plan
 from hpcscale.forecast.problem import NEVER, Checked, Demand, Ints, ProblemBuilder
+from hpcscale.forecast.runtimes import Floats
 from hpcscale.outlook.kinds import NodeKind, job_number
 from hpcscale.outlook.reserved import Reserved
 from hpcscale.outlook.snapshot import Snapshot
@@ -26,7 +28,11 @@ _MOST_TASKS = 100_000
 _LONG_QUEUE = 50_000  # jobs from which the plan is in steps of five minutes
 _AFTER = re.compile(r"after\w*:(\d+(?:_(?:\d+|\*))?)")
 
+_DRAWS = 8  # of runtimes; what follows is averaged
+_PLAIN_TASKS = 60  # tasks from which running on is compiled
+
 Expected = Callable[[QueuedJob], float]
+Drawn = Callable[[QueuedJob, Floats], Floats]
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,15 @@ class _Held:
 
     rows: Ints
     ends: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """What running jobs hold until the scheduler believes, and when each does end, by draw."""
+
+    rows: Ints
+    owner: Ints  # of each row: which running job; -1: none, it is reserved
+    ends: Ints  # a row a draw, a column a running job
 
 
 class Layout:
@@ -60,6 +75,9 @@ class Layout:
         self._reserved = Reserved(self._made, snapshot, kinds)
         self._allowances = _Allowances(self._made, snapshot)
         self._running = [job for job in snapshot.jobs if job.state.active]
+        self._pending = pending
+        self._runs: _Runs | None = None
+        self._run_s: dict[int, Floats] = {}
         self._held: dict[tuple[int, bool], _Held] = {}
         self.names = [job.job_id for job in pending]
         self.place = {name: at for at, name in enumerate(self.names)}
@@ -123,6 +141,71 @@ class Layout:
         start = planned.start_s[first]
         waits = np.where(start >= NEVER, math.inf, start - now).tolist()
         return dict(zip([self.names[at] for at in rows.tolist()], waits, strict=True))
+
+    def run_on(self, rows: Ints, drawn_s: Drawn) -> dict[str, float]:
+        """Seconds until each of these starts when EASY backfill runs on, mean of some futures.
+
+        The scheduler of each future knows the limits; jobs end when they are drawn to. A job's
+        draws hang on nothing but its id, so two plans differ by what is different in them.
+
+        Args:
+            rows: places in ``names``, ascending.
+            drawn_s: a job's runtimes in all, at uniform draws.
+        """
+        now = self._snapshot.now_s
+        counts = self._tasks[rows]
+        grain = self._grain_s(int(counts.sum()))
+        if self._runs is None:
+            self._runs = self._hold_drawn(grain, drawn_s)
+        runs = self._runs
+        first = np.cumsum(counts) - counts
+        steps = np.maximum(1, np.ceil(self._seconds[False][rows] / grain)).astype(np.int64)
+        shape, believed = (
+            np.repeat(column, counts) for column in (self._shape[rows], steps * grain)
+        )
+        tasks = [self._drawn(at, drawn_s) for at in rows.tolist()]
+        lasting = np.concatenate([np.zeros((_DRAWS, 0)), *tasks], axis=1)
+        lasting = np.maximum(1, np.ceil(lasting / grain)).astype(np.int64) * grain
+        fast = int(counts.sum()) > _PLAIN_TASKS
+        total = np.zeros(len(rows))
+        for draw, ends in enumerate(runs.ends):
+            release = self._release[rows]
+            ended = {job.job_id: int(e) for job, e in zip(self._running, ends, strict=True)}
+            after = self._dependencies(rows, first, counts, release, ended)
+            begin = np.repeat(release, counts)
+            problem = self._made.many(self._shapes, shape, believed, begin, after, runs.rows)
+            back = np.where(runs.owner < 0, runs.rows[:, 2], np.append(ends, 0)[runs.owner])
+            start = easy_plan(problem, lasting[draw], back, fast=fast).start_s[first]
+            total += np.where(start >= NEVER, math.inf, start - now)
+        names = [self.names[at] for at in rows.tolist()]
+        return dict(zip(names, (total / _DRAWS).tolist(), strict=True))
+
+    def _drawn(self, at: int, drawn_s: Drawn) -> Floats:
+        """Runtimes of a pending job's tasks: a row a draw."""
+        if at not in self._run_s:
+            job, tasks = self._pending[at], int(self._tasks[at])
+            found = drawn_s(job, _uniform(job.job_id, _DRAWS * tasks))
+            self._run_s[at] = _known(found, job).reshape(_DRAWS, tasks)
+        return self._run_s[at]
+
+    def _hold_drawn(self, grain: int, drawn_s: Drawn) -> _Runs:
+        """What running jobs hold until their limits, and when they are drawn to end."""
+        now, made = self._snapshot.now_s, self._made
+        owner, ends = [-1] * len(made.held), np.zeros((_DRAWS, len(self._running)), dtype=np.int64)
+        mark = len(made.held)
+        for at, job in enumerate(self._running):
+            begun = job.start_s or now
+            rest = begun + _known(drawn_s(job, _uniform(job.job_id, _DRAWS)), job) - now
+            ends[:, at] = now + np.maximum(1, np.ceil(rest / grain)).astype(np.int64) * grain
+            until = now + _up(begun + float(job.limit_s or WITHOUT_LIMIT_S) - now, grain)
+            until = max(until, int(ends[:, at].max()))  # Slurm lets some run over their limit
+            self._reserved.hold_running(job, until)
+            for demand in self._allowances.of(job):
+                made.hold(demand[0], demand[1], until)
+            owner += [at] * (len(made.held) - len(owner))
+        found = _Runs(made.held_rows(), _ints(owner), ends)
+        del made.held[mark:]
+        return found
 
     def _grain_s(self, tasks: int) -> int:
         """The plan's step: Slurm's own (``bf_resolution``, a minute unless set), or five minutes.
@@ -220,6 +303,7 @@ class _Allowances:
 
     def __init__(self, made: ProblemBuilder, snapshot: Snapshot) -> None:
         self._made = made
+        self._of_partition = {name: p.qos for name, p in snapshot.facts.partitions.items() if p.qos}
         self._limits: dict[tuple[str, str], list[RunLimit]] = {}
         for limit in snapshot.limits:
             kind = limit.whose.partition("/")[0]
@@ -229,21 +313,53 @@ class _Allowances:
         self._known: dict[tuple[str, ...], int] = {}
 
     def of(self, job: QueuedJob) -> list[Demand]:
-        """What this job takes of its user's, its account's and its QOS's allowances."""
+        """What this job takes of its user's, its accounts' and its two QOS's allowances."""
         if not self._limits:
             return []
         takes = {"jobs": 1, "cpu": job.cpus, "gpu": job.gpus, "node": job.num_nodes}
         found: dict[int, Demand] = {}
-        for place in (("qos", job.qos), ("account", job.account)):
-            for limit in self._limits.get(place, ()):
-                if limit.user not in {"", job.user} or not takes[limit.what]:
-                    continue
-                each = job.user if limit.whose.endswith("/user") else limit.user
-                key = (*place, limit.whose, limit.what, each, str(limit.units))
-                if key not in self._known:
-                    self._known[key] = self._made.resource(limit.units)
-                found[self._known[key]] = (self._known[key], takes[limit.what])
+        for limit in (*self._of_qos(job), *self._limits.get(("account", job.account), ())):
+            if limit.user not in {"", job.user} or not takes[limit.what]:
+                continue
+            each = limit.user
+            if limit.whose.endswith(("/user", "/account")):
+                each = job.user if limit.whose.endswith("/user") else job.account
+            key = (limit.of or limit.name, limit.whose, limit.what, each, str(limit.units))
+            if key not in self._known:
+                self._known[key] = self._made.resource(limit.units)
+            found[self._known[key]] = (self._known[key], takes[limit.what])
         return list(found.values())
+
+    def _of_qos(self, job: QueuedJob) -> list[RunLimit]:
+        """Limits of its partition's QOS and of its own; of two of a kind the first one counts.
+
+        The partition's comes first unless the job's QOS says otherwise (Slurm's "Resource Limits").
+        A job that may start in several partitions is under a QOS that all of them have.
+        """
+        there = {self._of_partition.get(name, "") for name in job.partitions}
+        own = self._limits.get(("qos", job.qos), [])
+        if len(there) != 1 or (name := there.pop()) in {"", job.qos}:
+            return own
+        of_partition = self._limits.get(("qos", name), [])
+        pair = (of_partition, own)
+        ahead, behind = reversed(pair) if any(limit.first for limit in own) else pair
+        kinds = {(limit.whose, limit.what) for limit in ahead}
+        return [*ahead, *(one for one in behind if (one.whose, one.what) not in kinds)]
+
+
+def _uniform(job_id: str, count: int) -> Floats:
+    """Draws from [0, 1) that are the same for a job whoever else is in the queue."""
+    seed = np.uint64(crc32(job_id.encode())) << np.uint64(32)
+    with np.errstate(over="ignore"):  # splitmix64: Steele, Lea and Flood, OOPSLA 2014
+        z = (seed + np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray((z ^ (z >> np.uint64(31))) >> np.uint64(11), dtype=np.float64) * 2.0**-53
+
+
+def _known(seconds: Floats, job: QueuedJob) -> Floats:
+    """Runtimes, the limit where nothing better is known."""
+    return np.where(np.isnan(seconds), float(job.limit_s or WITHOUT_LIMIT_S), seconds)
 
 
 def _ints(values: Sequence[int]) -> Ints:

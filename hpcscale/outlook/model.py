@@ -5,15 +5,18 @@ Jobs that Slurm holds back for good (held by user or admin, a dependency that ne
 in the plan.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from hpcscale.forecast.runtimes import RuntimeModel
+from hpcscale.forecast.plan import can_compile
+from hpcscale.forecast.queue import live_point_s
+from hpcscale.forecast.runtimes import Floats, RuntimeModel
 from hpcscale.history.reading import Reading
 from hpcscale.history.workload import CATEGORIES, make_workload
 from hpcscale.outlook.kinds import job_number, node_kinds
@@ -22,6 +25,8 @@ from hpcscale.outlook.snapshot import Snapshot
 from hpcscale.slurm.types import JobState
 from hpcscale.slurm.whole import QueuedJob
 
+# tasks in the queue up to which running on is fast enough, compiled and in plain Python
+_MOST_RUN_ON, _MOST_PLAIN = 500, 100
 _HELD = ("JobHeldUser", "JobHeldAdmin", "DependencyNeverSatisfied", "BadConstraints", "Invalid")
 
 
@@ -32,14 +37,20 @@ class Times:
     Attributes:
         learned_s: with learned runtimes of the others.
         limits_s: when everything runs to its limit.
+        run_on_s: when EASY backfill runs on, mean of futures with drawn runtimes; empty where
+            nothing was learned or the queue is too long for it.
     """
 
     learned_s: dict[str, float]
     limits_s: dict[str, float]
+    run_on_s: dict[str, float] = field(default_factory=dict)
 
     def start_s(self, job_id: str) -> float:
-        """The likely start. What fits now by the limits starts now: Slurm decides by limits."""
-        return 0.0 if self.limits_s[job_id] == 0 else self.learned_s[job_id]
+        """The likely start, as ``live_point_s`` has it."""
+        run_on = self.run_on_s.get(job_id, 0.0)
+        if not math.isfinite(run_on):
+            run_on = 0.0
+        return live_point_s(self.limits_s[job_id], self.learned_s[job_id], run_on)
 
 
 class SiteModel:
@@ -56,6 +67,9 @@ class SiteModel:
         self._model: RuntimeModel | None = None
         self._rows: dict[str, int] = {}
         self._layout: Layout | None = None
+        # once for the snapshot: plans of it with and without some jobs are compared
+        waiting = sum(self.tasks(job) for job in self._pending)
+        self._runs_on = waiting <= most_run_on()
 
     def learn(self, more: tuple[QueuedJob, ...] = ()) -> None:
         """Predict the runtime of every job in the queue, and of ``more``, from what has ended."""
@@ -117,6 +131,14 @@ class SiteModel:
             return float(job.limit_s or WITHOUT_LIMIT_S)
         return believed
 
+    def drawn_s(self, job: QueuedJob, draws: Floats) -> Floats:
+        """Runtimes in all at uniform draws, given how long it has run; NaN: nothing is known."""
+        if self._model is None or job.job_id not in self._rows:
+            return np.full(len(draws), math.nan)
+        begun = job.start_s if job.state.active else None
+        elapsed = float(max(0, self.snapshot.now_s - begun)) if begun else 0.0
+        return self._model.draws_s(self._rows[job.job_id], elapsed, draws)
+
     def _order(self, job: QueuedJob) -> tuple[int, int, int]:
         """Sort key, as Slurm looks at jobs: partition's tier, priority, age (slurm.conf(5))."""
         tier = max((self._tiers.get(name, 1) for name in job.partitions), default=1)
@@ -151,11 +173,19 @@ class SiteModel:
             own = changed or added
             layout = self._laid_out(self._with(changed, added, without), own)
             rows = list(range(len(layout.names)))
+        run_on: dict[str, float] = {}
+        if self._runs_on and self.learned_jobs:
+            # whoever is behind runs on, too: what is asked about changes nothing
+            run_on = layout.run_on(np.array(rows, dtype=np.int64), self.drawn_s)
         if of is not None:
             last = max((at for at in rows if layout.names[at] in of), default=-1)
             del rows[bisect_right(rows, last) :]
         kept = np.array(rows, dtype=np.int64)
-        return Times(layout.starts(kept, learned=True), layout.starts(kept, learned=False))
+        return Times(
+            layout.starts(kept, learned=True),
+            layout.starts(kept, learned=False),
+            {layout.names[at]: run_on[layout.names[at]] for at in rows} if run_on else {},
+        )
 
     def _laid_out(self, pending: list[QueuedJob], own: QueuedJob | None = None) -> Layout:
         return Layout(self.snapshot, self._kinds, pending, self.expected_s, own)
@@ -173,6 +203,11 @@ class SiteModel:
         # by tier alone what is added comes after its like; a changed job keeps its priority
         pending.sort(key=lambda job: (*self._order(job)[:1], job is added, *self._order(job)[1:]))
         return pending
+
+
+def most_run_on() -> int:
+    """Tasks in a queue up to which it is run on; a longer one is planned once."""
+    return _MOST_RUN_ON if can_compile() else _MOST_PLAIN
 
 
 def _waiting(snapshot: Snapshot) -> list[QueuedJob]:

@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 import numpy as np
 
 from hpcscale.forecast.bounds import AdaptiveBound, Case, Qbets
-from hpcscale.forecast.queue import Queue
+from hpcscale.forecast.queue import Queue, live_point_s
 from hpcscale.forecast.runtimes import RuntimeModel
 from hpcscale.history.workload import Bools, Floats, Ints, Workload
 from hpcscale.simulate.easy import arrays
@@ -34,6 +34,9 @@ class Backtest:
         point_s: the forecast: the median of waits that were forecast alike, so far as such are
             known by then; else ``run_on_s``.
         upper_s, qbets_s: upper bounds at ``level``.
+        live_s, live_upper_s: what a site's user is told, where ``run_on_s`` is made in time
+            (``live_point_s`` says how it differs).
+        long_s, long_upper_s: likewise in a queue too long for that.
         scored: behind the part that the bounds warm up on.
     """
 
@@ -46,16 +49,44 @@ class Backtest:
     point_s: Floats
     upper_s: Floats
     qbets_s: Floats
+    live_s: Floats
+    live_upper_s: Floats
+    long_s: Floats
+    long_upper_s: Floats
     scored: Bools
+
+    @property
+    def _counted(self) -> Bools:
+        return self.scored & np.isfinite(self.upper_s) & np.isfinite(self.qbets_s)
+
+    @property
+    def scored_jobs(self) -> int:
+        """Predictions that ``figures`` are of."""
+        return int(self._counted.sum())
 
     def figures(self) -> dict[str, float]:
         """What the scored part comes to: errors in hours, coverages and widths."""
-        s = self.scored & np.isfinite(self.upper_s) & np.isfinite(self.qbets_s)
+        s = self._counted
         waited = self.waited_s[s]
 
         def mae(column: Floats) -> float:
             return float(np.abs(column[s] - waited).mean() / _HOUR_S)
 
+        def ratio(column: Floats) -> float:
+            by_limits = mae(self.limit_plan_s)
+            return mae(column) / by_limits if by_limits else math.nan
+
+        def told(point: Floats, upper: Floats) -> dict[str, float]:
+            return {
+                "mae_h": mae(point),
+                "mae_ratio": ratio(point),
+                "upper_mean_h": float(upper[s].mean() / _HOUR_S),
+                "coverage": float((waited <= upper[s]).mean()),
+                "width_ratio": float(upper[s].mean() / self.qbets_s[s].mean()),
+            }
+
+        live = told(self.live_s, self.live_upper_s)
+        long = told(self.long_s, self.long_upper_s)
         return {
             "jobs": int(s.sum()),
             "mean_wait_h": float(waited.mean() / _HOUR_S),
@@ -63,15 +94,38 @@ class Backtest:
             "learned_plan_mae_h": mae(self.learned_plan_s),
             "point_mae_h": mae(self.point_s),
             "point_bias_h": float((self.point_s[s] - waited).mean() / _HOUR_S),
-            "learned_plan_mae_ratio": mae(self.learned_plan_s) / mae(self.limit_plan_s),
-            "run_on_mae_ratio": mae(self.run_on_s) / mae(self.limit_plan_s),
-            "point_mae_ratio": mae(self.point_s) / mae(self.limit_plan_s),
+            "learned_plan_mae_ratio": ratio(self.learned_plan_s),
+            "run_on_mae_ratio": ratio(self.run_on_s),
+            "point_mae_ratio": ratio(self.point_s),
             "coverage": float((waited <= self.upper_s[s]).mean()),
             "upper_mean_h": float(self.upper_s[s].mean() / _HOUR_S),
             "qbets_coverage": float((waited <= self.qbets_s[s]).mean()),
             "qbets_mean_h": float(self.qbets_s[s].mean() / _HOUR_S),
             "width_ratio": float(self.upper_s[s].mean() / self.qbets_s[s].mean()),
+            **{f"live_{name}": value for name, value in live.items()},
+            **{f"live_long_queue_{name}": value for name, value in long.items()},
         }
+
+
+class _Told:
+    """What a site's user is told by one way to plan, and what came of it."""
+
+    def __init__(self, level: float) -> None:
+        self._bound = AdaptiveBound(level)
+        self._open: list[tuple[int, int]] = []
+
+    def say(self, now: int, case: Case, start: int) -> tuple[float, float]:
+        """Point and bound; the start is not looked at before its time."""
+        while self._open and self._open[0][0] <= now:
+            started, key = heappop(self._open)
+            self._bound.started(key, started)
+        self._bound.at(now)
+        said = self._bound.say(case)
+        likely = case.planned_s
+        if likely > 0 and not math.isnan(said.p50_s):
+            likely = said.p50_s
+        heappush(self._open, (start, self._bound.asked(case, said.upper_s)))
+        return likely, max(said.upper_s, likely)
 
 
 def backtest(
@@ -83,6 +137,7 @@ def backtest(
     warm_up: float = 0.1,
     score_from: float = 0.4,
     every: int = 1,
+    least_wait_s: int = 0,
     draws: int = 8,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
@@ -97,6 +152,7 @@ def backtest(
         warm_up: share of the jobs that is learned from and not predicted.
         score_from: share of the jobs from which predictions count.
         every: predict each n-th of them.
+        least_wait_s: jobs that waited no longer started at once.
         draws: runtimes are drawn so often; ``run_on_s`` is the mean of what follows.
         seed: of the draws.
         progress: called with the share done.
@@ -106,8 +162,9 @@ def backtest(
     model = RuntimeModel(jobs, start_s, run)
     bound, qbets = AdaptiveBound(level), Qbets(level)
     rng = np.random.default_rng(seed)
-    late = np.flatnonzero(start_s > submit)
+    late = np.flatnonzero(start_s - submit > least_wait_s)
     chosen = late[late >= warm_up * len(jobs)][::every]
+    live, long = _Told(level), _Told(level)
     unknown: list[_Open] = []
     columns: list[tuple[float, ...]] = []
     ended = np.maximum.accumulate(end)
@@ -147,16 +204,23 @@ def backtest(
         said, by_qbets = bound.say(case), qbets.upper_s()
         point = case.planned_s if math.isnan(said.p50_s) else said.p50_s
         waited = float(start_s[job] - now)
+        first, last = float(limits[-1]), float(learned[-1])
+        lived = case._replace(planned_s=live_point_s(first, last, case.planned_s))
+        lasted = case._replace(planned_s=live_point_s(first, last, 0.0))
         columns.append(
-            (waited, limits[-1], learned[-1], case.planned_s, point, said.upper_s, by_qbets)
-        )
+            (
+                waited, first, last, case.planned_s, point, said.upper_s, by_qbets,
+                *live.say(now, lived, int(start_s[job])), *long.say(now, lasted, int(start_s[job])),
+            )
+        )  # fmt: skip
         key = bound.asked(case, said.upper_s)
         heappush(unknown, (int(start_s[job]), key, now, by_qbets))
         if progress is not None:
             progress((done + 1) / len(chosen))
-    table = np.array(columns, dtype=np.float64).reshape(len(columns), 7)
+    table = np.array(columns, dtype=np.float64).reshape(len(columns), 11)
     scored = chosen >= score_from * len(jobs)
-    waited_s, limits_s, learned_s, run_on_s, points_s, uppers_s, others_s = table.T
+    waits, limits_s, learned_s, run_on_s, points, uppers, others, *told = table.T
     return Backtest(
-        level, chosen, waited_s, limits_s, learned_s, run_on_s, points_s, uppers_s, others_s, scored
-    )
+        level, chosen, waits, limits_s, learned_s, run_on_s, points, uppers, others,
+        told[0], told[1], told[2], told[3], scored,
+    )  # fmt: skip

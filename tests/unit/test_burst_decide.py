@@ -160,13 +160,27 @@ def test_the_most_urgent_move_first_when_a_run_may_start_only_some():
     far = job(run_id="far", deadline=ahead(hours=1, minutes=3))
     near = job(run_id="near", deadline=ahead(minutes=50))
     patient = job(run_id="patient", waiting_since=ago(days=9))
-    plan = decided([patient, far, near], policy, NOW)
-    assert [d.run_id for d in plan.moves] == ["near"]
-    assert [d.run_id for d in plan.decisions[1:]] == ["far", "patient"]
-    assert "max_moves_per_run = 1" in plan.decisions[1].reason
-    assert (plan.known_cost_usd, plan.unknown_costs) == (Decimal(10), 0)
-    moving = decided([near, job(run_id="on its way", moving=True)], policy, NOW)
-    assert moving.moves == ()
+    recent = job(run_id="recent", waiting_since=ago(days=8))
+    plan = decided([recent, patient, far, near], policy, NOW)
+    # the deadlines' last moments have come: they go, and use it up
+    assert [d.run_id for d in plan.moves] == ["near", "far"]
+    assert [d.run_id for d in plan.decisions[2:]] == ["patient", "recent"]
+    assert "max_moves_per_run = 1" in plan.decisions[2].reason
+    assert (plan.known_cost_usd, plan.unknown_costs) == (Decimal(20), 0)
+    assert [d.run_id for d in decided([recent, patient], policy, NOW).moves] == ["patient"]
+    on_its_way = job(run_id="on its way", moving=True)
+    assert decided([patient, on_its_way], policy, NOW).moves == ()
+    assert [d.run_id for d in decided([near, on_its_way], policy, NOW).moves] == ["near"]
+
+
+def test_only_elsewhere_waits_for_a_later_run_until_its_deadline_asks():
+    policy = msgspec.structs.replace(POLICY, max_moves_per_run=1)
+    free = [job(run_id=f"r{n}", ref=f"onprem:{n}", mode=BurstMode.ONLY) for n in range(3)]
+    assert len(decided(free, policy, NOW).moves) == 1
+    at_ease = [msgspec.structs.replace(j, deadline=ahead(hours=9)) for j in free]
+    assert len(decided(at_ease, policy, NOW).moves) == 1
+    due = [msgspec.structs.replace(j, deadline=ahead(seconds=3600 + 180)) for j in free]
+    assert len(decided(due, policy, NOW).moves) == 3
 
 
 def test_a_plan_survives_json():
@@ -219,7 +233,9 @@ policies = st.builds(
 def test_whatever_the_input_nothing_moves_that_must_not(candidates, policy):
     plan = decided(candidates, policy, NOW)
     assert sorted(d.run_id for d in plan.decisions) == sorted(c.run_id for c in candidates)
-    assert len(plan.moves) <= policy.max_moves_per_run
+    # a deadline's last moment waits for no later run: a bound on those pinned missed deadlines
+    later = [m for m in plan.moves if m.rule not in {Rule.DEADLINE, Rule.ONLY}]
+    assert len(later) <= policy.max_moves_per_run
     by_id = {c.run_id: c for c in candidates}
     for decision in plan.decisions:
         assert decision.reason
@@ -243,9 +259,16 @@ def test_a_stay_that_names_its_time_is_a_move_at_that_time(candidate, policy):
     decision = decided([candidate], policy, NOW).decisions[0]
     if decision.action is not Action.STAY or decision.when is None or decision.to is None:
         return
-    just_after = decision.when + dt.timedelta(seconds=1)
-    later = decided([candidate], policy, just_after).decisions[0]
-    assert later.action is Action.MOVE or "max_moves" in later.reason
+    for _ in candidate.options:
+        just_after = decision.when + dt.timedelta(seconds=1)
+        decision = decided([candidate], policy, just_after).decisions[0]
+        if decision.action is Action.MOVE:
+            return
+        # too late for that target, and another one still keeps the deadline
+        assert decision.when is not None
+        assert decision.when > just_after
+        assert len(candidate.options) > 1
+    raise AssertionError(decision)
 
 
 @given(jobs, policies)

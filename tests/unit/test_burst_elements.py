@@ -1,5 +1,6 @@
 """One element of an array that moves alone, on two faked sites."""
 
+import datetime as dt
 from decimal import Decimal
 
 import msgspec
@@ -205,6 +206,17 @@ def test_one_element_after_the_other_within_the_limit_of_a_run(sites, job):
     refs = {f"lab-onprem:{element(job, k)}" for k in (1, 2)}
     assert {d.ref for d in plan.moves} == refs, "the first ones that wait"
     assert sites.tick().plan.moves == ()
+
+
+def test_elements_with_a_deadline_go_together_when_it_asks_for_them(sites):
+    soon = sites.connections["lab-onprem"].clock.now() + dt.timedelta(seconds=1500)
+    terms = BurstTerms(mode=BurstMode.ONLY, deadline=soon)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fake_sites.BurstTerms", lambda **_: terms)
+        job = sites.submit(array="0-3")
+    plan = sites.tick().plan
+    refs = {f"lab-onprem:{element(job, k)}" for k in (1, 2, 3)}
+    assert {d.ref for d in plan.moves} == refs, "though max_moves_per_run = 1"
 
 
 def test_a_sum_bounds_all_elements_together(sites, monkeypatch):

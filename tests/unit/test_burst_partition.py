@@ -344,6 +344,7 @@ def test_what_slurm_refuses_is_handed_over_instead(sites):
     move = sites.move(waiting)
     assert (move.step, move.refused) == (Step.FAILED, True)
     assert "Invalid account" in move.message
+    assert f"scontrol update JobId={waiting.ref.job_id} Partition=" in move.message
     assert sites.attempt(waiting).gpu_hour_usd == Decimal("2.10")
     plan = make_plan(sites.ledger, WITHIN, sites)
     assert plan.decisions[0].action is Action.REFUSE

@@ -111,6 +111,45 @@ def test_value_takes_the_cheapest_and_names_the_next():
     assert decision.runner_up == "else to dear for $30.00"
 
 
+def test_value_counts_the_wait_for_nodes_and_data_in_its_choice():
+    # at $10 an hour half an hour of copying is worth $5
+    near = msgspec.structs.replace(CLOUD, site="near", cost_usd=Decimal("24.50"))
+    far = msgspec.structs.replace(CLOUD, site="far", staging_s=60 + 1800)
+    (decision,) = verdict(VALUE, job(start_p50=NOW + h(9), options=(far, near)))
+    assert (decision.to, decision.runner_up) == ("near", "else to far for $20.00")
+    dearer = msgspec.structs.replace(near, cost_usd=Decimal("25.50"))
+    (decision,) = verdict(VALUE, job(start_p50=NOW + h(9), options=(far, dearer)))
+    assert (decision.to, decision.runner_up) == ("far", "else to near for $25.50")
+
+
+@given(
+    looks=st.lists(st.integers(-3600, 7200), min_size=1, max_size=20),
+    p50_s=st.integers(0, 36_000),
+    deadline_s=st.none() | st.integers(0, 40_000),
+)
+def test_a_forecast_that_jitters_moves_a_job_once_and_takes_it_back_never(
+    *, looks, p50_s, deadline_s
+):
+    """A move is final: what has left is decided on no more, whatever is forecast afterwards."""
+    deadline = None if deadline_s is None else NOW + dt.timedelta(seconds=deadline_s)
+    one = job(waiting_since=NOW, deadline=deadline)
+    moves = 0
+    for n, jitter_s in enumerate(looks):
+        now = NOW + dt.timedelta(seconds=300 * n)
+        p50 = now + dt.timedelta(seconds=max(0, p50_s + jitter_s))
+        seen = msgspec.structs.replace(one, start_p50=p50, moving=moves > 0)
+        (decision,) = decided([seen], VALUE, now).decisions
+        if moves:
+            assert (decision.action, decision.to) == (Action.STAY, None)
+            assert decision.reason == "a move of it is under way"
+        moves += decision.action is Action.MOVE
+        # no band of forecasts holds it back: what the wait is worth to it now is all that counts
+        if decision.rule is Rule.VALUE and "times what the cost" not in decision.reason:
+            saved_h = (p50 - now).total_seconds() / 3600 - 0.05
+            assert saved_h * 10 >= 20 * 1.1
+    assert moves <= 1
+
+
 def test_without_a_forecast_value_falls_back_to_the_threshold_rule():
     (decision,) = verdict(VALUE, job())
     assert decision.action is Action.STAY
@@ -248,6 +287,40 @@ def test_a_budget_is_never_exceeded_whatever_jobs_cost_within_their_bounds(jobs,
             assert mine <= limit / 2
 
 
+# slower or faster, cheaper or dearer than the first, or none
+second_targets = st.lists(
+    st.builds(
+        Option, site=st.just("second"), boot_s=st.integers(0, 3000),
+        staging_s=st.integers(0, 600), cost_usd=money, worst_usd=st.just(Decimal(100)),
+    ),
+    max_size=2,
+)  # fmt: skip
+
+
+def soonest_s(options):
+    return min(o.boot_s + o.staging_s for o in options)
+
+
+def test_a_dearer_target_keeps_a_deadline_that_the_cheaper_one_no_longer_can():
+    slow = msgspec.structs.replace(CLOUD, site="slow", boot_s=1800, staging_s=0)
+    fast = msgspec.structs.replace(CLOUD, site="fast", boot_s=60, cost_usd=Decimal(21))
+    for kind in (PolicyKind.VALUE, PolicyKind.DEADLINE):
+        one_policy = policy(kind, hour_usd=Decimal("0.01"))
+        due = job(deadline=NOW + h(1) + h(1 / 30), options=(slow, fast))  # 2 minutes more
+        (decision,) = verdict(one_policy, due)
+        assert (decision.rule, decision.to) == (Rule.DEADLINE, "fast")
+        assert decision.runner_up == "else to slow for $20.00, too late for its deadline"
+        # with time left for it, the cheaper one, at its own last moment
+        at_ease = job(deadline=NOW + h(1.5), options=(slow, fast))
+        (decision,) = verdict(one_policy, at_ease)
+        assert (decision.rule, decision.to) == (Rule.DEADLINE, "slow")
+        # neither is sure: the one that leaves the job the most of its limit
+        late = job(deadline=NOW + h(0.9), options=(slow, fast))
+        (decision,) = verdict(one_policy, late)
+        assert (decision.rule, decision.to) == (Rule.DEADLINE, "fast")
+        assert "only if the job runs no longer than" in decision.reason
+
+
 @given(
     kind=st.sampled_from([k for k in PolicyKind if k is not PolicyKind.NEVER]),
     limit_s=st.integers(60, 100_000),
@@ -257,23 +330,24 @@ def test_a_budget_is_never_exceeded_whatever_jobs_cost_within_their_bounds(jobs,
     tick_s=st.integers(1, 600),
     phase_s=st.integers(0, 600),
     p50_s=st.none() | st.integers(0, 500_000),
+    second=second_targets,
 )
 def test_a_feasible_deadline_is_met_while_boot_and_runtime_keep_their_bounds(
-    *, kind, limit_s, slack_s, boot, run, tick_s, phase_s, p50_s
+    *, kind, limit_s, slack_s, boot, run, tick_s, phase_s, p50_s, second
 ):
     """The job never starts here: all that is left is the cloud, at the last safe moment."""
-    option = msgspec.structs.replace(CLOUD, boot_s=300, staging_s=100)
+    options = (msgspec.structs.replace(CLOUD, boot_s=300, staging_s=100), *second)
     one_policy = policy(
         kind, wait_s=10**7, depth=0, wait_per_gpu_hour_s=10**6, hour_usd=Decimal("0.01"),
         deadline_margin_s=tick_s,
     )  # fmt: skip
     submit = NOW
     # feasible: at the first look after submission the whole on-demand path still fits
-    deadline = submit + dt.timedelta(seconds=400 + limit_s + 2 * tick_s + slack_s)
+    deadline = submit + dt.timedelta(seconds=soonest_s(options) + limit_s + 2 * tick_s + slack_s)
     now = submit + dt.timedelta(seconds=phase_s % tick_s)
     for _ in range(10**6):
         one = job(
-            waiting_since=submit, deadline=deadline, time_limit_s=limit_s, options=(option,),
+            waiting_since=submit, deadline=deadline, time_limit_s=limit_s, options=options,
             start_p50=None if p50_s is None else now + dt.timedelta(seconds=p50_s),
         )  # fmt: skip
         (decision,) = decided([one], one_policy, now).decisions
@@ -283,8 +357,8 @@ def test_a_feasible_deadline_is_met_while_boot_and_runtime_keep_their_bounds(
         assert decision.when is not None
         ticks = max(1, -(-(decision.when - now) // dt.timedelta(seconds=tick_s)))
         now += dt.timedelta(seconds=tick_s) * ticks
-    end = now + dt.timedelta(seconds=boot * 300 + 100 + run * limit_s)
-    assert end <= deadline
+    takes_s = boot * decision.boot_s + decision.staging_s + run * limit_s
+    assert now + dt.timedelta(seconds=takes_s) <= deadline
 
 
 @given(
@@ -296,31 +370,69 @@ def test_a_feasible_deadline_is_met_while_boot_and_runtime_keep_their_bounds(
     slack_s=st.integers(0, 100_000),
     boot=st.floats(0, 1),
     run=st.floats(0, 1),
+    second=second_targets,
 )
 def test_with_the_margin_left_out_no_cron_line_and_no_gate_loses_a_deadline(
-    *, kind, order, interval_s, phase, limit_s, slack_s, boot, run
+    *, kind, order, interval_s, phase, limit_s, slack_s, boot, run, second
 ):
     """Cron looks at any phase; a gang that comes to its gate waits there for the next look."""
     margin_s = default_margin_s(interval_s, order)
-    option = msgspec.structs.replace(CLOUD, boot_s=300, staging_s=100)
+    options = (msgspec.structs.replace(CLOUD, boot_s=300, staging_s=100), *second)
     one_policy = policy(
         kind, wait_s=10**7, depth=0, wait_per_gpu_hour_s=10**6, hour_usd=Decimal("0.01"),
         deadline_margin_s=margin_s, cron_interval_s=interval_s, order=order,
     )  # fmt: skip
-    deadline = NOW + dt.timedelta(seconds=400 + limit_s + margin_s + slack_s)
+    deadline = NOW + dt.timedelta(seconds=soonest_s(options) + limit_s + margin_s + slack_s)
     tick = dt.timedelta(seconds=interval_s)
     now = NOW + tick * phase
     for _ in range(10**6):
-        one = job(waiting_since=NOW, deadline=deadline, time_limit_s=limit_s, options=(option,))
+        one = job(waiting_since=NOW, deadline=deadline, time_limit_s=limit_s, options=options)
         (decision,) = decided([one], one_policy, now).decisions
         if decision.action is Action.MOVE:
             break
         assert decision.when is not None
         now += tick * max(1, -(-(decision.when - now) // tick))
-    begins = now + dt.timedelta(seconds=boot * 300 + 100)
+    begins = now + dt.timedelta(seconds=boot * decision.boot_s + decision.staging_s)
     if order is Order.GATE_FIRST:
         begins = now + tick * max(1, -(-(begins - now) // tick))  # the next look opens the gate
     assert begins + dt.timedelta(seconds=run * limit_s) <= deadline
+
+
+@given(
+    kind=st.sampled_from([k for k in PolicyKind if k is not PolicyKind.NEVER]),
+    only=st.booleans(),
+    count=st.integers(1, 12),
+    most=st.integers(1, 3),
+    under_way=st.integers(0, 4),
+    slack_s=st.lists(st.integers(0, 1200), min_size=12, max_size=12),
+)
+def test_no_number_of_moves_a_run_keeps_a_deadline_waiting(
+    *, kind, only, count, most, under_way, slack_s
+):
+    """Many jobs have their last safe moments at once, and no job that leaves has arrived yet."""
+    tick_s = 300
+    one_policy = policy(
+        kind, wait_s=10**7, depth=0, wait_per_gpu_hour_s=10**6, hour_usd=Decimal("0.01"),
+        deadline_margin_s=tick_s, cron_interval_s=tick_s, max_moves_per_run=most,
+    )  # fmt: skip
+    mode = BurstMode.ONLY if only else BurstMode.AUTO
+    need_s = CLOUD.boot_s + CLOUD.staging_s + 3600
+    waits = {
+        f"r{n}": job(
+            run_id=f"r{n}", ref=f"onprem:{n}", mode=mode, waiting_since=NOW,
+            deadline=NOW + dt.timedelta(seconds=need_s + tick_s + slack_s[n]),
+        )
+        for n in range(count)
+    }  # fmt: skip
+    left = {f"m{n}": job(run_id=f"m{n}", ref=f"onprem:9{n}", moving=True) for n in range(under_way)}
+    now = NOW
+    while waits:
+        for move in decided([*waits.values(), *left.values()], one_policy, now).moves:
+            gone = waits.pop(move.run_id)
+            assert now + dt.timedelta(seconds=need_s) <= gone.deadline
+            left[move.run_id] = msgspec.structs.replace(gone, moving=True)
+        now += dt.timedelta(seconds=tick_s)
+        assert now < NOW + h(1)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,9 @@ def test_what_has_not_ended_changes_no_prediction(seed, share):
     assert one.expected_s(rows).tolist() == two.expected_s(rows).tolist()
     draws = rng.random(len(rows))
     assert one.drawn_s(rows, None, draws).tolist() == two.drawn_s(rows, None, draws).tolist()
+    for row, elapsed in zip(rows.tolist(), (0.0, 60.0, 5e4, 1e6), strict=False):
+        each = [one.drawn_s(np.array([row]), np.array([elapsed]), np.array([u])) for u in draws]
+        assert one.draws_s(row, elapsed, draws).tolist() == np.concatenate(each).tolist()
 
 
 def test_a_model_does_not_look_back():
@@ -263,6 +266,11 @@ def test_the_backtest_beats_limits_and_its_bound_holds():
     assert figures["learned_plan_mae_ratio"] < 1
     assert 0.85 <= figures["coverage"] <= 0.97
     assert figures["width_ratio"] < 1
+    # what a live site's user is told is made by the same means
+    assert figures["live_mae_ratio"] < 0.6
+    assert figures["live_mae_ratio"] < figures["live_long_queue_mae_ratio"] < 1
+    assert 0.85 <= figures["live_coverage"] <= 0.97
+    assert figures["live_width_ratio"] < 1
 
 
 def test_a_planted_leak_shows_in_no_forecast():
@@ -280,6 +288,9 @@ def test_a_planted_leak_shows_in_no_forecast():
     two = backtest(replace(jobs, runtime_s=runtime), start, 16, draws=2)
     at = int(np.flatnonzero(one.row == cut)[0])
     assert two.row[at] == cut
-    for column in ("limit_plan_s", "learned_plan_s", "point_s", "upper_s", "qbets_s"):
+    for column in (
+        "limit_plan_s", "learned_plan_s", "point_s", "upper_s", "qbets_s", "live_s",
+        "live_upper_s", "long_s", "long_upper_s",
+    ):  # fmt: skip
         before, after = getattr(one, column)[: at + 1], getattr(two, column)[: at + 1]
         np.testing.assert_array_equal(before, after)

@@ -75,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "precheck": _DECIDING | {"settings", "slurm", "connect"},
     "survey": _ACTING,
     # a live site's forecast: asks, and acts on nothing
-    "outlook": _ACTING | {"extras", "history", "forecast"},
+    "outlook": _ACTING | {"extras", "history", "forecast", "simulate"},
     # memory, then acts
     "ledger_schema": {"errors"},
     "ledger_rows": {"errors", "units", "spec", "slurm.types", "ledger_schema"},
@@ -120,17 +120,19 @@ ALLOWED: dict[str, set[str]] = {
     "burst.feasible": {"errors", "burst.words"},
     "burst.worth": {"burst.policy", "burst.plan"},
     "burst.triggers": _DECIDING | {"burst.words", "burst.policy", "burst.plan", "burst.worth"},
+    "burst.choice": _DECIDING
+    | {"burst.policy", "burst.plan", "burst.words", "burst.budget", "burst.triggers"},
     "burst.verdict": _DECIDING
-    | {"burst.line", "burst.policy", "burst.plan", "burst.words", "burst.budget", "burst.triggers"},
+    | {"burst.line", "burst.policy", "burst.plan", "burst.words", "burst.choice", "burst.triggers"},
     "burst.promise": _DECIDING
     | {"burst.budget", "burst.plan", "burst.policy"}
-    | {"burst.verdict", "burst.worth"},
+    | {"burst.choice", "burst.worth"},
     "burst.ahead": _DECIDING | {"burst.plan", "burst.policy", "burst.words"},
     "burst.rests": _DECIDING | {"burst.plan", "burst.seen"},
     "burst.decide": _DECIDING
     | {"burst.catalog", "forecast", "burst.policy", "burst.plan", "burst.words", "burst.seen"}
     | {"burst.budget", "burst.triggers", "burst.worth", "burst.offer", "burst.verdict"}
-    | {"burst.ahead", "burst.rests", "burst.promise"},
+    | {"burst.ahead", "burst.choice", "burst.rests", "burst.promise"},
     "burst": _OWNING
     | {
         "prepare",
@@ -153,7 +155,7 @@ ALLOWED: dict[str, set[str]] = {
     "burst.prospect": _OWNING
     | {"burst", "burst.budget", "burst.catalog_load", "burst.feasible", "burst.offer", "burst.plan"}
     | {"burst.policies", "burst.policy", "burst.promise", "burst.seen", "burst.shapes"}
-    | {"burst.verdict", "burst.words"},
+    | {"burst.choice", "burst.words"},
     # a Slurm of its own; it serves the product and the tests, the product never needs it
     "lab": {"hpcscale", "errors", "units", "assets", "settings", "tomlfile"},
     # policies on a model of a site; and that model against a lab

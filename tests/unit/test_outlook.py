@@ -5,17 +5,20 @@ import random
 from dataclasses import replace
 
 import msgspec
+import numpy as np
 import pytest
 from queue_views import HOUR, NOW, PARTITIONS, nodes, pending, running, snapshot
 
 from hpcscale.errors import HpcscaleError, UnreachableError
+from hpcscale.forecast.queue import Queue, live_point_s
 from hpcscale.history.tables import parse_table
 from hpcscale.outlook import ahead, answer
 from hpcscale.outlook.answer import _levers, as_queued
 from hpcscale.outlook.learned import Track
 from hpcscale.outlook.model import SiteModel
 from hpcscale.outlook.snapshot import Level
-from hpcscale.slurm.whole import ENDED_COLUMNS, NodeFacts, Reservation, RunLimit
+from hpcscale.slurm.transport import Completed
+from hpcscale.slurm.whole import ENDED_COLUMNS, NodeFacts, Reservation, RunLimit, run_limits
 from hpcscale.spec import JobSpec, Resources
 
 
@@ -53,6 +56,68 @@ def test_learned_runtimes_bring_the_plan_forward():
     times = model(seen, past).times()
     assert times.limits_s["2"] == HOUR
     assert 300 < times.learned_s["2"] < 0.3 * HOUR
+    assert 300 < times.run_on_s["2"] < 0.3 * HOUR
+    assert times.start_s("2") == times.run_on_s["2"]
+    # nothing learned: what Slurm plans by the limits is all that there is
+    blank = model(seen).times()
+    assert (blank.run_on_s, blank.start_s("2")) == ({}, blank.learned_s["2"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whole_nodes_of_one_kind_run_on_as_in_the_benchmark(seed, monkeypatch):
+    """What a site's users get is what was measured: with the same runtimes, the same starts."""
+    rng = random.Random(seed)
+    held = [
+        running(at, f"gpu{at}", since=60 * rng.randrange(30), exclusive=True,
+                limit_s=60 * rng.randrange(40, 90)) for at in range(1, 4)
+    ]  # fmt: skip
+    waiting = [
+        pending(at, priority=1000 - at, num_nodes=rng.randrange(1, 5), exclusive=True,
+                limit_s=60 * rng.randrange(1, 90)) for at in range(10, 50)
+    ]  # fmt: skip
+    lasts = {j.job_id: 60.0 * rng.randrange(1, j.limit_s // 60 + 1) for j in waiting}
+    lasts |= {j.job_id: NOW - j.start_s + 60.0 * rng.randrange(1, 10) for j in held}
+    monkeypatch.setattr(
+        SiteModel, "drawn_s", lambda _, job, draws: np.full(len(draws), lasts[job.job_id])
+    )
+    seen = snapshot(*held, *waiting, nodes=nodes(4, "gpu", 4))
+    times = model(seen, history(("ann", "gpu", 60, 900))).times()
+    asked = Queue(
+        NOW, 4, np.ones(3, dtype=int), np.array([NOW - j.start_s for j in held]),
+        np.array([j.limit_s for j in held]), np.array([j.num_nodes for j in waiting]),
+        np.array([j.limit_s for j in waiting]), fast=False,
+    )  # fmt: skip
+    expected = asked.run_on_s(*(np.array([lasts[j.job_id] for j in k]) for k in (held, waiting)))
+    assert [times.run_on_s[j.job_id] for j in waiting] == expected.tolist()
+
+
+def test_a_long_queue_is_planned_as_a_whole_instead_of_run_on():
+    past = history(*[("ann", "gpu", 60, 360)] * 30)
+    busy = running(1, "gpu[1-4]", num_nodes=4, cpus=32)
+    for tasks in (500, 501):
+        seen = snapshot(busy, pending(2, array_pending=f"1-{tasks - 1}"), pending(3, priority=1))
+        made = model(seen, past)
+        whole, left = made.times(), made.times(without={"3"})
+        # the queue as it is decides, so plans with and without a job are of one kind
+        assert (bool(whole.run_on_s), bool(left.run_on_s)) == (tasks == 500, tasks == 500)
+        if tasks == 501:
+            assert whole.start_s("3") == whole.learned_s["3"]
+
+
+def test_what_only_easy_would_start_now_waits_as_planned():
+    # beside the head one node is left, but for three hours it would be in the next job's way
+    seen = snapshot(
+        running(1, "gpu[1-2]", num_nodes=2, exclusive=True),
+        pending(2, num_nodes=3, exclusive=True),
+        pending(3, priority=5, num_nodes=4, exclusive=True),
+        pending(4, priority=1, exclusive=True, limit_s=3 * HOUR),
+        nodes=nodes(4, "gpu", 4),
+    )
+    times = model(seen, history(*[("ann", "gpu", 60, 3500)] * 30)).times()
+    assert (times.run_on_s["4"], times.limits_s["4"]) == (0, 3 * HOUR)
+    assert times.start_s("4") == times.learned_s["4"] > HOUR
+    assert 0 < times.start_s("2") == times.run_on_s["2"] <= HOUR
+    assert live_point_s(0, 50, 40) == 0
 
 
 def test_a_running_job_with_an_allocation_on_some_nodes_leaves_the_others():
@@ -171,17 +236,20 @@ def test_a_queue_planned_without_some_jobs_is_that_of_a_site_without_them():
         ]  # fmt: skip
         others = (running(1, "gpu[1-2]", num_nodes=2, cpus=16), running(2, "cpu1", since=900))
         limits = (RunLimit("qos/user", "normal", "jobs", 3),)
-        whole = model(snapshot(*others, *waiting, limits=limits))
+        past = history(*[("ann", "gpu", 60, 900), ("bob", "cpu", 120, 60)] * 9)
+        whole = model(snapshot(*others, *waiting, limits=limits), past)
         for _ in range(3):
             gone = {job.job_id for job in rng.sample(waiting, 4)}
             left = [job for job in waiting if job.job_id not in gone]
-            alone = model(snapshot(*others, *left, limits=limits)).times()
+            alone = model(snapshot(*others, *left, limits=limits), past).times()
+            assert set(alone.run_on_s) == set(alone.learned_s)
             assert whole.times(without=gone) == alone
             asked = {job.job_id for job in rng.sample(left, 2)}
             some = whole.times(of=asked, without=gone)
             assert asked <= set(some.limits_s) <= set(alone.limits_s)
             assert all(alone.limits_s[name] == at for name, at in some.limits_s.items())
             assert all(alone.learned_s[name] == at for name, at in some.learned_s.items())
+            assert all(alone.run_on_s[name] == at for name, at in some.run_on_s.items())
 
 
 @pytest.mark.parametrize(
@@ -203,6 +271,72 @@ def test_limits_of_qos_accounts_and_users_hold_jobs_back(limit, waits):
     )  # fmt: skip
     times = model(seen).times().limits_s
     assert {name for name, start in times.items() if start} == waits
+
+
+def limited(*limits, partition_qos="", **fields):
+    """Which of three jobs wait beside one that runs, in account ``a`` but for job 4."""
+    gpu = msgspec.structs.replace(PARTITIONS["gpu"], qos=partition_qos)
+    seen = snapshot(
+        running(1, "gpu1", cpus=1, gpus=1, **fields),
+        pending(2, cpus=1, gpus=1, **fields),
+        pending(3, cpus=1, gpus=1, user="bob", **fields),
+        pending(4, cpus=1, gpus=1, user="eve", account="b", **fields),
+        limits=limits,
+        facts=msgspec.structs.replace(snapshot().facts, partitions=PARTITIONS | {"gpu": gpu}),
+    )
+    return {name for name, start in model(seen).times().limits_s.items() if start}
+
+
+def test_the_qos_of_a_partition_limits_what_runs_in_it():
+    one = RunLimit("qos/user", "part", "jobs", 1)
+    assert limited(one) == set()
+    assert limited(one, partition_qos="part") == {"2"}
+    # one in any of several partitions is under none of them for sure
+    assert limited(one, partition_qos="part", partitions=("gpu", "cpu")) == set()
+    # where both bound the same, the partition's counts, but for a QOS that goes before it
+    wide = RunLimit("qos/user", "normal", "jobs", 9)
+    assert limited(one, wide, partition_qos="part") == {"2"}
+    over = msgspec.structs.replace(wide, first=True)
+    assert limited(one, over, partition_qos="part") == set()
+    other = RunLimit("qos", "normal", "gpu", 2)
+    assert limited(one, other, partition_qos="part") == {"2", "4"}
+
+
+def test_each_account_of_a_qos_and_all_below_an_account_have_a_limit():
+    assert limited(RunLimit("qos/account", "normal", "jobs", 1)) == {"2", "3"}
+    below = [RunLimit("account", name, "gpu", 2, of="top") for name in "ab"]
+    assert limited(*below) == {"3", "4"}
+
+
+def test_limits_are_read_of_qos_and_of_accounts_with_those_above_them():
+    tables = {
+        "qos": "normal||4|2||||\nfast|DenyOnLimit,OverPartQOS|||8|gres/gpu=2||cpu=64\n",
+        "assoc": "root||||9||\ntop|||||gres/gpu=8|root\nmid||||5||top\nlow||||||mid\n"
+        "low|ann||3|||\nlow|bob|gpu|1|||\n",
+    }
+
+    class Asker:
+        def question(self, argv):
+            what = argv[argv.index("show") + 1]
+            assert argv[-1].count(",") == tables[what].splitlines()[0].count("|")
+            return Completed(tuple(argv), 0, tables[what], "")
+
+    found = run_limits(Asker(), "c")
+    assert found[:5] == (
+        RunLimit("qos/user", "normal", "jobs", 4),
+        RunLimit("qos/account", "normal", "jobs", 2),
+        RunLimit("qos", "fast", "jobs", 8, first=True),
+        RunLimit("qos/user", "fast", "gpu", 2, first=True),
+        RunLimit("qos", "fast", "cpu", 64, first=True),
+    )
+    assert set(found[5:]) == {
+        RunLimit("user", "low", "jobs", 3, "ann"),
+        RunLimit("account", "top", "gpu", 8),
+        RunLimit("account", "mid", "jobs", 5),
+        RunLimit("account", "mid", "gpu", 8, of="top"),
+        RunLimit("account", "low", "jobs", 5, of="mid"),
+        RunLimit("account", "low", "gpu", 8, of="top"),
+    }
 
 
 def test_a_partition_of_a_higher_tier_goes_first_whatever_the_priority():
@@ -253,7 +387,7 @@ def test_levers_are_free_changes_that_gain():
     made = model(seen, past)
     job = seen.jobs[2]
     point = made.times(changed=job).start_s("3")
-    assert point > 2 * HOUR
+    assert point > HOUR
     levers = {lever.change: lever for lever in _levers(made, job, point, new=False)}
     assert set(levers) == {"time", "partition"}
     assert levers["partition"].value == "cpu"

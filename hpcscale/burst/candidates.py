@@ -21,6 +21,11 @@ from hpcscale.site import Site, split_target
 from hpcscale.slurm.types import Answer, JobState, JobStatus, SiteFacts
 from hpcscale.spec import JobSpec
 
+UNSIZED = (
+    "how large its inputs are is not known (a URL, a path of the site), so no more than the "
+    "allowance for staging is counted"
+)
+
 SendGb = Callable[[JobSpec, Site, str], float | None]
 
 
@@ -92,12 +97,14 @@ def _candidate(
     )
     # what keeps a job from another site need not keep it from another partition of its own
     within = [name for name in policy.to if split_target(name)[1]]
-    places = []
+    places, unsized = [], False
     for name in policy.to:
         target = targets[name]
         if name not in within:
             sent = send_gb(run.spec, target, run.run_id)
-            other = place(run.spec, limit_s, name, policy, target, send_gb=sent)
+            unsized = unsized or (sent is None and bool(run.spec.inputs))
+            kind = origin.partition_gpu_type(run.spec.partition)
+            other = place(run.spec, limit_s, name, policy, target, send_gb=sent, gpu_type=kind)
             blockers = (*kept, *other.blockers) if within else other.blockers
             places.append(msgspec.structs.replace(other, blockers=blockers))
             continue
@@ -126,7 +133,7 @@ def _candidate(
         resting_why=last.message if last else "",
         retry_from=_retry_from(mine, policy),
         moving=bool(last and not last.step.settled),
-        notes=notes(waits),
+        notes=(*notes(waits), *((UNSIZED,) if unsized else ())),
         user=run.user,
         account=run.spec.account or "",
         project=run.spec.directives.get("wckey") or "",
@@ -151,6 +158,7 @@ def place(
     site: Site,
     *,
     send_gb: float | None = None,
+    gpu_type: str | None = None,
 ) -> Place:
     """One target as it would be asked to take a job.
 
@@ -161,6 +169,7 @@ def place(
         policy: whose lease and staging are part of the limit there.
         site: the target's profile.
         send_gb: inputs that are not there yet.
+        gpu_type: of the origin's nodes that it waits for; None: unknown.
     """
     terms = policy.target.get(name, TargetTerms())
     staging_s = site.burst.staging_s if terms.staging_s is None else terms.staging_s
@@ -170,7 +179,10 @@ def place(
         blockers += burst_blockers(asked, site)
     except HpcscaleError as exc:
         blockers.append(str(exc))
-    return Place(target=name, spec=priced(asked), blockers=tuple(blockers), send_gb=send_gb)
+    return Place(
+        target=name, spec=priced(asked), blockers=tuple(blockers), send_gb=send_gb,
+        gpu_type=gpu_type,
+    )  # fmt: skip
 
 
 def _since(status: JobStatus | None, attempt: Attempt) -> dt.datetime | None:

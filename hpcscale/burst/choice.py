@@ -21,15 +21,15 @@ def choose(
 ) -> tuple[Option | None, tuple[str, ...]]:
     """The first target that can take the job within its maximum cost; else all the reasons.
 
-    The policy's order stands, but for ``value``, which takes the cheapest; a target that had no
-    nodes lately comes last. One that can no longer keep the job's deadline stands behind those
-    that can.
+    The policy's order stands, but for ``value``, which counts dollars and, at what an hour of
+    waiting is worth to it, boot and staging; a target that had no nodes lately comes last. One
+    that can no longer keep the job's deadline stands behind those that can.
     """
     why_not: list[str] = []
     free: list[Option] = []
     options = tuple(o for o in job.options if not o.spot)
     if policy.kind is PolicyKind.VALUE:
-        options = tuple(sorted(options, key=price))
+        options = tuple(sorted(options, key=lambda o: whole_price(o, policy)))
     options = tuple(sorted(options, key=lambda o: rests(o, now)))
     for option in options:
         if option.blockers:
@@ -71,6 +71,12 @@ def too_late(option: Option, job: Candidate, policy: Policy, now: dt.datetime) -
 def price(option: Option) -> tuple[bool, Decimal]:
     """Sort key: known prices first, the lowest first."""
     return (option.cost_usd is None, option.cost_usd or Decimal(0))
+
+
+def whole_price(option: Option, policy: Policy) -> tuple[bool, Decimal]:
+    """Sort key as ``price``, the wait for nodes and data counted in."""
+    unknown, cost = price(option)
+    return unknown, cost + Decimal(option.boot_s + option.staging_s) / 3600 * policy.hour_usd
 
 
 def rests(option: Option, now: dt.datetime) -> bool:

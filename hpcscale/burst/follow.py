@@ -120,10 +120,12 @@ class Follow(Net, Again):
 
     def _seen_whole(self, origin: Attempt, connection: Connection) -> Sight:
         """Of an array what has not ended counts: it has to tell its end as well."""
+        if origin.array_size is None:
+            return look(connection, origin, self.ledger)
+        # asked before ``look`` records: the ledger has each end that ends the move
+        whole = show_array(connection, origin, wholly=False)
         seen = look(connection, origin, self.ledger)
-        if origin.array_size is None or seen.status is None:
-            return seen
-        return replace(seen, status=show_array(connection, origin, wholly=False))
+        return seen if seen.status is None or whole is None else replace(seen, status=whole)
 
     def _stop_both(self, move: Move) -> None:
         """Its user wants an end: of the cloud job, and of the stand-in."""

@@ -40,7 +40,8 @@ def offers(place: Place, catalog: Catalog, policy: Policy, now: dt.datetime) -> 
     """
     site = catalog.sites[place.target]
     today = now.date()
-    found, too_small = shapes(place.spec, site, catalog.rows, today)
+    wait_for = place.gpu_type
+    found, too_small = shapes(place.spec, site, catalog.rows, today, gpu_type=wait_for)
     if not found:
         return (Option(site=place.target, blockers=(*place.blockers, *too_small)),)
     made = [_option(place, shape, site, policy) for shape in found]
@@ -48,7 +49,7 @@ def offers(place: Place, catalog: Catalog, policy: Policy, now: dt.datetime) -> 
     net = next((o for o in made if o.cost_usd is not None and o.partition is not None), None)
     if not policy.spot or net is None or place.same_job:
         return tuple(made)
-    taken, _ = shapes(place.spec, site, catalog.rows, today, spot=True)
+    taken, _ = shapes(place.spec, site, catalog.rows, today, spot=True, gpu_type=wait_for)
     if taken and place.spec.array is not None:
         return tuple(_not_on_spot(option) for option in made)
     return (*made, *_on_spot(place, taken, site, policy, net))

@@ -108,6 +108,7 @@ class Place(Frozen, frozen=True, kw_only=True):
         blockers: why it cannot run there, whatever the price.
         same_job: see ``Option``.
         send_gb: inputs that are not there yet; None: not looked at.
+        gpu_type: of the nodes that it waits for, as in GRES; None: unknown.
     """
 
     target: str
@@ -115,6 +116,7 @@ class Place(Frozen, frozen=True, kw_only=True):
     blockers: tuple[str, ...] = ()
     same_job: bool = False
     send_gb: float | None = None
+    gpu_type: str | None = None
 
 
 class Candidate(Frozen, frozen=True, kw_only=True):

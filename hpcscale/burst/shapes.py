@@ -65,7 +65,13 @@ def _priced(partition: Partition, catalog: Catalog) -> Partition:
 
 
 def shapes(
-    spec: JobSpec, site: Site, catalog: Catalog, today: dt.date, *, spot: bool = False
+    spec: JobSpec,
+    site: Site,
+    catalog: Catalog,
+    today: dt.date,
+    *,
+    spot: bool = False,
+    gpu_type: str | None = None,
 ) -> tuple[list[Shape], list[str]]:
     """Shapes of the site that hold the job, the cheapest first, unknown prices last.
 
@@ -75,6 +81,7 @@ def shapes(
         catalog: rows by name.
         today: of the prices' age.
         spot: those whose nodes may be taken back, and no others.
+        gpu_type: that the job waits for; a GPU with less memory does not hold it.
 
     Returns:
         Shapes, and why the others do not hold it.
@@ -102,10 +109,18 @@ def shapes(
         offer = catalog.get(row)
         if offer is None:
             why_not.append(f"partition {name} rents {row}, which no catalog file has")
-        elif problem := _away(spec, offer) or _too_small(spec, offer):
+        elif problem := (
+            _away(spec, offer) or _too_small(spec, offer) or _lesser(spec, offer, gpu_type, catalog)
+        ):
             why_not.append(f"partition {name}: {problem}")
         else:
-            found.append(_shape(spec, priced, name, offer, today, spot=spot))
+            shape = _shape(spec, priced, name, offer, today, spot=spot)
+            if spec.resources.gpus_per_node and _other(offer, gpu_type):
+                kind = f"on {offer.gpu_type} GPUs, where it waits for {gpu_type}"
+                shape = msgspec.structs.replace(
+                    shape, note="; ".join(part for part in (shape.note, kind) if part)
+                )
+            found.append(shape)
     found.sort(key=lambda s: (s.cost.usd is None, s.cost.usd or Decimal(0), s.partition or ""))
     return found, why_not
 
@@ -170,6 +185,30 @@ def _too_small(spec: JobSpec, offer: Offer) -> str | None:
     if need.mem_gb and (offer.mem_gb or 0) < need.mem_gb:
         return f"{offer.instance} has {offer.mem_gb:g} GB, the job wants {need.mem_gb:g}"
     return None
+
+
+def _other(offer: Offer, gpu_type: str | None) -> bool:
+    """Whether both kinds of GPU are known, and not the same."""
+    if not gpu_type or not offer.gpu_type:
+        return False
+    return gpu_type.lower() != offer.gpu_type.lower()
+
+
+def _lesser(spec: JobSpec, offer: Offer, gpu_type: str | None, catalog: Catalog) -> str | None:
+    """Another kind of GPU with less memory than the smallest of the kind that it waits for."""
+    if not spec.resources.gpus_per_node or not gpu_type or not _other(offer, gpu_type):
+        return None
+    known = [
+        row.gpu_mem_gb
+        for row in catalog.values()
+        if (row.gpu_type or "").lower() == gpu_type.lower() and row.gpu_mem_gb
+    ]
+    if not known or not offer.gpu_mem_gb or offer.gpu_mem_gb >= min(known):
+        return None
+    return (
+        f"{offer.instance} has {offer.gpu_type} GPUs of {offer.gpu_mem_gb:g} GB, the job waits for "
+        f"{gpu_type} of {min(known):g} GB"
+    )
 
 
 def _profile_age(site: Site, today: dt.date) -> tuple[str, str]:

@@ -68,9 +68,12 @@ def plan(policy_name: str | None, as_json: bool) -> None:
 @json_option
 def explain(job: str, policy_name: str | None, as_json: bool) -> None:
     """Say what the policy does with JOB, why, and what else could be done. Acts on nothing."""
+    from msgspec import structs
+
     from hpcscale.burst.elements import runs_of
     from hpcscale.burst.run import Connections, make_plan
     from hpcscale.burst.words import show_time, usd
+    from hpcscale.cli._burst_beside import cost_here, free_levers, lever_line
     from hpcscale.errors import NotFoundError
     from hpcscale.ledger import Ledger
 
@@ -87,24 +90,36 @@ def explain(job: str, policy_name: str | None, as_json: bool) -> None:
                 if (of := ledger.resolve(decision.ref)).run.run_id in runs
                 and named.task in {None, of.task}
             ]
+            if not found:
+                raise NotFoundError(
+                    f"{job} does not wait on {policy.from_site} with burst=auto or only",
+                    hint=f"hpcscale status {job}",
+                )
+            decision = found[0]
+            waits = ledger.resolve(decision.ref)
+            here = connections(policy.from_site)
+            levers = free_levers(here, waits.attempt)
+            spec, limit_s = waits.run.spec, waits.attempt.time_limit_s
+            if waits.task is not None:  # of its array, this element alone
+                spec = structs.replace(spec, array=str(waits.task))
+            here_usd, here_why = cost_here(spec, limit_s, here.site)
     finally:
         connections.close()
-    if not found:
-        raise NotFoundError(
-            f"{job} does not wait on {policy.from_site} with burst=auto or only",
-            hint=f"hpcscale status {job}",
-        )
-    decision = found[0]
     if as_json:
-        emit_json({"decision": builtins(decision), "now": made.now})
+        beside = {"levers": builtins(levers), "here_usd": builtins(here_usd)}
+        emit_json({"decision": builtins(decision), "now": made.now, **beside})
         return
     where = f" to {decision.to}" if decision.to else ""
     click.echo(f"{decision.ref} ({decision.name}): {decision.action.value}{where}")
     click.echo(f"  why: {decision.reason}")
     if decision.runner_up:
         click.echo(f"  {decision.runner_up}")
+    if line := lever_line(levers, decision.ref):
+        click.echo(f"  {line}")
     if decision.stage_why:
         click.echo(f"  ahead: {decision.stage_why}")
+    if here_usd is not None:
+        click.echo(f"  here: its hours cost {usd(here_usd)} ({here_why})")
     if decision.cost_usd is not None:
         click.echo(f"  cost: {usd(decision.cost_usd)} ({decision.cost_why})")
     if decision.worst_usd is not None:

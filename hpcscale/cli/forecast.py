@@ -86,9 +86,10 @@ def command(
     if boots := any(forecast.boot_p95_s is not None for forecast in found):
         columns.insert(5, "BOOT P50/P95")
     emit_table(columns, [_row(forecast, boots=boots) for forecast in found])
+    _explain(found[0])  # what costs nothing comes before other sites
     for line in gains:
         click.echo(printable(f"{found[0].site}: {line}"))
-    for forecast in found:
+    for forecast in found[1:]:
         _explain(forecast)
 
 

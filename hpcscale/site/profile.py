@@ -330,6 +330,14 @@ class Site(_Frozen, frozen=True, kw_only=True):
             return known.gpus_per_node
         return self.gpus_per_node
 
+    def partition_gpu_type(self, partition: str | None) -> str | None:
+        """Kind of GPU that a job of this partition waits for; None: unknown, or not one kind."""
+        types = set()
+        for name in (partition or self.default_partition or "").split(","):
+            known = self.partitions.get(name)
+            types.add((known.gpu_type if known is not None else None) or self.gpu_type)
+        return types.pop() if len(types) == 1 else None
+
     @property
     def burst_partitions(self) -> tuple[str, ...]:
         """Partitions that jobs of the others may be moved into."""

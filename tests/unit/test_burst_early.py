@@ -9,6 +9,7 @@ from deciding import decided, offered_at
 from fake_sites import Sites
 
 from hpcscale.burst.ahead import stage_early
+from hpcscale.burst.candidates import UNSIZED
 from hpcscale.burst.catalog import Offer
 from hpcscale.burst.early import EVENT, Sizes
 from hpcscale.burst.expect import Foresight
@@ -177,6 +178,17 @@ def test_sizes_are_those_of_files_and_trees_and_unknown_of_what_cannot_be_counte
     assert gb(t=str(tree), f=str(tree / "a")) == 0.004
     assert gb(u="s3://bucket/key") is None
     assert gb(n=str(tmp_path / "nowhere")) is None
+
+
+def test_inputs_of_unknown_size_are_said_with_the_move(sites):
+    sites.policy = msgspec.structs.replace(sites.policy, kind=PolicyKind.ALWAYS)
+    send(sites)
+    (known,) = make_plan(sites.ledger, sites.policy, sites, blind).decisions
+    (sites.project / "data.bin").unlink()
+    (unknown,) = make_plan(sites.ledger, sites.policy, sites, blind).decisions
+    assert (known.action, unknown.action) == (Action.MOVE, Action.MOVE)
+    assert UNSIZED not in known.reason
+    assert unknown.reason.endswith(UNSIZED)
 
 
 def test_a_data_rule_refuses_by_its_name_live_also_for_what_is_rented_elsewhere(sites):

@@ -111,6 +111,45 @@ def test_value_takes_the_cheapest_and_names_the_next():
     assert decision.runner_up == "else to dear for $30.00"
 
 
+def test_value_counts_the_wait_for_nodes_and_data_in_its_choice():
+    # at $10 an hour half an hour of copying is worth $5
+    near = msgspec.structs.replace(CLOUD, site="near", cost_usd=Decimal("24.50"))
+    far = msgspec.structs.replace(CLOUD, site="far", staging_s=60 + 1800)
+    (decision,) = verdict(VALUE, job(start_p50=NOW + h(9), options=(far, near)))
+    assert (decision.to, decision.runner_up) == ("near", "else to far for $20.00")
+    dearer = msgspec.structs.replace(near, cost_usd=Decimal("25.50"))
+    (decision,) = verdict(VALUE, job(start_p50=NOW + h(9), options=(far, dearer)))
+    assert (decision.to, decision.runner_up) == ("far", "else to near for $25.50")
+
+
+@given(
+    looks=st.lists(st.integers(-3600, 7200), min_size=1, max_size=20),
+    p50_s=st.integers(0, 36_000),
+    deadline_s=st.none() | st.integers(0, 40_000),
+)
+def test_a_forecast_that_jitters_moves_a_job_once_and_takes_it_back_never(
+    *, looks, p50_s, deadline_s
+):
+    """A move is final: what has left is decided on no more, whatever is forecast afterwards."""
+    deadline = None if deadline_s is None else NOW + dt.timedelta(seconds=deadline_s)
+    one = job(waiting_since=NOW, deadline=deadline)
+    moves = 0
+    for n, jitter_s in enumerate(looks):
+        now = NOW + dt.timedelta(seconds=300 * n)
+        p50 = now + dt.timedelta(seconds=max(0, p50_s + jitter_s))
+        seen = msgspec.structs.replace(one, start_p50=p50, moving=moves > 0)
+        (decision,) = decided([seen], VALUE, now).decisions
+        if moves:
+            assert (decision.action, decision.to) == (Action.STAY, None)
+            assert decision.reason == "a move of it is under way"
+        moves += decision.action is Action.MOVE
+        # no band of forecasts holds it back: what the wait is worth to it now is all that counts
+        if decision.rule is Rule.VALUE and "times what the cost" not in decision.reason:
+            saved_h = (p50 - now).total_seconds() / 3600 - 0.05
+            assert saved_h * 10 >= 20 * 1.1
+    assert moves <= 1
+
+
 def test_without_a_forecast_value_falls_back_to_the_threshold_rule():
     (decision,) = verdict(VALUE, job())
     assert decision.action is Action.STAY

@@ -72,6 +72,41 @@ def test_memory_and_cpus_must_be_enough_and_known():
     assert "has 16 CPUs, the job wants 32" in shapes(many, SITE, ROWS, TODAY)[1][-1]
 
 
+def test_another_kind_of_gpu_is_said_and_one_with_less_memory_does_not_hold_the_job():
+    rows = catalog(
+        row("t4", 4, 3, gpu_type="t4", gpu_mem_gb=16.0),
+        row("h200", 4, 30, gpu_type="h200", gpu_mem_gb=141.0),
+        row("h100", 4, 40, gpu_type="h100", gpu_mem_gb=80.0),
+        row("unsaid", 4, 50),
+    )
+    site = cloud(a="t4", b="h200", c="h100", d="unsaid")
+    found, why_not = shapes(spec(), site, rows, TODAY, gpu_type="H100")
+    assert [(s.partition, s.note) for s in found] == [
+        ("b", "on h200 GPUs, where it waits for H100"), ("c", ""), ("d", "")
+    ]  # fmt: skip
+    assert why_not == ["partition a: t4 has t4 GPUs of 16 GB, the job waits for H100 of 80 GB"]
+    # nothing is held against what is not known, nor against a job without GPUs
+    assert len(shapes(spec(), site, rows, TODAY)[0]) == 4
+    assert len(shapes(spec(), site, rows, TODAY, gpu_type="p6000")[0]) == 4
+    assert len(shapes(spec(gpus=0), site, rows, TODAY, gpu_type="h100")[0]) == 4
+    policy = Policy(from_site="o", to=("lab-cloud",))
+    (option, *_) = offered_at(spec(), 3600, site, policy, rows, TODAY, gpu_type="h100")
+    assert (option.partition, "on h200 GPUs" in option.cost_why) == ("b", True)
+
+
+def test_the_kind_of_gpu_that_a_job_waits_for_is_its_partitions():
+    site = load_site("lab-onprem").site
+    name, gpu = next((n, p) for n, p in site.partitions.items() if not p.burst.target)
+    old = msgspec.structs.replace(gpu, gpu_type="t4")
+    site = msgspec.structs.replace(
+        site, gpu_type="h100", partitions={name: gpu, "old": old}, default_partition="old"
+    )
+    assert site.partition_gpu_type("old") == "t4"
+    assert site.partition_gpu_type(None) == "t4"
+    assert site.partition_gpu_type("elsewhere") == "h100"
+    assert site.partition_gpu_type(f"{name},old") is None
+
+
 def test_a_row_that_no_file_has_is_no_shape():
     found, why_not = shapes(spec(), cloud(a="nowhere"), ROWS, TODAY)
     assert (found, why_not) == ([], ["partition a rents x/r/nowhere, which no catalog file has"])

@@ -16,6 +16,7 @@ from hpcscale.burst.moves import Step
 from hpcscale.burst.orphans import Fence, put_fence
 from hpcscale.burst.plan import Action
 from hpcscale.burst.policy import Dependents
+from hpcscale.burst.sight import look
 from hpcscale.burst.stuck import dependents
 from hpcscale.ledger import utc_now
 from hpcscale.slurm.types import Answer, JobState, JobStatus
@@ -188,6 +189,36 @@ def test_an_array_that_stands_in_has_ended_when_all_of_it_has(sites):
     fakes[1].state, fakes[1].started, fakes[1].ends = "COMPLETED", 3, 4
     sites.tick()
     assert sites.move(job).step is Step.DONE
+
+
+def test_the_ledger_has_each_end_of_an_array_that_stood_in(sites, monkeypatch):
+    """Its last element ends right after the ledger was told that it runs."""
+    job, _ = waited_for(sites, "afterok:{}_*(unfulfilled)", array="0-1")
+    sites.tick()
+    sites.both(40)
+    sites.report(sites.target(job).submission_id, "gated", task=0, time=100.0)
+    begun(sites, job, task=0)
+    sites.both(90)
+    sites.tick()
+    assert sites.move(job).step is Step.RELEASING
+    base = job.ref.job_id.base
+    for task in (0, 1):
+        sites.onprem.run(["scontrol", "update", f"JobId={base}_{task}", "TimeLimit=60"])
+    fakes = {f.task: f for f in sites.onprem.jobs.values() if f.base == base}
+    fakes[0].state, fakes[0].started, fakes[0].ends = "COMPLETED", 1, 2
+    fakes[1].state, fakes[1].started = "RUNNING", 1
+
+    def ends_then(*args, **kw):
+        seen = look(*args, **kw)
+        fakes[1].state, fakes[1].ends = "COMPLETED", 3
+        return seen
+
+    monkeypatch.setattr("hpcscale.burst.follow.look", ends_then)
+    sites.tick()
+    sites.tick()
+    assert sites.move(job).step is Step.DONE
+    ends = sites.ledger.elements(sites.ledger.attempt(job.submission_id))
+    assert {k: e.state for k, e in ends.items()} == dict.fromkeys((0, 1), JobState.COMPLETED)
 
 
 def test_a_stand_in_whose_cloud_attempt_is_cancelled_is_cancelled(sites):

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from lab_helpers import job_state, sbatch, until
 
 from hpcscale.cli import main
+from hpcscale.errors import HpcscaleError
 
 
 def forecast(*args):
@@ -49,6 +50,24 @@ def test_without_slurmdbd_limits_are_believed_and_said_to_be(lab_env):
     said = forecast(f"lab-onprem:{held}")
     assert said["p50_s"] is None
     assert said["bound"] == "Slurm holds it: JobHeldUser"
+
+
+def test_a_singleton_and_any_one_of_two_are_waited_for(lab_env):
+    site = lab_env.site("lab-onprem")
+    small = ("-N1", "-n1", "-o/dev/null")
+    ends = {}
+    for minutes, name in ((20, "chain"), (40, "long"), (60, "longer")):
+        ends[name] = sbatch(site, *small, f"-t{minutes}", f"-J{name}")
+        until(lambda name=name: job_state(site, ends[name]) == "RUNNING", 30, "it runs")
+    of_two = f"afterany:{ends['longer']}?afterany:{ends['long']}"
+    for minutes, words in (
+        (20, ("-Jchain", "-dsingleton")),
+        (40, ("-Jother", f"-d{of_two}")),
+        (60, ("-Jother", f"-d{of_two.replace('?', ',')}")),
+    ):
+        waiting = sbatch(site, *small, "-t5", *words)
+        # nodes are free: nothing but its dependency keeps it
+        assert (minutes - 5) * 60 < forecast(f"lab-onprem:{waiting}")["p50_s"] <= minutes * 60
 
 
 def test_a_job_in_a_reservation_is_planned_in_it_and_the_cloud_is_asked_too(lab_env):
@@ -160,6 +179,8 @@ def test_private_data_and_learned_runtimes(lab_factory, use_lab, ordinary, monke
     said = until(learned, 60, "sacct knows the ended jobs")
     assert said["learned_jobs"] == 12
     assert said["history_level"] == "full"
+    with pytest.raises(HpcscaleError, match="its history says too little"):
+        forecast("--site", "lab-onprem", "--backtest")
     # the one ahead asked for 20 h, and its like took seconds: it is not believed to stay
     assert said["p90_s"] > 10 * 3600
     # ten hours do not fit before the head's start, what such jobs take does

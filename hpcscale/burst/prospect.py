@@ -102,7 +102,12 @@ def burst_notes(
         free = [(name, option) for name, option in free if name in policy.to]
         reach = "" if free else f"the policy moves to {', '.join(policy.to)}"
     if policy.budgets and money is not None and free:
-        free, short = _funded(free, spec, money(policy, moment))
+        purse = money(policy, moment)
+        first = _first(free, spec, limit_s, policy, moment)
+        free, short = _funded(free, spec, purse)
+        if first is not None and all(option is not first for _, option in free):
+            # the decision would go there and find no money: what others have promises nothing
+            free, short = _funded([(first.site, first)], spec, purse)
         notes += [f"cannot burst now: {short}"] if short and not free else []
     if spec.burst.deadline is None:
         return notes
@@ -219,6 +224,21 @@ def _candidate(spec: JobSpec, limit_s: int | None, options: Iterable[Option]) ->
 def _offered(job: Candidate, catalog: Catalog, policy: Policy, now: dt.datetime) -> Candidate:
     options = tuple(o for there in job.places for o in offers(there, catalog, policy, now))
     return msgspec.structs.replace(job, options=options)
+
+
+def _first(
+    free: list[tuple[str, Option]],
+    spec: JobSpec,
+    limit_s: int | None,
+    policy: Policy,
+    now: dt.datetime,
+) -> Option | None:
+    """Where a decision now would send a job with a deadline; None: it has none."""
+    if spec.burst.deadline is None:
+        return None
+    order = {name: place for place, name in enumerate(policy.to)}
+    named = sorted(free, key=lambda each: order.get(each[0], len(order)))
+    return choose(_candidate(spec, limit_s, [option for _, option in named]), policy, now)[0]
 
 
 def _funded(

@@ -6,16 +6,20 @@ from decimal import Decimal
 
 import msgspec
 import pytest
+from deciding import decided
 from fake_sites import POLICY, Sites
 
-from hpcscale.burst.plan import Action
+from hpcscale.burst.budget import Purse
+from hpcscale.burst.plan import Action, Candidate, Option
+from hpcscale.burst.policies import find_policy
 from hpcscale.burst.policy import PolicyKind
-from hpcscale.burst.prospect import burst_notes, money_left
+from hpcscale.burst.prospect import Prospect, burst_notes, money_left
 from hpcscale.burst.run import make_plan
 from hpcscale.errors import BurstRefusedError
 from hpcscale.render import render
 from hpcscale.settings import config_dir
 from hpcscale.site import load_site
+from hpcscale.slurm.types import JobState
 from hpcscale.spec import BurstMode, BurstTerms, Checkpoint, JobSpec, Resources
 from hpcscale.submit import submit
 
@@ -127,6 +131,43 @@ def test_a_deadline_is_promised_while_the_budget_has_its_money(sites):
     assert "met only if it starts here at once or runs shorter than its limit: no money" in note
     # nothing is said of money to those who look at no ledger
     assert "can be kept by a move" in notes_of(job, now)[-1]
+
+
+@pytest.mark.parametrize("affordable", ["first", "second"])
+def test_a_deadline_is_promised_with_the_money_of_the_target_that_is_decided_on(
+    affordable, monkeypatch
+):
+    """The policy sends it to the first of its targets, which may cost more than is left."""
+    now = dt.datetime.now(dt.UTC)
+    budget_file(50)
+    worst = {"first": 60, "second": 60, affordable: 40}
+    found = [
+        Prospect(
+            site=msgspec.structs.replace(load_site("lab-cloud").site, name=name),
+            option=Option(site=name, boot_s=60, cost_usd=Decimal(9), worst_usd=Decimal(usd)),
+        )
+        for name, usd in worst.items()
+    ]
+    policy = find_policy()
+    policy = msgspec.structs.replace(policy, to=("first", "second"))
+    monkeypatch.setattr("hpcscale.burst.prospect._policy_of", lambda _: (policy, []))
+    monkeypatch.setattr("hpcscale.burst.prospect._prospects", lambda *_: (found[::-1], []))
+
+    def money(policy, moment):
+        return Purse(policy.budgets, [], moment)
+
+    job = spec(deadline=now + dt.timedelta(hours=9))
+    *_, note = notes_of(job, now, money)
+    options = tuple(one.option for one in found)
+    waits = Candidate(
+        run_id="r", ref="lab-onprem:1", name="j", mode=BurstMode.AUTO, state=JobState.PENDING,
+        waiting_since=now, time_limit_s=3600, deadline=job.burst.deadline, options=options,
+    )  # fmt: skip
+    due = job.burst.deadline - dt.timedelta(seconds=3660)
+    moves = decided([waits], policy, due).moves
+    assert ("can be kept by a move" in note) == (affordable == "first") == bool(moves)
+    if affordable == "second":
+        assert "no money is left to promise a move (it may cost $60.00, and of $50.00" in note
 
 
 def test_a_target_that_the_policy_does_not_name_promises_no_deadline():

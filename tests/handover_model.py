@@ -7,6 +7,10 @@ taken before the cloud job is at its gate or after it, so both orders are covere
 or cancel at any step. Controllers may forget a start, a cancel and an end; the lease may run out
 whenever nothing is decided.
 
+With ``ids`` its user may also `scancel` the on-prem job itself, and its controller may forget it before
+it has begun and give its id to a stranger's job, of which the comment is not ours. That a forgotten job
+which nobody moves is submitted again (`burst/resubmit.py`) is another protocol: here it is an end.
+
 It is a model of the rules, not of the code; the code's own tests are beside it.
 """
 
@@ -29,7 +33,9 @@ class Cloud(NamedTuple):
 
 
 class State(NamedTuple):
-    origin: str = "pending"  # pending, script, user, done, cancelled
+    origin: str = (
+        "pending"  # pending, script, user, done, cancelled; its id is a stranger's; struck
+    )
     restart: int = 0
     log: tuple = ()  # the claim: (owner, restart)
     revoked: frozenset = frozenset()
@@ -52,6 +58,8 @@ def walk(state, owner, restart):
 
 
 def origin_steps(s, rules):
+    if rules["ids"] and s.origin in {"pending", "script"}:  # scancel
+        yield s._replace(origin="cancelled", stopped=True)
     if s.origin == "pending":
         yield s._replace(origin="script")
     elif s.origin == "script":
@@ -65,6 +73,8 @@ def origin_steps(s, rules):
             yield s._replace(origin="pending")
     elif s.origin == "user":
         yield s._replace(origin="done")
+        if rules["ids"]:
+            yield s._replace(origin="done", stopped=True)  # scancel
         if s.restart < MAX_RESTART:
             yield s._replace(origin="pending", restart=s.restart + 1)  # a requeue
 
@@ -86,9 +96,11 @@ def job_steps(c, rules):
         yield c._replace(job="done")
 
 
-def forgotten(s):
+def forgotten(s, rules):
     """What controllers do that have lost their last seconds; no end may depend on it."""
-    if s.origin == "cancelled":
+    if rules["ids"] and s.origin == "pending" and not s.restart:
+        yield s._replace(origin="stranger")  # with its submission; the id is given out again
+    elif s.origin == "cancelled":
         yield s._replace(origin="pending")
     elif s.origin == "user" and s.restart < MAX_RESTART:
         yield s._replace(origin="pending")  # the start
@@ -101,6 +113,15 @@ def with_cloud(s, me, cloud):
     clouds = list(s.clouds)
     clouds[me] = cloud
     return s._replace(clouds=tuple(clouds))
+
+
+def cancelled(s, rules, kinds):
+    """After a cancel by id: whose job it is the comment says, and the act looks at it first."""
+    if s.origin == "stranger" and not rules["comment"]:
+        return s._replace(origin="struck")
+    if s.origin not in kinds:
+        return s
+    return s._replace(origin="done" if s.origin == "user" else "cancelled")
 
 
 def handover_steps(s, me, rules):
@@ -123,11 +144,17 @@ def handover_steps(s, me, rules):
         yield ending("cancelled", s._replace(stopped=True))
     if c.step == "submitted":
         yield put(step="claiming")
-        if s.origin not in {"pending", "script"}:
+        if rules["ids"] and s.origin == "cancelled":
+            yield ending("cancelled")
+        elif s.origin not in {"pending", "script", "stranger"}:
             yield ending("withdrawn")
     elif c.step == "claiming":
         if c.seen != s.restart and s.origin in {"pending", "script"}:
             yield put(seen=s.restart)
+        if s.origin == "stranger" and c.seen < 0:
+            yield put(seen=0)  # of a job that is gone no start is known to be over
+        if rules["ids"] and s.origin == "cancelled":
+            yield ending("cancelled")
         if s.origin == "done":
             yield ending("withdrawn")
         if c.seen >= 0:
@@ -146,7 +173,7 @@ def handover_steps(s, me, rules):
         else:
             yield ending("failed")
     elif c.step == "cancelling":
-        clean = s._replace(origin="cancelled") if s.origin in {"pending", "script"} else s
+        clean = cancelled(s, rules, {"pending", "script"})
         if c.began:
             yield clean
             yield put(clean, step="moved")
@@ -173,11 +200,7 @@ def handover_steps(s, me, rules):
         elif c.ends_as == "cancelled":
             if after.clouds[me].job == "user":
                 after = with_cloud(after, me, after.clouds[me]._replace(job="done"))
-            ended = after._replace(
-                origin={"pending": "cancelled", "script": "cancelled", "user": "done"}.get(
-                    after.origin, after.origin
-                )
-            )
+            ended = cancelled(after, rules, {"pending", "script", "user"})
             yield after
             yield ended
             yield with_cloud(ended, me, ended.clouds[me]._replace(step="cancelled"))
@@ -195,6 +218,8 @@ def steps(s, rules):
 
 def wrong(before, after):
     """What must never happen, by the states before and after one step."""
+    if after.origin == "struck":
+        return "a stranger's job was cancelled"
     running = [after.origin == "user", *(c.job == "user" for c in after.clouds)]
     if sum(running) > 1:
         return "user code is alive twice"
@@ -210,16 +235,16 @@ def wrong(before, after):
     return None
 
 
-def explore(**off):
+def explore(handovers=2, **off):
     """All reachable states; the first fault, and how many states cannot reach the run's end."""
-    rules = {"claim": True, "gate": True, "close": True} | off
-    start = State()
+    rules = {"claim": True, "gate": True, "close": True, "comment": True, "ids": False} | off
+    start = State(clouds=(Cloud(),) * handovers)
     known, queue, back = {start: 0}, [start], {}
     order = [start]
     while queue:
         state = queue.pop()
         fair = list(steps(state, rules))
-        for number, after in enumerate([*fair, *forgotten(state)]):
+        for number, after in enumerate([*fair, *forgotten(state, rules)]):
             fault = wrong(state, after)
             if fault:
                 return len(known), fault, 0
@@ -232,7 +257,9 @@ def explore(**off):
     ends = [
         number
         for number, s in enumerate(order)
-        if s.stopped or s.origin == "done" or any(c.job in {"user", "done"} for c in s.clouds)
+        if s.stopped
+        or s.origin in {"done", "stranger"}
+        or any(c.job in {"user", "done"} for c in s.clouds)
     ]
     reach, queue = set(ends), list(ends)
     while queue:
@@ -252,7 +279,7 @@ def walks(count, seed, length=60, handovers=3, **off):
     Returns:
         Steps taken, states that were met, and the first fault.
     """
-    rules = {"claim": True, "gate": True, "close": True} | off
+    rules = {"claim": True, "gate": True, "close": True, "comment": True, "ids": False} | off
     choose = random.Random(seed)
     start = [State(clouds=(Cloud(),) * handovers), None]
     nodes = {start[0]: start}
@@ -263,7 +290,7 @@ def walks(count, seed, length=60, handovers=3, **off):
             state, after = node
             if after is None:
                 after = node[1] = []
-                for found in [*steps(state, rules), *forgotten(state)]:
+                for found in [*steps(state, rules), *forgotten(state, rules)]:
                     if fault := wrong(state, found):
                         return taken, len(nodes), fault
                     after.append(nodes.setdefault(found, [found, None]))

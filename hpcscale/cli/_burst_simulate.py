@@ -12,8 +12,10 @@ from hpcscale.cli._output import emit_json, emit_table, json_option, notice
 if TYPE_CHECKING:
     from hpcscale.history.reading import Reading
     from hpcscale.simulate.compare import Comparison
-    from hpcscale.simulate.overflow import Cluster, Rules
+    from hpcscale.simulate.overflow import Cluster, Instance, Rules
 
+MOST_BOUNDED = 3000  # jobs: the bound is a program of some 60 columns each
+SEARCH = 100_000_000  # moves times jobs: a minute
 DEFAULT_POLICIES = ("no-wait", "constant-wait", "compute-wait", "value")
 
 
@@ -60,6 +62,12 @@ DEFAULT_POLICIES = ("no-wait", "constant-wait", "compute-wait", "value")
     show_default=True,
     help="Share of jobs with a deadline: 1.5, 2 or 4 runtimes and an hour after submission.",
 )
+@click.option(
+    "--bounds",
+    is_flag=True,
+    help="Also say what no schedule of that mean wait costs less than, and the cheapest that was "
+    "found with all arrivals known. Needs --equal-wait; takes a minute.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of whatever is drawn.")
 @click.option(
     "--html", metavar="FILE", type=click.Path(), help="Write a report that needs no other file."
@@ -80,6 +88,7 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
     tune_on: float,
     runtimes: str,
     deadlines: float,
+    bounds: bool,
     seed: int,
     html: str | None,
     model: str,
@@ -117,6 +126,8 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
         notice("a policy that is named twice is replayed once")
     if equal_wait is not None and equal_wait not in wanted:
         wanted.insert(0, equal_wait)
+    if bounds:
+        _may_bound(instance, equal_wait, model)
     if model == "slurm":
         if tune_on:
             raise UsageError(
@@ -182,6 +193,10 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
     )
     data["model"] = "plain"
     _price_here(data, site)
+    if bounds:
+        with progress("searching for the best schedule") as advance:
+            advance("bounds", 0.0)
+            data.update(_bounds(made, equal_wait or "", seed))
     _show(made, data, reading, html, as_json=as_json)
 
 
@@ -200,6 +215,41 @@ def _show(
     _print(made, data)
     if html is not None:
         notice(f"report: {html}")
+
+
+def _may_bound(instance: "Instance", equal_wait: str | None, model: str) -> None:
+    from hpcscale.errors import UsageError
+    from hpcscale.extras import require
+
+    require("bound", "--bounds")
+    if equal_wait is None or model != "plain":
+        raise UsageError(
+            "--bounds are of one mean wait, in --model plain", hint="--equal-wait constant-wait"
+        )
+    if len(instance) > MOST_BOUNDED:
+        raise UsageError(
+            f"--bounds: {len(instance):,} jobs are too many for it, {MOST_BOUNDED:,} the most",
+            hint="a shorter part of the history",
+        )
+
+
+def _bounds(made: "Comparison", equal_wait: str, seed: int) -> dict[str, float]:
+    """Dollars at the mean wait of one policy, on the jobs that are scored: proof and schedule."""
+    from hpcscale.simulate.bound import lower_bound
+    from hpcscale.simulate.offline import best_known
+
+    asked = next(r.outcome.mean_wait_h for r in made.results if r.name == equal_wait)
+    # a knob keeps to it within 1 %: the bounds are of the longest of these waits, so below them all
+    within = [r.outcome for r in made.results if r.outcome.mean_wait_h <= 1.01 * asked]
+    target = max(one.mean_wait_h for one in within)
+    first = min(within, key=lambda one: one.cloud_cost_usd)
+    best = best_known(first, target, moves=SEARCH // max(1, len(made.scored)), seed=seed)
+    return {
+        "bounds_mean_wait_h": target,
+        "lower_bound_usd": lower_bound(made.scored, target).usd,
+        # what a policy made is a schedule, too
+        "best_known_usd": float(min(first.cloud_cost_usd, best.cloud_cost_usd)),
+    }
 
 
 def _cluster(
@@ -311,8 +361,9 @@ def _data(
     read: str,
     notes: list[str],
 ) -> dict[str, Any]:
-    from hpcscale.simulate.compare import figures
+    from hpcscale.simulate.compare import figures, fronts
 
+    rows = [figures(result) for result in made.results]
     cluster = made.instance.cluster
     return {
         "history": history,
@@ -329,7 +380,7 @@ def _data(
         "equal_wait": equal_wait,
         "equal_wait_h": made.target_h,
         "knobs_set_in_hindsight": equal_wait is not None and made.scored is made.instance,
-        "policies": [figures(result) for result in made.results],
+        "policies": [{**row, "front": on} for row, on in zip(rows, fronts(rows), strict=True)],
     }
 
 
@@ -374,6 +425,16 @@ def _print(made: "Comparison", data: dict[str, Any]) -> None:
         f"{data['jobs_scored']:,} jobs on {cluster.nodes} nodes x {cluster.gpus_per_node} GPUs, "
         f"cloud at ${cluster.cloud_gpu_hour_usd} a GPU-hour, runtimes {data['runtimes']}"
     )
+    if "best_known_usd" in data:
+        best, least = data["best_known_usd"], data["lower_bound_usd"]
+        wait_h = data["bounds_mean_wait_h"]
+        alike = [one for one in data["policies"] if one["mean_wait_h"] <= wait_h]
+        cheap = min(alike, key=lambda one: one["cloud_cost_usd"])
+        click.echo(
+            f"at a mean wait of {wait_h:.4f} h no schedule costs less than "
+            f"${least:,.2f}; with all arrivals known one of ${best:,.2f} was found, "
+            f"${cheap['cloud_cost_usd'] - best:,.2f} below {cheap['policy']}"
+        )
     notice(data["read"])
     for why, count in data["left_out"].items():
         notice(f"{count:,} jobs left out: {why}")

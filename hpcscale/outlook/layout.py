@@ -303,6 +303,7 @@ class _Allowances:
 
     def __init__(self, made: ProblemBuilder, snapshot: Snapshot) -> None:
         self._made = made
+        self._of_partition = {name: p.qos for name, p in snapshot.facts.partitions.items() if p.qos}
         self._limits: dict[tuple[str, str], list[RunLimit]] = {}
         for limit in snapshot.limits:
             kind = limit.whose.partition("/")[0]
@@ -312,21 +313,38 @@ class _Allowances:
         self._known: dict[tuple[str, ...], int] = {}
 
     def of(self, job: QueuedJob) -> list[Demand]:
-        """What this job takes of its user's, its account's and its QOS's allowances."""
+        """What this job takes of its user's, its accounts' and its two QOS's allowances."""
         if not self._limits:
             return []
         takes = {"jobs": 1, "cpu": job.cpus, "gpu": job.gpus, "node": job.num_nodes}
         found: dict[int, Demand] = {}
-        for place in (("qos", job.qos), ("account", job.account)):
-            for limit in self._limits.get(place, ()):
-                if limit.user not in {"", job.user} or not takes[limit.what]:
-                    continue
-                each = job.user if limit.whose.endswith("/user") else limit.user
-                key = (*place, limit.whose, limit.what, each, str(limit.units))
-                if key not in self._known:
-                    self._known[key] = self._made.resource(limit.units)
-                found[self._known[key]] = (self._known[key], takes[limit.what])
+        for limit in (*self._of_qos(job), *self._limits.get(("account", job.account), ())):
+            if limit.user not in {"", job.user} or not takes[limit.what]:
+                continue
+            each = limit.user
+            if limit.whose.endswith(("/user", "/account")):
+                each = job.user if limit.whose.endswith("/user") else job.account
+            key = (limit.of or limit.name, limit.whose, limit.what, each, str(limit.units))
+            if key not in self._known:
+                self._known[key] = self._made.resource(limit.units)
+            found[self._known[key]] = (self._known[key], takes[limit.what])
         return list(found.values())
+
+    def _of_qos(self, job: QueuedJob) -> list[RunLimit]:
+        """Limits of its partition's QOS and of its own; of two of a kind the first one counts.
+
+        The partition's comes first unless the job's QOS says otherwise (Slurm's "Resource Limits").
+        A job that may start in several partitions is under a QOS that all of them have.
+        """
+        there = {self._of_partition.get(name, "") for name in job.partitions}
+        own = self._limits.get(("qos", job.qos), [])
+        if len(there) != 1 or (name := there.pop()) in {"", job.qos}:
+            return own
+        of_partition = self._limits.get(("qos", name), [])
+        pair = (of_partition, own)
+        ahead, behind = reversed(pair) if any(limit.first for limit in own) else pair
+        kinds = {(limit.whose, limit.what) for limit in ahead}
+        return [*ahead, *(one for one in behind if (one.whose, one.what) not in kinds)]
 
 
 def _uniform(job_id: str, count: int) -> Floats:

@@ -100,6 +100,29 @@ def figures(result: Tuned) -> dict[str, Any]:
     }
 
 
+def front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Of points which both are better the lower: whether no other one is better than this.
+
+    Better is no worse in one and lower in the other; equal points are all on the front.
+    """
+    return [not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points) for x, y in points]
+
+
+def fronts(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """On which fronts each policy is: ``wait`` and ``deadlines``, both against the cloud's cost.
+
+    Args:
+        rows: from ``figures``.
+    """
+    waits = front([(row["mean_wait_h"], row["cloud_cost_usd"]) for row in rows])
+    hits = front([(-row["deadline_hit_rate"], row["cloud_cost_usd"]) for row in rows])
+    kinds = ("wait", "deadlines")
+    return [
+        [kind for kind, on in zip(kinds, each, strict=True) if on]
+        for each in zip(waits, hits, strict=True)
+    ]
+
+
 def _gpu_hours_before(outcome: Outcome, rows: Any, until_h: float) -> float:
     """GPU-hours of these jobs from the first arrival to the last."""
     instance = outcome.instance

@@ -1,16 +1,16 @@
 """The simulator's report: one HTML page with inline charts, which loads nothing from anywhere."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
 from hpcscale.history.workload import Workload
-from hpcscale.simulate.compare import Comparison, timeline
+from hpcscale.simulate.compare import Comparison, fronts, timeline
 from hpcscale.simulate.overflow import Floats
 from hpcscale.simulate.policies import Tuned
-from hpcscale.simulate.svg import Chart
+from hpcscale.simulate.svg import BOTTOM, TOP, Chart
 
 # of Okabe and Ito: told apart by colour-blind readers too
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#666666")
@@ -19,6 +19,7 @@ ACCOUNTS = 12
 SHORT = 0.8  # of all hours: if 99 % of the jobs have ended by then, the rest is not drawn
 DOTS = "Each dot is a policy as in the table"
 KNOBS = "; a line joins the best of its other knobs"
+FRONT = ". Ringed and joined by dashes: no other policy is better in both"
 KEY = (
     f'<p class="key"><span style="background:{HERE}"></span>GPUs busy on the cluster'
     f'<span style="background:{AWAY}"></span>GPUs in the cloud'
@@ -42,6 +43,7 @@ figure { margin: 0; display: flex; flex-direction: column; justify-content: flex
 table + .pair { margin-top: 1.5rem; } figcaption { color: var(--soft); font-size: .9rem; }
 svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--soft); }
 svg text.name { fill: var(--ink); } .grid { stroke: var(--rule); stroke-width: 1; }
+.ring, .front { fill: none; stroke: var(--soft); } .front { stroke-dasharray: 3 4; }
 .axis { stroke: var(--soft); } .level { stroke: var(--soft); stroke-dasharray: 4 4; }
 .key span { display: inline-block; height: .8em; margin: 0 .3em 0 1em; }
 .key .dashes { height: 0; border-top: 2px dashed var(--soft); vertical-align: middle; }
@@ -65,7 +67,7 @@ def page(made: Comparison, data: dict[str, Any], work: Workload) -> str:
         _table(data["policies"], colors),
         '<div class="pair">',
         _front(made, data, colors),
-        _figure(_hits(data, colors), "Dollars against deadlines met. Right and down is better."),
+        _hits(data, colors),
         "</div>",
         "<h2>Queue and cloud over time</h2>",
         KEY,
@@ -141,8 +143,8 @@ def _front(made: Comparison, data: dict[str, Any], colors: dict[str, str]) -> st
                 xs, ys = zip(*best, strict=True)
                 chart.line(xs, ys, colors[result.name], f"{result.name}: best knobs")
                 lines += 1
-    _dots(chart, points, colors)
-    note = f"{DOTS}{KNOBS if lines else ''}. Left and down is better."
+    _dots(chart, points, colors, _on_front(data, "wait"), -1)
+    note = f"{DOTS}{KNOBS if lines else ''}{FRONT}. Left and down is better."
     return _figure(chart.svg(), note)
 
 
@@ -156,36 +158,69 @@ def _hits(data: dict[str, Any], colors: dict[str, str]) -> str:
         "Cost against deadlines met", "deadlines met, %", "cloud cost, $",
         (max(0.0, min(95.0, least - 2)), 100.5), (0, _top([y for _, y in points.values()])),
     )  # fmt: skip
-    _dots(chart, points, colors)
-    return chart.svg()
+    _dots(chart, points, colors, _on_front(data, "deadlines"), 1)
+    return _figure(chart.svg(), f"Dollars against deadlines met{FRONT}. Right and down is better.")
 
 
-def _dots(chart: Chart, points: dict[str, tuple[float, float]], colors: dict[str, str]) -> None:
-    """Dots with their names; names that would lie on another or on a dot go down, on a line."""
+def _on_front(data: dict[str, Any], kind: str) -> set[str]:
+    rows = data["policies"]
+    return {row["policy"] for row, on in zip(rows, fronts(rows), strict=True) if kind in on}
+
+
+def _dots(
+    chart: Chart,
+    points: dict[str, tuple[float, float]],
+    colors: dict[str, str],
+    ringed: Collection[str],
+    better: int,
+) -> None:
+    """Dots with their names; names that would lie on another or on a dot go elsewhere, on a line.
+
+    Args:
+        chart: to draw on.
+        points: by policy.
+        colors: likewise.
+        ringed: those on the front, which dashes join.
+        better: 1 where more to the right is better, -1 where less is.
+    """
+    best = sorted({points[name] for name in ringed}, key=lambda p: better * p[0])
+    if len(best) > 1:
+        chart.stairs(best, "no policy is below this line")
     dots = [(chart.x(x), chart.y(y)) for x, y in points.values()]
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, float]] = []
+    lowest = chart.height - BOTTOM - 4
     for name, (x, y) in sorted(points.items(), key=lambda item: -item[1][1]):
+        px, py = chart.x(x), chart.y(y)
         side = chart.side(x)
-        reach = side * 7 * len(name)  # about 7 pixels a letter
-        shift = 0
+        left, right = sorted((px + 9 * side, px + (9 + 7 * len(name)) * side))  # pixels a letter
 
         def free(at_y: float, left: float, right: float, own: tuple[float, float]) -> bool:
             clear = all(
-                not (left < dx < right and abs(at_y - 4 - dy) < 10)
+                not (left - 8 < dx < right + 8 and abs(at_y - 4 - dy) < 10)
                 for dx, dy in dots
                 if own != (dx, dy)
             )
-            return clear and all(abs(at_y - ty) >= 14 for _, ty in taken)
+            return clear and all(
+                end < left or right < begin or abs(at_y - ty) >= 14 for begin, end, ty in taken
+            )
 
-        px, py = chart.x(x), chart.y(y)
-        left, right = sorted((px, px + reach))
-        near = any(abs(px - tx) < 180 for tx, _ in taken)
-        if near or not free(py - 7, left - 8, right + 8, (px, py)):
-            shift = 14
-            while not free(py - 7 + shift, left - 20, right + 20, (px, py)):
-                shift += 7
-        taken.append((px, py - 7 + shift))
-        chart.point(x, y, colors[name], name, f"{name}: {x:.4g}, ${y:,.2f}", shift)
+        shift = next(
+            (
+                by
+                for by in sorted(range(-chart.height // 7 * 7, chart.height, 7), key=_nearest)
+                if TOP + 10 <= py - 7 + by <= lowest and free(py - 7 + by, left, right, (px, py))
+            ),
+            0,
+        )
+        taken.append((left, right, py - 7 + shift))
+        chart.point(
+            x, y, colors[name], name, f"{name}: {x:.4g}, ${y:,.2f}", shift, ring=name in ringed
+        )
+
+
+def _nearest(shift: int) -> tuple[int, int]:
+    """Sort key: little is better than much, down than up."""
+    return abs(shift), -shift
 
 
 def _timelines(made: Comparison, colors: dict[str, str]) -> list[str]:

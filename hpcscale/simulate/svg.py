@@ -71,7 +71,15 @@ class Chart:
         return -1 if self.x(x) > self.width * 0.72 else 1
 
     def point(  # noqa: PLR0917 -- a point is its two values first
-        self, x: float, y: float, color: str, label: str, note: str, shift: int = 0
+        self,
+        x: float,
+        y: float,
+        color: str,
+        label: str,
+        note: str,
+        shift: int = 0,
+        *,
+        ring: bool = False,
     ) -> None:
         """A dot with its name beside it, which tells more under the pointer.
 
@@ -80,7 +88,8 @@ class Chart:
             color: of dot and name.
             label: the name.
             note: shown under the pointer.
-            shift: pixels that the name is moved down by.
+            shift: pixels that the name is moved down by, or up.
+            ring: a circle around the dot.
         """
         px, py = self.x(x), self.y(y)
         late = self.side(x) < 0
@@ -96,6 +105,16 @@ class Chart:
             f'style="fill:{color}" text-anchor="{"end" if late else "start"}">'
             f"{escape(label)}</text>"
         )
+        if ring:
+            self.marks.append(f'<circle class="ring" cx="{px:.1f}" cy="{py:.1f}" r="9"/>')
+
+    def stairs(self, points: Sequence[tuple[float, float]], note: str) -> None:
+        """A dashed line through these in their order: first up or down, then to the side."""
+        path = ""
+        for x, y in points:
+            path += f"V{self.y(y):.1f}H{self.x(x):.1f}" if path else ""
+            path = path or f"M{self.x(x):.1f} {self.y(y):.1f}"
+        self.marks.append(f'<path class="front" d="{path}"><title>{escape(note)}</title></path>')
 
     def level(self, y: float, note: str) -> None:
         """A dashed horizontal line."""

@@ -170,6 +170,7 @@ def _facts_of(pairs: dict[str, str]) -> PartitionFacts:
         gres=tuple(w for w in pairs.get("_gres", "").split(" ") if w),
         preempt_mode=pairs.get("PreemptMode", "OFF"),
         priority_tier=int(tier) if (tier := pairs.get("PriorityTier", "")).isdigit() else 1,
+        qos=pairs.get("QoS", "").replace("N/A", ""),
         boots="_boots" in pairs,
     )
 

@@ -128,6 +128,7 @@ class PartitionFacts(msgspec.Struct, frozen=True):
     gres: tuple[str, ...] = ()  # the kinds of nodes by their GRES, such as gpu:h100:4
     preempt_mode: str = "OFF"
     priority_tier: int = 1
+    qos: str = ""  # whose limits hold for every job in it
     boots: bool = False  # some nodes are State=CLOUD: powered up when a job wants them
 
 

@@ -268,12 +268,14 @@ class RunLimit(msgspec.Struct, frozen=True):
     """The most that may run at one time of the jobs that a limit covers.
 
     Attributes:
-        whose: ``qos`` or ``account`` (all of its jobs), with ``/user`` each user of it alone, or
-            ``user``: one user of one account.
+        whose: ``qos`` or ``account`` (all of its jobs), with ``/user`` or ``/account`` each user or
+            account of it alone, or ``user``: one user of one account.
         name: of the QOS or account.
         what: ``jobs``, ``cpu``, ``gpu`` or ``node``.
         units: of them.
         user: where ``whose`` is ``user``.
+        of: the account above that has the limit, which all below it share; empty: ``name``.
+        first: of a QOS that goes before its partition's (flag ``OverPartQOS``).
     """
 
     whose: str
@@ -281,24 +283,34 @@ class RunLimit(msgspec.Struct, frozen=True):
     what: str
     units: int
     user: str = ""
+    of: str = ""
+    first: bool = False
 
 
-_QOS = {"MaxJobsPU": "qos/user", "GrpJobs": "qos", "MaxTRESPU": "qos/user", "GrpTRES": "qos"}
+_QOS = {
+    "MaxJobsPU": "qos/user", "MaxJobsPA": "qos/account", "GrpJobs": "qos",
+    "MaxTRESPU": "qos/user", "MaxTRESPA": "qos/account", "GrpTRES": "qos",
+}  # fmt: skip
 _OF_TRES = {"cpu": "cpu", "node": "node", "gres/gpu": "gpu"}
 
 
 def run_limits(asker: Asker, cluster: str) -> tuple[RunLimit, ...]:
     """Limits on what runs at one time: of QOS, and of the accounts and users of a cluster.
 
-    ``MaxJobs``, ``GrpJobs``, ``MaxTRESPU`` and ``GrpTRES`` of sacctmgr(1): jobs, CPUs, GPUs, nodes.
+    ``MaxJobs``, ``GrpJobs`` and ``GrpTRES`` of sacctmgr(1), and of a QOS also what one user and one
+    account may run: jobs, CPUs, GPUs, nodes. A limit of an account is one of all accounts below it.
     """
     found: list[RunLimit] = []
-    for row in _table(asker, ["qos"], ["Name", *_QOS]):
+    for row in _table(asker, ["qos"], ["Name", "Flags", *_QOS]):
+        first = "OverPartQOS" in row["Flags"].split(",")
         for column, whose in _QOS.items():
-            found += _limits(whose, row["Name"], row[column])
+            limits = _limits(whose, row["Name"], row[column])
+            found += [msgspec.structs.replace(limit, first=first) for limit in limits]
+    parents: dict[str, str] = {}
+    shared: dict[str, list[RunLimit]] = {}
     words = ["assoc", *([f"cluster={cluster}"] if cluster else [])]
     for row in _table(asker, words, ["Account", "User", "Partition", "MaxJobs", "GrpJobs",
-                                     "GrpTRES"]):  # fmt: skip
+                                     "GrpTRES", "ParentName"]):  # fmt: skip
         account, user = row["Account"], row["User"]
         if row["Partition"] or account == "root":
             continue
@@ -307,8 +319,16 @@ def run_limits(asker: Asker, cluster: str) -> tuple[RunLimit, ...]:
             for column in ("MaxJobs", "GrpJobs", "GrpTRES"):
                 found += _limits("user", account, row[column], user)
         else:
+            parents[account] = row["ParentName"]
             for column in ("GrpJobs", "GrpTRES"):
-                found += _limits("account", account, row[column])
+                shared.setdefault(account, []).extend(_limits("account", account, row[column]))
+    for account, parent in parents.items():
+        found += shared[account]
+        seen, above = {account}, parent
+        while above in parents and above not in seen:
+            found += [msgspec.structs.replace(x, name=account, of=above) for x in shared[above]]
+            seen.add(above)
+            above = parents[above]
     return tuple(found)
 
 

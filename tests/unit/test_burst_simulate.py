@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from hpcscale.assets import bundled_dir
 from hpcscale.cli import main
 from hpcscale.errors import HpcscaleError, UsageError
+from hpcscale.simulate.compare import front, fronts
 from hpcscale.simulate.svg import TOP, number, ticks
 
 SIZE = ("--nodes", "4", "--gpus-per-node", "8", "--cloud-gpu-hour-usd", "2.50")
@@ -132,6 +133,52 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def test_the_fronts_are_of_those_that_no_other_is_better_than():
+    assert front([(1, 5), (2, 3), (2, 4), (3, 3), (0, 9), (0, 9)]) == [
+        True, True, False, False, True, True,
+    ]  # fmt: skip
+    rows = [
+        {"mean_wait_h": wait, "deadline_hit_rate": hits, "cloud_cost_usd": usd}
+        for wait, hits, usd in ((2.0, 0.5, 0.0), (1.0, 0.4, 10.0), (1.5, 1.0, 20.0))
+    ]
+    assert fronts(rows) == [["wait", "deadlines"], ["wait"], ["deadlines"]]
+
+
+def test_the_report_marks_both_fronts(history, tmp_path):
+    out = tmp_path / "report.html"
+    names = ("never", "always", "deadline", "value", "no-wait")
+    asked = [arg for name in names for arg in ("--policy", name)]
+    done = run("--history", history, *SIZE, *asked, "--html", out, "--json")
+    rows = json.loads(done.stdout)["data"]["policies"]
+    columns = {"wait": "mean_wait_h", "deadlines": "deadline_hit_rate"}
+    on = {kind: [r for r in rows if kind in r["front"]] for kind in columns}
+    assert {"never", "value"} <= {r["policy"] for r in on["wait"]}
+    assert "deadline" in {r["policy"] for r in on["deadlines"]}
+    html = out.read_text()
+    for part, kind in zip(html.split("<figure>")[1:3], columns, strict=True):
+        assert part.count('class="ring"') == len(on[kind])
+        # what is best in both needs no line
+        points = {(r[columns[kind]], r["cloud_cost_usd"]) for r in on[kind]}
+        assert part.count('class="front"') == (len(points) > 1)
+        assert "no other policy is better in both" in part
+
+
+def test_bounds_are_below_every_policy_of_that_wait(history, monkeypatch):
+    monkeypatch.setattr("hpcscale.cli._burst_simulate.SEARCH", 150_000)
+    args = ("--history", history, *SIZE, "--policy", "value", "--equal-wait", "constant-wait")
+    data = json.loads(run(*args, "--bounds", "--json").stdout)["data"]
+    cost = {row["policy"]: row["cloud_cost_usd"] for row in data["policies"]}
+    assert 0 <= data["lower_bound_usd"] <= data["best_known_usd"] + 0.01
+    assert data["best_known_usd"] <= min(cost.values())
+    said = run(*args, "--bounds").stdout
+    below = f"${data['best_known_usd']:,.2f} was found, $"
+    assert below in said
+    for wrong in (("--policy", "value"), ("--equal-wait", "value", "--model", "slurm")):
+        with pytest.raises(UsageError) as caught:
+            run("--history", history, *SIZE, *wrong, "--bounds")
+        assert caught.value.hint == "--equal-wait constant-wait"
 
 
 def test_the_report_loads_nothing_and_believes_no_name(history, tmp_path):

@@ -17,7 +17,8 @@ from hpcscale.outlook.answer import _levers, as_queued
 from hpcscale.outlook.learned import Track
 from hpcscale.outlook.model import SiteModel
 from hpcscale.outlook.snapshot import Level
-from hpcscale.slurm.whole import ENDED_COLUMNS, NodeFacts, Reservation, RunLimit
+from hpcscale.slurm.transport import Completed
+from hpcscale.slurm.whole import ENDED_COLUMNS, NodeFacts, Reservation, RunLimit, run_limits
 from hpcscale.spec import JobSpec, Resources
 
 
@@ -270,6 +271,72 @@ def test_limits_of_qos_accounts_and_users_hold_jobs_back(limit, waits):
     )  # fmt: skip
     times = model(seen).times().limits_s
     assert {name for name, start in times.items() if start} == waits
+
+
+def limited(*limits, partition_qos="", **fields):
+    """Which of three jobs wait beside one that runs, in account ``a`` but for job 4."""
+    gpu = msgspec.structs.replace(PARTITIONS["gpu"], qos=partition_qos)
+    seen = snapshot(
+        running(1, "gpu1", cpus=1, gpus=1, **fields),
+        pending(2, cpus=1, gpus=1, **fields),
+        pending(3, cpus=1, gpus=1, user="bob", **fields),
+        pending(4, cpus=1, gpus=1, user="eve", account="b", **fields),
+        limits=limits,
+        facts=msgspec.structs.replace(snapshot().facts, partitions=PARTITIONS | {"gpu": gpu}),
+    )
+    return {name for name, start in model(seen).times().limits_s.items() if start}
+
+
+def test_the_qos_of_a_partition_limits_what_runs_in_it():
+    one = RunLimit("qos/user", "part", "jobs", 1)
+    assert limited(one) == set()
+    assert limited(one, partition_qos="part") == {"2"}
+    # one in any of several partitions is under none of them for sure
+    assert limited(one, partition_qos="part", partitions=("gpu", "cpu")) == set()
+    # where both bound the same, the partition's counts, but for a QOS that goes before it
+    wide = RunLimit("qos/user", "normal", "jobs", 9)
+    assert limited(one, wide, partition_qos="part") == {"2"}
+    over = msgspec.structs.replace(wide, first=True)
+    assert limited(one, over, partition_qos="part") == set()
+    other = RunLimit("qos", "normal", "gpu", 2)
+    assert limited(one, other, partition_qos="part") == {"2", "4"}
+
+
+def test_each_account_of_a_qos_and_all_below_an_account_have_a_limit():
+    assert limited(RunLimit("qos/account", "normal", "jobs", 1)) == {"2", "3"}
+    below = [RunLimit("account", name, "gpu", 2, of="top") for name in "ab"]
+    assert limited(*below) == {"3", "4"}
+
+
+def test_limits_are_read_of_qos_and_of_accounts_with_those_above_them():
+    tables = {
+        "qos": "normal||4|2||||\nfast|DenyOnLimit,OverPartQOS|||8|gres/gpu=2||cpu=64\n",
+        "assoc": "root||||9||\ntop|||||gres/gpu=8|root\nmid||||5||top\nlow||||||mid\n"
+        "low|ann||3|||\nlow|bob|gpu|1|||\n",
+    }
+
+    class Asker:
+        def question(self, argv):
+            what = argv[argv.index("show") + 1]
+            assert argv[-1].count(",") == tables[what].splitlines()[0].count("|")
+            return Completed(tuple(argv), 0, tables[what], "")
+
+    found = run_limits(Asker(), "c")
+    assert found[:5] == (
+        RunLimit("qos/user", "normal", "jobs", 4),
+        RunLimit("qos/account", "normal", "jobs", 2),
+        RunLimit("qos", "fast", "jobs", 8, first=True),
+        RunLimit("qos/user", "fast", "gpu", 2, first=True),
+        RunLimit("qos", "fast", "cpu", 64, first=True),
+    )
+    assert set(found[5:]) == {
+        RunLimit("user", "low", "jobs", 3, "ann"),
+        RunLimit("account", "top", "gpu", 8),
+        RunLimit("account", "mid", "jobs", 5),
+        RunLimit("account", "mid", "gpu", 8, of="top"),
+        RunLimit("account", "low", "jobs", 5, of="mid"),
+        RunLimit("account", "low", "gpu", 8, of="top"),
+    }
 
 
 def test_a_partition_of_a_higher_tier_goes_first_whatever_the_priority():

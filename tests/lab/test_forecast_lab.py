@@ -51,6 +51,24 @@ def test_without_slurmdbd_limits_are_believed_and_said_to_be(lab_env):
     assert said["bound"] == "Slurm holds it: JobHeldUser"
 
 
+def test_a_singleton_and_any_one_of_two_are_waited_for(lab_env):
+    site = lab_env.site("lab-onprem")
+    small = ("-N1", "-n1", "-o/dev/null")
+    ends = {}
+    for minutes, name in ((20, "chain"), (40, "long"), (60, "longer")):
+        ends[name] = sbatch(site, *small, f"-t{minutes}", f"-J{name}")
+        until(lambda name=name: job_state(site, ends[name]) == "RUNNING", 30, "it runs")
+    of_two = f"afterany:{ends['longer']}?afterany:{ends['long']}"
+    for minutes, words in (
+        (20, ("-Jchain", "-dsingleton")),
+        (40, ("-Jother", f"-d{of_two}")),
+        (60, ("-Jother", f"-d{of_two.replace('?', ',')}")),
+    ):
+        waiting = sbatch(site, *small, "-t5", *words)
+        # nodes are free: nothing but its dependency keeps it
+        assert (minutes - 5) * 60 < forecast(f"lab-onprem:{waiting}")["p50_s"] <= minutes * 60
+
+
 def test_a_job_in_a_reservation_is_planned_in_it_and_the_cloud_is_asked_too(lab_env):
     site = lab_env.site("lab-onprem")
     me = pwd.getpwuid(os.geteuid()).pw_name

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from lab_helpers import job_state, sbatch, until
 
 from hpcscale.cli import main
+from hpcscale.errors import HpcscaleError
 
 
 def forecast(*args):
@@ -178,6 +179,8 @@ def test_private_data_and_learned_runtimes(lab_factory, use_lab, ordinary, monke
     said = until(learned, 60, "sacct knows the ended jobs")
     assert said["learned_jobs"] == 12
     assert said["history_level"] == "full"
+    with pytest.raises(HpcscaleError, match="its history says too little"):
+        forecast("--site", "lab-onprem", "--backtest")
     # the one ahead asked for 20 h, and its like took seconds: it is not believed to stay
     assert said["p90_s"] > 10 * 3600
     # ten hours do not fit before the head's start, what such jobs take does

@@ -1,5 +1,7 @@
 """The nodes of a site: who holds which, and Slurm's passes over the queue on them."""
 
+from itertools import chain
+
 import numpy as np
 
 from hpcscale.simulate import site_kernel, site_slurm_kernel
@@ -86,17 +88,18 @@ class Floor:
     ) -> tuple[Ints, Ints, Ints]:  # fmt: skip
         """One pass by ``site_kernel``; ``free`` is changed."""
         jobs, model = self.jobs, self.model
-        held = [
-            ((due or self.due)[j], n, int(jobs.need[j]) if j >= 0 else int(self.units[n]))
+        at = self.due if due is None else due
+        sizes = np.array([len(nodes) for nodes in self.pieces.values()], dtype=np.int64)
+        each = [
+            int(jobs.need[j]) if j >= 0 else int(self.units[nodes[0]])
             for j, nodes in self.pieces.items()
-            for n in nodes
         ]
-        columns = np.array(held or [(0, 0, 0)], dtype=np.int64)
+        ends = np.repeat(np.array([at[j] for j in self.pieces], dtype=np.int64), sizes)
+        units = np.repeat(np.array(each, dtype=np.int64), sizes)
+        taken = np.fromiter(chain.from_iterable(self.pieces.values()), np.int64, len(ends))
         start, ptr, where = self._filled(order)
         site_kernel.schedule(
-            now, free, self.kind, len(held),
-            np.ascontiguousarray(columns[:, 0]), np.ascontiguousarray(columns[:, 1]),
-            np.ascontiguousarray(columns[:, 2]),
+            now, free, self.kind, len(ends), ends, taken, units,
             order, len(order), jobs.need, jobs.count, jobs.mask, jobs.part, limit,
             main, backfill, model.bf_resolution_s, model.bf_window_s,
             most or model.bf_max_job_test, model.bf_whole_nodes, self._blocked, start, ptr, where,

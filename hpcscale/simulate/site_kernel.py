@@ -25,24 +25,27 @@ def _pick(
     """Fill ``chosen`` with ``count`` nodes of the kinds in ``mask`` that hold it; best fit."""
     size = len(room)
     found = 0
+    level = NEVER  # the fullest that still hold it first, then the lowest index
     for n in range(size):
         if (mask >> kind[n]) & 1 and room[n] >= need:
             found += 1
+            level = min(level, room[n])
     if found < count:
         return False
-    for c in range(count):
-        best = -1
+    c = 0
+    while c < count:
+        above = NEVER
         for n in range(size):
-            if not (mask >> kind[n]) & 1 or room[n] < need:
+            if not (mask >> kind[n]) & 1 or room[n] < level:
                 continue
-            taken = False
-            for k in range(c):
-                if chosen[k] == n:
-                    taken = True
-                    break
-            if not taken and (best < 0 or room[n] < room[best]):
-                best = n
-        chosen[c] = best
+            if room[n] == level:
+                chosen[c] = n
+                c += 1
+                if c == count:
+                    return True
+            else:
+                above = min(above, room[n])
+        level = above
     return True
 
 
@@ -174,6 +177,8 @@ def _schedule(
                 space[k, where[c]] += need[j]
             k -= 1
     least = np.empty(nodes, np.int64)
+    held_to = np.empty(nodes, np.int64)  # of one job: the segment up to which a node holds it,
+    full_at = np.empty(nodes, np.int64)  # and the last one in which it does not
     tried = 0
     for q in range(waiting):
         if start[q] == now:
@@ -182,6 +187,9 @@ def _schedule(
             break
         tried += 1
         j = order[q]
+        for n in range(nodes):
+            held_to[n] = 0
+            full_at[n] = -1
         for i in range(segments):
             if times[i] > now + window:
                 break
@@ -191,14 +199,16 @@ def _schedule(
                 least[n] = -1
                 if fit + nodes - n < count[j]:
                     break
-                if not (mask[j] >> kind[n]) & 1:
+                if not (mask[j] >> kind[n]) & 1 or full_at[n] >= i:
                     continue
-                low = space[i, n]
-                k = i + 1
-                while low >= need[j] and k < segments and times[k] < end:
-                    low = min(low, space[k, n])
+                # what held it for an earlier begin holds it for this one
+                k = max(i, held_to[n])
+                while k < segments and (k == i or times[k] < end) and space[k, n] >= need[j]:
                     k += 1
-                if low >= need[j]:
+                held_to[n] = k
+                if k < segments and (k == i or times[k] < end):
+                    full_at[n] = k  # no begin up to there has it
+                else:
                     least[n] = space[i, n]
                     fit += 1
             if fit < count[j]:

@@ -85,6 +85,86 @@ def test_backfill_is_the_naive_conservative_plan():
         assert plan_of(units, running, need, limit).tolist() == list(naive)
 
 
+def picked_plainly(room, kind, mask, need, count):
+    """Node by node: the fullest that holds it and is not taken, the first of equals."""
+    taken = []
+    for _ in range(count):
+        free = [
+            (int(space), n)
+            for n, space in enumerate(room)
+            if (mask >> int(kind[n])) & 1 and space >= need and n not in taken
+        ]
+        if not free:
+            return None
+        taken.append(min(free)[1])
+    return taken
+
+
+def test_nodes_taken_level_by_level_are_those_taken_one_by_one():
+    rng = np.random.default_rng(3)
+    filled = 0
+    for _ in range(400):
+        nodes = int(rng.integers(1, 12))
+        room, kind = rng.integers(-1, 5, nodes), rng.integers(0, 3, nodes)
+        mask, need, count = int(rng.integers(1, 8)), int(rng.integers(1, 5)), rng.integers(1, 7)
+        chosen = np.full(nodes + 1, -7)
+        plain = picked_plainly(room, kind, mask, need, count)
+        fits = count <= nodes and site_kernel._pick(room, kind, mask, need, count, chosen)
+        assert fits == (plain is not None)
+        if plain is not None:
+            filled += 1
+            assert chosen[:count].tolist() == plain
+            assert (chosen[count:] == -7).all()
+    assert filled > 60
+
+
+def planned_plainly(free, held, waiting, horizon=400):
+    """Second by second: the first at which enough nodes hold a job for all of its limit."""
+    room = np.tile(np.array(free), (horizon, 1))
+    for end, node, units in held:
+        room[end:, node] += units
+    kind, starts = np.zeros(len(free), dtype=np.int64), []
+    for need, count, limit in waiting:
+        for t in range(horizon - limit):
+            holds = (room[t : t + limit] >= need).all(axis=0)
+            least = np.where(holds, room[t], -1)
+            if holds.sum() >= count:
+                nodes = picked_plainly(least, kind, 1, need, count)
+                room[t : t + limit, nodes] -= need
+                starts.append(t)
+                break
+    return starts
+
+
+def test_a_plan_that_looks_at_each_node_once_is_that_of_each_second():
+    rng = np.random.default_rng(5)
+    later = 0
+    for _ in range(150):
+        nodes, units = int(rng.integers(2, 7)), int(rng.integers(1, 5))
+        free, held = [units] * nodes, []
+        for _ in range(int(rng.integers(0, 2 * nodes))):
+            node, end = int(rng.integers(nodes)), int(rng.integers(1, 30))
+            took = int(rng.integers(0, free[node] + 1))
+            free[node] -= took
+            held.append((end, node, took))
+        waiting = [
+            (int(rng.integers(1, units + 1)), int(rng.integers(1, nodes + 1)),
+             int(rng.integers(1, 20)))
+            for _ in range(8)
+        ]  # fmt: skip
+        need, count, limit = (ints(*column) for column in zip(*waiting, strict=True))
+        ends, of, taken = (ints(*c) for c in zip(*(held or [(0, 0, 0)]), strict=True))
+        start, ptr, zeros = ints(*[0] * 8), ints(*[0] * 8), ints(*[0] * 8)
+        site_kernel.schedule(
+            0, ints(*free), ints(*[0] * nodes), len(held), ends, of, taken, ints(*range(8)), 8,
+            need, count, zeros + 1, zeros, limit, False, True, 1, 10**6, 8, False, ints(0),
+            start, ptr, ints(*[0] * (8 * nodes)),
+        )  # fmt: skip
+        assert start.tolist() == planned_plainly(free, held, waiting)
+        later += int((start > 0).sum())
+    assert later > 300
+
+
 def test_no_unit_is_taken_twice_and_every_job_ends():
     rng = np.random.default_rng(2)
     for seed in range(15):

@@ -148,6 +148,7 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
         data["model"] = "slurm"
         for row in data["policies"]:
             row.update(more_figures(lived[row["policy"]]))
+        _price_here(data, site)
         _show(made, data, reading, html, as_json=as_json)
         return
     only = [name.replace("_", "-") for name, value in asked.items() if value]
@@ -191,6 +192,7 @@ def simulate(  # noqa: PLR0917 -- click passes them by keyword
         notes=notes,
     )
     data["model"] = "plain"
+    _price_here(data, site)
     if bounds:
         with progress("searching for the best schedule") as advance:
             advance("bounds", 0.0)
@@ -382,6 +384,20 @@ def _data(
     }
 
 
+def _price_here(data: dict[str, Any], site: str | None) -> None:
+    """What the hours at home cost by the profile's price of a GPU-hour; null without one."""
+    price = None
+    if site is not None:
+        from hpcscale.site import load_site
+
+        profile = load_site(site).site
+        price = profile.gpu_hour_usd(profile.default_partition)
+    data["here_gpu_hour_usd"] = None if price is None else float(price)
+    for row in data["policies"]:
+        hours = row["here_gpu_hours"]
+        row["here_cost_usd"] = None if price is None else round(hours * float(price), 2)
+
+
 def _print(made: "Comparison", data: dict[str, Any]) -> None:
     rows = [
         [
@@ -401,6 +417,9 @@ def _print(made: "Comparison", data: dict[str, Any]) -> None:
         "KNOB",
     )  # fmt: skip
     emit_table(columns, rows)
+    if data["here_gpu_hour_usd"] is not None:
+        here = ", ".join(f"{p['policy']} ${p['here_cost_usd']:,.2f}" for p in data["policies"])
+        click.echo(f"hours here at ${data['here_gpu_hour_usd']:g} a GPU-hour: {here}")
     cluster = made.instance.cluster
     click.echo(
         f"{data['jobs_scored']:,} jobs on {cluster.nodes} nodes x {cluster.gpus_per_node} GPUs, "

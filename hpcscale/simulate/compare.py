@@ -93,6 +93,7 @@ def figures(result: Tuned) -> dict[str, Any]:
         "jobs": len(instance),
         "jobs_in_cloud": int(outcome.left.sum()),
         "cloud_gpu_hours": outcome.cloud_gpu_hours,
+        "here_gpu_hours": float(instance.gpu_hours[here].sum()),
         "utilisation": _gpu_hours_before(outcome, here, span) / capacity,
         "knob": outcome.rules.knob,
         "knob_set_to_wait": result.tuned,

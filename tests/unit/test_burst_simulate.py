@@ -55,6 +55,20 @@ def test_every_policy_has_its_figures(history):
     assert data["jobs"] == 150
 
 
+def test_hours_at_home_have_their_price_where_the_profile_says_one(history):
+    asked = ("--history", history, *SIZE, "--policy", "never", "--policy", "always")
+    data = json.loads(run(*asked, "--site", "lab-onprem", "--json").stdout)["data"]
+    never, always = data["policies"]
+    assert data["here_gpu_hour_usd"] == 2.1
+    assert always["here_cost_usd"] == 0
+    assert never["here_gpu_hours"] == pytest.approx(always["cloud_gpu_hours"])
+    assert never["here_cost_usd"] == pytest.approx(never["here_gpu_hours"] * 2.1, abs=0.01)
+    said = run(*asked, "--site", "lab-onprem").stdout
+    assert f"hours here at $2.1 a GPU-hour: never ${never['here_cost_usd']:,.2f}, always $" in said
+    bare = json.loads(run(*asked, "--json").stdout)["data"]
+    assert [row["here_cost_usd"] for row in bare["policies"]] == [None, None]
+
+
 def test_the_same_seed_gives_the_same_bytes(history):
     args = ("--history", history, *SIZE, "--seed", "7", "--json")
     assert run(*args).stdout == run(*args).stdout

@@ -387,7 +387,7 @@ def test_levers_are_free_changes_that_gain():
     made = model(seen, past)
     job = seen.jobs[2]
     point = made.times(changed=job).start_s("3")
-    assert point > HOUR
+    assert HOUR < point < 2 * HOUR  # ends are drawn, so it need not be the whole limit
     levers = {lever.change: lever for lever in _levers(made, job, point, new=False)}
     assert set(levers) == {"time", "partition"}
     assert levers["partition"].value == "cpu"

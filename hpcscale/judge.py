@@ -121,16 +121,15 @@ def is_past_of(attempt: Attempt, status: JobStatus) -> bool:
     """Whether a record of the site's history is surely that of an attempt."""
     if status.comment:
         return mismatch(attempt, status) is None
-    # slurmdbd keeps comments only where AccountingStoreFlags says so: by user and submit time then
+    # slurmdbd keeps comments only where AccountingStoreFlags says so: by user and submit time then,
+    # as it was seen; one that is only near may be of a job that got the id after a crash
     if attempt.job_user and status.user and status.user != attempt.job_user:
         return False
-    if status.submit_time is None:
+    if status.submit_time is None or attempt.submit_time is None:
         return False
-    if attempt.submit_time is not None:
-        return status.submit_time == attempt.submit_time or (
-            status.restarts > 0 and status.submit_time > attempt.submit_time
-        )
-    return abs((status.submit_time - attempt.created_at).total_seconds()) < STAGING_BOUND_S
+    return status.submit_time == attempt.submit_time or (
+        status.restarts > 0 and status.submit_time > attempt.submit_time
+    )
 
 
 def by_report(attempt: Attempt, reports: Sequence[Report]) -> JobStatus | None:

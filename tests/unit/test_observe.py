@@ -11,6 +11,7 @@ from hpcscale.cancelled import note_asked, note_taken
 from hpcscale.cli.cancel import _cancel
 from hpcscale.cost import spent_usd
 from hpcscale.errors import NotFoundError, NotThisJobError, SubmitUnknownError
+from hpcscale.judge import is_past_of
 from hpcscale.ledger import utc_now
 from hpcscale.ledger_rows import FORGOTTEN_S, changed_fields
 from hpcscale.observe import observe
@@ -542,6 +543,18 @@ def test_both_starts_of_a_job_that_ran_again_after_its_end_are_paid_for(site, re
     # Slurm says the same of its end once more
     same = msgspec.structs.replace(again, start_time=ended.start_time, end_time=ended.end_time)
     assert "earlier_s" not in changed_fields(ended, same)
+
+
+def test_a_past_job_without_a_comment_is_ours_by_the_submit_time_that_was_seen_alone(site):
+    """A controller that died may give the id out again within seconds, to the same user too."""
+    attempt = site.ledger.attempt(site.submit().submission_id)
+    at = attempt.created_at + dt.timedelta(seconds=3)
+    past = JobStatus(
+        job_id=attempt.job_id, state=JobState.COMPLETED, raw_state="COMPLETED", submit_time=at
+    )
+    never_seen = msgspec.structs.replace(attempt, submit_time=None)
+    assert not is_past_of(never_seen, past)
+    assert is_past_of(msgspec.structs.replace(attempt, submit_time=at), past)
 
 
 def test_a_start_that_nobody_watched_is_known_by_its_reports(site):

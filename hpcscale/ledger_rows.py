@@ -351,7 +351,7 @@ def _start_forgotten(attempt: Attempt, status: JobStatus) -> bool:
     )
 
 
-def _begins_after_its_end(attempt: Attempt, status: JobStatus) -> bool:
+def _ended_once_more(attempt: Attempt, status: JobStatus) -> bool:
     """Whether it had ended, and has ended once more: requeued, or its end was forgotten.
 
     The start before is lost to Slurm then, and its nodes were held all the same. (What it does
@@ -388,7 +388,7 @@ def changed_fields(attempt: Attempt, status: JobStatus) -> dict[str, Any]:
         held = (until - attempt.start_time).total_seconds()
         held = min(max(0.0, held), FORGOTTEN_S)
         fields["earlier_s"] = attempt.earlier_s + held
-    elif _begins_after_its_end(attempt, status):
+    elif _ended_once_more(attempt, status):
         assert attempt.start_time is not None
         assert attempt.end_time is not None
         held = max(0.0, (attempt.end_time - attempt.start_time).total_seconds())

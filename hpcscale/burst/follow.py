@@ -58,8 +58,9 @@ class Follow(Net, Again):
         target = self.ledger.attempt(target.submission_id)
         if not target.ended:
             if target.state is not JobState.UNKNOWN:
-                known = move.lost_at is None
-                return move if known else self.moves.save(move, lost_at=None, lost_there=None)
+                if move.lost_at is None:
+                    return move
+                return self.moves.save(move, lost_at=None, lost_there=None)
             # neither Slurm nor the script tells its end: no guess, for a while
             if move.lost_at is None:
                 there = connection.clock.now()
